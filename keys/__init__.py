@@ -1,0 +1,1 @@
+"""Keys, signatures, keyed streams and the sealed artefact. Imports nothing else of Variegate."""

@@ -1,0 +1,100 @@
+"""Deterministic CBOR (RFC 8949 section 4.2.1), decoded strictly.
+
+`cbor2` does the coding. Before it sees hostile bytes a scan lets only the small subset pass that the formats
+use: no tags (cbor2 would build dates, regular expressions and big numbers from them), no floats, no
+indefinite lengths, bounded depth. After decoding, encoding again must give the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cbor2
+
+from variegate.keys.errors import Refusal, RefusedError
+
+MAX_DEPTH = 8
+"""Containers within containers. The deepest of our formats needs five."""
+
+_UINT, _NEGINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_DIRECT = 24  # additional information below this is the value itself (RFC 8949 section 3)
+_LONGEST = 27  # 8-byte argument; 28 to 30 are reserved, 31 is indefinite length
+_SIMPLE_ALLOWED = (20, 21, 22)  # false, true, null
+
+
+def encode(value: object) -> bytes:
+    """Encodes integers, bytes, text, lists, maps with integer keys, booleans and None.
+
+    Args:
+        value: The value. Map keys are sorted; shortest forms are used.
+
+    Returns:
+        The deterministic encoding.
+    """
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(data: bytes, *, limit: int) -> Any:
+    """Decodes hostile bytes.
+
+    Args:
+        data: One CBOR item and nothing after it.
+        limit: The most bytes accepted.
+
+    Returns:
+        The value, made of int, bytes, str, list, dict, bool and None.
+
+    Raises:
+        RefusedError: `TOO_LARGE`, or `MALFORMED` for anything but our deterministic subset.
+    """
+    if len(data) > limit:
+        raise RefusedError(Refusal.TOO_LARGE, f"structure of {len(data)} bytes exceeds {limit}")
+    _scan(data)
+    try:
+        value = cbor2.loads(data)
+        again = encode(value)
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError, RecursionError):
+        # cbor2 quotes what it read; the cause is not chained, so that no log shows it.
+        raise RefusedError(Refusal.MALFORMED, "structure is not valid CBOR") from None
+    if again != data:
+        raise RefusedError(Refusal.MALFORMED, "structure is not in deterministic CBOR")
+    return value
+
+
+def _scan(data: bytes) -> None:
+    """Walks the heads iteratively; `open_items` holds how many items each open container still lacks."""
+    position = 0
+    open_items = [1]
+    while open_items:
+        if open_items[-1] == 0:
+            open_items.pop()
+            continue
+        open_items[-1] -= 1
+        major, argument, position = _head(data, position)
+        if major in (_BYTES, _TEXT):
+            position += argument
+        elif major in (_ARRAY, _MAP):
+            open_items.append(argument * (2 if major == _MAP else 1))
+            if len(open_items) > MAX_DEPTH + 1:
+                raise RefusedError(Refusal.MALFORMED, f"structure is nested deeper than {MAX_DEPTH}")
+        elif major == _TAG or (major == _SIMPLE and argument not in _SIMPLE_ALLOWED):
+            raise RefusedError(Refusal.MALFORMED, "structure holds a CBOR type that no format here uses")
+        if position > len(data):
+            raise RefusedError(Refusal.MALFORMED, "structure is cut short")
+    if position != len(data):
+        raise RefusedError(Refusal.MALFORMED, "structure has bytes after its end")
+
+
+def _head(data: bytes, position: int) -> tuple[int, int, int]:
+    """Reads one head at `position`: major type, argument, position after it."""
+    if position >= len(data):
+        raise RefusedError(Refusal.MALFORMED, "structure is cut short")
+    major, info = data[position] >> 5, data[position] & 31
+    position += 1
+    if info < _DIRECT:
+        return major, info, position
+    # A longer "simple" is a float or an unassigned value.
+    if info > _LONGEST or major == _SIMPLE:
+        raise RefusedError(Refusal.MALFORMED, "structure holds a CBOR form that no format here uses")
+    width = 1 << (info - _DIRECT)
+    return major, int.from_bytes(data[position : position + width], "big"), position + width

@@ -1,0 +1,205 @@
+"""The manifest: what an artefact is and what its device may do with it (after RFC 9124's elements).
+
+Deterministic CBOR, a map with the integer keys of `_FIELDS`. Strict: no key more, none less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from variegate.keys import cbor
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.primitives import HASH_BYTES
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 16 * 1024
+COMPONENT_ID_BYTES = 16
+UEID_BYTES = 33
+"""EAT type 0x01 (RAND) and 32 bytes (RFC 9711 section 4.2.1)."""
+DTYPES = ("uint8", "float32")
+_MAX_TEXT = 128
+_MAX_UINT = (1 << 63) - 1
+_RANK = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the device must hold to.
+
+    Attributes:
+        version: Version of this policy, for people.
+        budget: Labels that may be answered in this epoch, or None for no bound.
+        rate_per_hour: Labels per hour in the long run, or None for no bound.
+        burst: Labels that may come at once when the rate has been saved up.
+        grace_s: Seconds past `not_after` during which the device still answers.
+    """
+
+    version: int = 1
+    budget: int | None = None
+    rate_per_hour: int | None = None
+    burst: int = 1
+    grace_s: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRef:
+    """The component that belongs to the envelope.
+
+    Attributes:
+        id: 16 bytes.
+        length: Bytes of the whole component file.
+        chunk: Plaintext bytes of a chunk.
+        root: 32 bytes, root of the hash tree over header and chunks.
+    """
+
+    id: bytes
+    length: int
+    chunk: int
+    root: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The signed manifest.
+
+    Attributes:
+        sequence: Number of this manifest among all for this device.
+        security_counter: Lowest value of the device's counter to raise to; below it means rolled back.
+        vendor: The seller.
+        device_class: Kind of device, for example "camera-v1".
+        ueid: The one device, 33 bytes.
+        buyer: Buyer id.
+        epoch: The buyer's key epoch.
+        component: What to load.
+        policy: What the device must hold to.
+        dtype: Of a frame: "uint8" (0..255) or "float32" (0..1).
+        shape: Of a frame, without the batch axis.
+        classes: Number of classes.
+        canaries: SHA-256 of the labels (int64, little-endian) of the component's canary frames.
+        measurements: Expected measurements by name, 32 bytes each; empty asks for none.
+        not_after: Unix seconds, or None.
+        previous: SHA-256 of the manifest that this one follows, or None.
+    """
+
+    sequence: int
+    security_counter: int
+    vendor: str
+    device_class: str
+    ueid: bytes
+    buyer: str
+    epoch: int
+    component: ComponentRef
+    policy: Policy
+    dtype: str
+    shape: tuple[int, ...]
+    classes: int
+    canaries: bytes
+    measurements: dict[str, bytes]
+    not_after: int | None = None
+    previous: bytes | None = None
+
+    def to_bytes(self) -> bytes:
+        """The deterministic encoding."""
+        c, p = self.component, self.policy
+        return cbor.encode(
+            {
+                1: FORMAT,
+                2: self.sequence,
+                3: self.security_counter,
+                4: self.vendor,
+                5: self.device_class,
+                6: self.ueid,
+                7: self.buyer,
+                8: self.epoch,
+                9: [c.id, c.length, c.chunk, c.root],
+                10: [p.version, "label", p.budget, p.rate_per_hour, p.burst, p.grace_s],
+                11: [self.dtype, list(self.shape), self.classes],
+                12: self.canaries,
+                13: [[name, value] for name, value in sorted(self.measurements.items())],
+                14: self.not_after,
+                15: self.previous,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Reads a manifest whose signature already held.
+
+        Raises:
+            RefusedError: `TOO_LARGE` or `MALFORMED`.
+        """
+        match cbor.decode(data, limit=MAX_MANIFEST_BYTES):
+            case {
+                1: int(version),
+                2: sequence,
+                3: counter,
+                4: vendor,
+                5: device_class,
+                6: ueid,
+                7: buyer,
+                8: epoch,
+                9: [component_id, length, chunk, root],
+                10: [policy_version, "label", budget, rate, burst, grace],
+                11: [dtype, [*shape], classes],
+                12: canaries,
+                13: [*measurements],
+                14: not_after,
+                15: previous,
+                **rest,
+            } if version == FORMAT and not rest and dtype in DTYPES and len(shape) == _RANK:
+                return cls(
+                    sequence=_uint(sequence),
+                    security_counter=_uint(counter),
+                    vendor=_text(vendor),
+                    device_class=_text(device_class),
+                    ueid=_bytes(ueid, UEID_BYTES),
+                    buyer=_text(buyer),
+                    epoch=_uint(epoch),
+                    component=ComponentRef(
+                        id=_bytes(component_id, COMPONENT_ID_BYTES),
+                        length=_uint(length, at_least=1),
+                        chunk=_uint(chunk, at_least=1),
+                        root=_bytes(root, HASH_BYTES),
+                    ),
+                    policy=Policy(
+                        version=_uint(policy_version),
+                        budget=None if budget is None else _uint(budget),
+                        rate_per_hour=None if rate is None else _uint(rate, at_least=1),
+                        burst=_uint(burst, at_least=1),
+                        grace_s=_uint(grace),
+                    ),
+                    dtype=dtype,
+                    shape=tuple(_uint(side, at_least=1) for side in shape),
+                    classes=_uint(classes, at_least=2),
+                    canaries=_bytes(canaries, HASH_BYTES),
+                    measurements=dict(_measurement(item) for item in measurements),
+                    not_after=None if not_after is None else _uint(not_after),
+                    previous=None if previous is None else _bytes(previous, HASH_BYTES),
+                )
+        raise RefusedError(Refusal.MALFORMED, "manifest does not have the fields of format 1")
+
+
+def _uint(value: Any, *, at_least: int = 0) -> int:
+    if type(value) is not int or not at_least <= value <= _MAX_UINT:
+        raise RefusedError(Refusal.MALFORMED, "manifest holds a number out of its range")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT or not value.isprintable():
+        raise RefusedError(Refusal.MALFORMED, "manifest holds a text that is empty, long or not printable")
+    return value
+
+
+def _bytes(value: Any, length: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) != length:
+        raise RefusedError(Refusal.MALFORMED, f"manifest holds bytes that should be {length} long")
+    return value
+
+
+def _measurement(item: Any) -> tuple[str, bytes]:
+    match item:
+        case [name, value]:
+            return _text(name), _bytes(value, HASH_BYTES)
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is no pair")

@@ -1,0 +1,78 @@
+"""Who may enter: every check of an envelope that needs no secret, in a fixed order.
+
+Signatures, device, class, expiry, counter, measurements. Flashing and opening share these rules, so that what
+flashes also boots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from variegate.keys.envelope import Envelope, open_envelope
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.manifest import Manifest
+from variegate.runtime.platform import Platform
+
+SECURITY_COUNTER = "security"
+"""Name of the counter behind rollback protection."""
+
+
+def admit(envelope: bytes, platform: Platform) -> Envelope:
+    """Checks an envelope for this device.
+
+    Args:
+        envelope: Hostile bytes.
+        platform: This device.
+
+    Returns:
+        The checked envelope.
+
+    Raises:
+        RefusedError: With the true class; wrap the call in `uniform` before it goes outwards.
+    """
+    opened = open_envelope(envelope, platform.root)
+    manifest = opened.manifest
+    if manifest.ueid != platform.ueid:
+        raise RefusedError(Refusal.WRONG_DEVICE, "artefact is for another device")
+    if manifest.device_class != platform.device_class:
+        raise RefusedError(Refusal.WRONG_CLASS, "artefact is for another class of device")
+    check_expiry(manifest, platform)
+    if manifest.security_counter < platform.counter(SECURITY_COUNTER):
+        raise RefusedError(Refusal.ROLLED_BACK, "artefact is older than what this device has confirmed")
+    measured = platform.measurements()
+    if any(measured.get(name) != value for name, value in manifest.measurements.items()):
+        raise RefusedError(Refusal.SELF_TEST, "device does not measure what the artefact asks for")
+    return opened
+
+
+def check_expiry(manifest: Manifest, platform: Platform) -> None:
+    """Holds the clock against `not_after` and the grace after it.
+
+    Raises:
+        RefusedError: `EXPIRED`.
+    """
+    if manifest.not_after is not None and platform.now() > manifest.not_after + manifest.policy.grace_s:
+        raise RefusedError(Refusal.EXPIRED, "artefact has expired")
+
+
+@contextmanager
+def uniform(platform: Platform, action: str) -> Iterator[None]:
+    """Records why something was refused, and lets only one answer out.
+
+    Args:
+        platform: Keeps the inner log.
+        action: What was tried, for that log.
+
+    Raises:
+        RefusedError: `ARTEFACT`, in place of any other refusal.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        platform.record("refused", f"{action}: {error.refusal}: {error.message}")
+        raise RefusedError(
+            Refusal.ARTEFACT,
+            "artefact refused",
+            hint="the device's inner log has the reason; it is not told outwards",
+        ) from None

@@ -1,0 +1,65 @@
+"""The network in onnxruntime: loaded from memory, keyed tensors put in, labels out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from variegate.keys import recipe
+from variegate.keys.artefact import Payload
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.manifest import Manifest
+
+INPUT, OUTPUT = "image", "label"
+_SILENT = 4
+_ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+
+
+class Engine:
+    """One loaded copy. `run` is thread-safe, as onnxruntime's is."""
+
+    def __init__(self, payload: Payload, seed: bytes, manifest: Manifest, *, threads: int = 1) -> None:
+        """Loads a copy; nothing is written to disk.
+
+        Args:
+            payload: The decrypted component.
+            seed: The buyer's seed, 32 bytes.
+            manifest: Says the input's dtype and shape.
+            threads: Threads of onnxruntime within one query.
+
+        Raises:
+            RefusedError: `MODEL`, when the graph does not load or is not an image-to-label graph.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT  # its messages quote the graph
+        keyed = recipe.expand(payload.tensors, seed)
+        # onnxruntime reads these arrays in place: they live as long as the session.
+        self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in keyed.values()]
+        try:
+            options.add_external_initializers(list(keyed), self._values)
+            self._session = ort.InferenceSession(bytes(payload.graph), options, ["CPUExecutionProvider"])
+        except Exception:  # noqa: BLE001  onnxruntime raises many types; what they say quotes the graph
+            raise RefusedError(Refusal.MODEL, "graph does not load") from None
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        found = [(i.name, i.type, tuple(i.shape[1:])) for i in inputs]
+        if found != [(INPUT, _ORT_TYPES[manifest.dtype], manifest.shape)] or [
+            (o.name, o.type, len(o.shape)) for o in outputs
+        ] != [(OUTPUT, "tensor(int64)", 1)]:
+            raise RefusedError(Refusal.MODEL, "graph does not take the manifest's frames to a label")
+
+    def run(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels, int64 (N,), of frames (N, *shape) of the manifest's dtype.
+
+        Raises:
+            RefusedError: `MODEL`, when onnxruntime fails.
+        """
+        try:
+            labels: NDArray[np.int64] = self._session.run([OUTPUT], {INPUT: frames})[0]
+        except Exception:  # noqa: BLE001
+            raise RefusedError(Refusal.MODEL, "graph does not run") from None
+        return labels
