@@ -101,9 +101,7 @@ def fuse_tail(template: Template) -> bytes:
     pixels, unit = _front(ops, contract, template.dtype)
     _append(ops, rewriter, contract, (pixels, unit, PROBABILITIES), template.tensors)
     ops.graph.input.append(_value(PROBABILITIES, TensorProto.FLOAT, contract.classes))
-    ops.graph.input.extend(
-        helper.make_tensor_value_info(t.name, _element(t), t.shape) for t in template.tensors
-    )
+    ops.graph.input.extend(helper.make_tensor_value_info(t.name, _element(t), t.shape) for t in template.tensors)
     ops.graph.output.append(_value(LABEL, TensorProto.INT64))
     return _serialise(ops.graph, onnx.load_model_from_string(template.graph))
 

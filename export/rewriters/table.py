@@ -20,8 +20,10 @@ KINDS: Mapping[str, type[Permutation | Qim | SpreadSpectrum]] = {
 _MAX_STEPS = 16
 
 
-def to_parameters(rewriter: Permutation | Qim | SpreadSpectrum) -> dict[str, object]:
+def to_parameters(rewriter: Rewriter) -> dict[str, object]:
     """Plain values: `kind` and the parameters."""
+    if not isinstance(rewriter, Permutation | Qim | SpreadSpectrum):
+        raise MisuseError(f"rewriter {rewriter.kind} is not one of the table")
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(rewriter).items()}
     return {"kind": rewriter.kind, **plain}
 

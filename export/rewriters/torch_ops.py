@@ -58,9 +58,7 @@ class Copy(nn.Module):
         dtype: "uint8" when the device takes bytes (the pixels are then whole steps of 1/255), else "float32".
     """
 
-    def __init__(
-        self, base: nn.Module, contract: Contract, rewriter: Rewriter, seed: bytes, dtype: str
-    ) -> None:
+    def __init__(self, base: nn.Module, contract: Contract, rewriter: Rewriter, seed: bytes, dtype: str) -> None:
         super().__init__()
         self.base, self._contract, self._rewriter, self._dtype = base, contract, rewriter, dtype
         self._names = []

@@ -1,0 +1,1 @@
+"""Commands that measure Variegate: each is ``python -m benchmarks.<name>`` and writes one result file."""

@@ -1,0 +1,163 @@
+"""Calibration: the strongest rewriter that costs no more accuracy than the seller allows.
+
+Candidates are tried from strong to weak on a validation set, each over several copies with keys of their own, and
+the first whose mean loss plus its standard error is within the allowance is taken. The base answers the validation
+set once; after that a copy costs only its tail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.export.base import Base
+from variegate.export.contract import Contract
+from variegate.export.fuse import Template, fuse
+from variegate.export.parity import CopyJudge, ParitySet
+from variegate.export.rewriters import Permutation, Qim, Rewriter, SpreadSpectrum, to_parameters
+from variegate.export.rewriters.qim import nearest_grid
+from variegate.keys.errors import MisuseError
+from variegate.keys.primitives import sha256
+
+TARGET_STEP = 0.05
+"""Step d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding."""
+_MESSAGES = (32, 64, 128, 256)
+_BETAS = (4.0, 3.0, 2.0, 1.5)
+_ALPHAS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+_AMPLITUDES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate and what it cost.
+
+    Attributes:
+        parameters: The rewriter's.
+        accuracy: Mean over copies, in 0..1.
+        deviation: Standard deviation over copies.
+        loss_points: Mean loss against the base, in percentage points.
+        error_points: Standard error of that mean.
+        agreement: Mean share of images on which copy and base agree.
+    """
+
+    parameters: dict[str, object]
+    accuracy: float
+    deviation: float
+    loss_points: float
+    error_points: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration chose, and all that it tried.
+
+    Attributes:
+        rewriter: The choice.
+        base_accuracy: Of the base on the validation set, in 0..1.
+        images: Size of the validation set.
+        copies: Copies for each candidate.
+        allowed_points: The allowance.
+        tried: Every candidate in order; the last one is the choice.
+    """
+
+    rewriter: Rewriter
+    base_accuracy: float
+    images: int
+    copies: int
+    allowed_points: float
+    tried: tuple[Tried, ...]
+
+
+def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
+    """Rewriters of a kind from strong to weak.
+
+    Raises:
+        MisuseError: For an unknown kind.
+    """
+    if kind == Permutation.kind:
+        yield from (Permutation(alpha=alpha) for alpha in _ALPHAS)
+    elif kind == SpreadSpectrum.kind:
+        yield from (SpreadSpectrum(amplitude=amplitude) for amplitude in _AMPLITUDES)
+    elif kind == Qim.kind:
+        yield from (_qim(contract, messages, beta) for beta in _BETAS for messages in _MESSAGES)
+    else:
+        raise MisuseError(f"rewriter {kind!r} is unknown", hint="known are qim, permutation, spread")
+
+
+def calibrate(
+    base: Base,
+    kind: str,
+    validation: ParitySet,
+    truth: NDArray[np.int64],
+    *,
+    dtype: str,
+    allowed_points: float,
+    copies: int = 10,
+    progress: Callable[[Tried], None] = lambda tried: None,  # noqa: ARG005
+) -> Calibration:
+    """Chooses the parameters of a rewriter.
+
+    Args:
+        base: The base.
+        kind: Kind of rewriter.
+        validation: Images that the base was not trained on, and its probabilities for them.
+        truth: Their classes, int64 (N,).
+        dtype: Of a frame.
+        allowed_points: Most loss of accuracy allowed, in percentage points.
+        copies: Copies for each candidate.
+        progress: Called after each candidate.
+
+    Returns:
+        The choice and the curve of what was tried.
+
+    Raises:
+        MisuseError: When no candidate is within the allowance.
+    """
+    own = validation.probabilities.argmax(axis=1)
+    base_accuracy = float((own == truth).mean())
+    tried: list[Tried] = []
+    for rewriter in candidates(kind, base.contract):
+        tried.append(_try(fuse(base, rewriter, dtype), validation, truth, own, copies))
+        progress(tried[-1])
+        if tried[-1].loss_points + tried[-1].error_points <= allowed_points:
+            return Calibration(rewriter, base_accuracy, len(truth), copies, allowed_points, tuple(tried))
+    raise MisuseError(
+        f"no {kind} rewriter keeps within {allowed_points} points; the weakest tried lost "
+        f"{tried[-1].loss_points:.2f}",
+        hint="allow a larger loss, or give a larger validation set",
+    )
+
+
+def _try(
+    template: Template,
+    validation: ParitySet,
+    truth: NDArray[np.int64],
+    own: NDArray[np.int64],
+    copies: int,
+) -> Tried:
+    judge = CopyJudge(template)
+    labels = np.stack([judge.labels(sha256(b"calibration", bytes([i])), validation) for i in range(copies)])
+    accuracies = (labels == truth).mean(axis=1)
+    deviation = float(accuracies.std(ddof=1)) if copies > 1 else 0.0
+    return Tried(
+        parameters=to_parameters(template.rewriter),
+        accuracy=float(accuracies.mean()),
+        deviation=deviation,
+        loss_points=100 * float((own == truth).mean() - accuracies.mean()),
+        error_points=100 * deviation / math.sqrt(copies),
+        agreement=float((labels == own).mean()),
+    )
+
+
+def _qim(contract: Contract, messages: int, beta: float) -> Qim:
+    """QIM with about `messages` messages and the power-of-two step nearest to `TARGET_STEP`."""
+    grid = nearest_grid(contract.height, contract.width, messages)
+    repeats = max(1, round(messages / math.prod(grid)))
+    support = contract.channels * contract.height * contract.width // math.prod(grid)
+    step = 2 ** round(math.log2(TARGET_STEP * 255 * math.sqrt(support)))
+    return Qim(grid=grid, repeats=repeats, steps=(max(2, step),), beta=beta)

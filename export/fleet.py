@@ -1,0 +1,246 @@
+"""Copies for a whole fleet: in parallel, resumable, each registered once its file is safe.
+
+A batch of orders is sealed under one ML-DSA signature, its files are written and flushed, and only then are its
+rows added to the registry. Whatever is killed in between is made again with the same sequence numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+from variegate.export.fleet_list import Wanted
+from variegate.export.registry import Registry, Row, now, parameters_text
+from variegate.export.release import Release
+from variegate.export.rewriters import to_parameters
+from variegate.export.sealing import CopyOrder, SealedCopy, SharedComponent, Terms, seal_copies, share_component
+from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.files import write_atomic
+from variegate.keys.primitives import sha256
+from variegate.keys.seller import Seller
+
+BATCH = 64
+"""Copies under one batch signature: what a kill can lose, and how often progress shows."""
+COMPONENT_FILE = "component.vgb"
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """What an export did.
+
+    Attributes:
+        made: Copies made now.
+        skipped: Copies that were there already.
+        folder: Where they are.
+    """
+
+    made: int
+    skipped: int
+    folder: Path
+
+
+def file_name(order: CopyOrder, *, shared: bool) -> str:
+    """Name of the file handed out; buyers with odd characters are percent-encoded."""
+    kind = "vge" if shared else "vgc"
+    return f"{quote(order.buyer, safe=' ')}-{order.device.ueid[1:9].hex()}-{order.sequence}.{kind}"
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Makes copies of one release for one seller.
+
+    Attributes:
+        release_folder: The release; worker processes read it again.
+        seller: Holder of the secrets.
+        terms: Common to all copies.
+        folder: For the files; made when missing.
+        cohort: Share one component among the devices under this name; None gives every copy its own.
+    """
+
+    release_folder: Path
+    seller: Seller
+    terms: Terms
+    folder: Path
+    cohort: str | None = None
+
+    @cached_property
+    def release(self) -> Release:
+        """The release, read once."""
+        return Release.load(self.release_folder)
+
+    @cached_property
+    def shared(self) -> SharedComponent | None:
+        """The shared component, sealed once."""
+        return None if self.cohort is None else share_component(self.release, self.seller, self.cohort)
+
+    def fleet(
+        self,
+        wanted: Sequence[Wanted],
+        registry: Registry,
+        *,
+        jobs: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
+    ) -> FleetReport:
+        """Makes what a fleet still lacks.
+
+        Args:
+            wanted: The fleet.
+            registry: Where copies are entered.
+            jobs: Worker processes; 1 works in this one.
+            progress: Called with copies done and all copies to make, after each batch.
+
+        Returns:
+            What was done.
+
+        Raises:
+            RefusedError: `PARITY`, or a damaged release; batches registered before it stay valid.
+            MisuseError: When the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.shared is not None:
+            write_atomic(self.folder / COMPONENT_FILE, bytes(self.shared.file), mode=0o644, overwrite=True)
+        orders = self._missing(wanted, registry)
+        done = 0
+        for rows in self._run(orders, jobs):
+            registry.add(rows)
+            done += len(rows)
+            progress(done, len(orders))
+        return FleetReport(len(orders), len(wanted) - len(orders), self.folder)
+
+    def make(self, orders: Sequence[CopyOrder]) -> list[Row]:
+        """Seals a batch, writes its files, and returns its rows, not yet registered."""
+        copies = seal_copies(self.release, self.seller, orders, self.terms, self.shared)
+        files = [(file_name(c.order, shared=self.shared is not None), c.to_bytes()) for c in copies]
+        _write_batch(self.folder, files)
+        return [_row(self.release, c, name, data) for c, (name, data) in zip(copies, files, strict=True)]
+
+    def _missing(self, wanted: Sequence[Wanted], registry: Registry) -> list[CopyOrder]:
+        """Orders for what has no registered file in this folder yet, with their sequence numbers."""
+        release, shared = self.release, self.shared
+        parameters = parameters_text(to_parameters(release.template.rewriter))
+        suffix = ".vgc" if shared is None else ".vge"
+        there = {
+            (row.buyer, row.ueid, row.epoch, row.security_counter)
+            for row in registry.rows()
+            if (row.release, row.base, row.parameters) == (release.name, release.base_digest.hex(), parameters)
+            and (shared is None or row.component == shared.ref.root.hex())
+            and row.file.endswith(suffix)
+            and _is_whole(self.folder / row.file, row.artefact)
+        }
+        sequences = dict(registry.latest_sequences())
+        orders = []
+        for w in wanted:
+            ueid = w.device.ueid.hex()
+            if (w.buyer, ueid, w.epoch, w.security_counter) in there:
+                continue
+            sequences[ueid] = sequences.get(ueid, 0) + 1
+            orders.append(
+                CopyOrder(
+                    buyer=w.buyer,
+                    device=w.device,
+                    epoch=w.epoch,
+                    sequence=sequences[ueid],
+                    security_counter=w.security_counter,
+                )
+            )
+        return orders
+
+    def _run(self, orders: Sequence[CopyOrder], jobs: int) -> Iterator[list[Row]]:
+        """Rows of each batch as it is finished."""
+        # itertools.batched came with Python 3.12.
+        batches = iter([orders[i : i + BATCH] for i in range(0, len(orders), BATCH)])
+        if jobs <= 1 or len(orders) <= BATCH:
+            yield from map(self.make, batches)
+            return
+        # Without what this process has cached: workers read the release themselves.
+        fresh = Exporter(self.release_folder, self.seller, self.terms, self.folder, self.cohort)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, _start_worker, (fresh,)) as pool:
+            # Only a few batches ahead, so that a failure stops the rest at once.
+            running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
+            try:
+                while running:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        yield future.result()
+                        running |= {pool.submit(_work, b) for b in islice(batches, 1)}
+            except BrokenProcessPool:
+                raise DeviceError("a worker process died", hint="run again: finished batches are kept") from None
+            finally:
+                for future in running:
+                    future.cancel()
+
+
+_worker: Exporter | None = None
+
+
+def _start_worker(exporter: Exporter) -> None:
+    global _worker  # noqa: PLW0603  a worker's one state, set before its first batch
+    _worker = exporter
+
+
+def _work(orders: Sequence[CopyOrder]) -> list[Row]:
+    if _worker is None:
+        raise MisuseError("worker was not started")
+    return _worker.make(orders)
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _write_batch(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
+    """Writes files so that each is whole or absent, and all are on the disk on return.
+
+    One flush of the folder serves the whole batch; `write_atomic` would pay it for every file.
+    """
+    partial = [folder / f".{name}.part" for name, _ in files]
+    try:
+        for path, (_, data) in zip(partial, files, strict=True):
+            with path.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, (name, _) in zip(partial, files, strict=True):
+            path.replace(folder / name)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        for path in partial:
+            path.unlink(missing_ok=True)
+        raise MisuseError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _row(release: Release, copy: SealedCopy, name: str, data: bytes) -> Row:
+    order = copy.order
+    return Row(
+        made=now(),
+        release=release.name,
+        buyer=order.buyer,
+        ueid=order.device.ueid.hex(),
+        device_class=order.device.device_class,
+        epoch=order.epoch,
+        sequence=order.sequence,
+        security_counter=order.security_counter,
+        parameters=parameters_text(to_parameters(release.template.rewriter)),
+        base=release.base_digest.hex(),
+        component=copy.manifest.component.root.hex(),
+        artefact=sha256(data).hex(),
+        file=name,
+    )
