@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,18 @@ def margins_of_disagreement(labels: NDArray[np.int64], scores: NDArray[np.float3
     return [float(scores[i].max() - scores[i, labels[i]]) for i in wrong]
 
 
-def run_kind(
-    subject: Subject,
-    kind: str,
-    scores: torch.Tensor,
-    images: NDArray[np.uint8],
-    truth: NDArray[np.int64],
-    copies: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Answered:
+    """A test set with torch's scores for it."""
+
+    images: NDArray[np.uint8]
+    truth: NDArray[np.int64]
+    scores: torch.Tensor
+
+
+def run_kind(subject: Subject, kind: str, test: Answered, copies: int) -> dict[str, Any]:
     """Calibrates one rewriter, seals and flashes copies, and measures them."""
+    images, truth, scores = test.images, test.truth, test.scores
     head = min(VALIDATION, len(images))
     chosen = calibrate(
         subject.base,
@@ -111,8 +115,7 @@ def run_kind(
     return {
         "parameters": chosen.tried[-1].parameters,
         "calibration": [
-            {"parameters": t.parameters, "accuracy": t.accuracy, "loss_points": t.loss_points}
-            for t in chosen.tried
+            {"parameters": t.parameters, "accuracy": t.accuracy, "loss_points": t.loss_points} for t in chosen.tried
         ],
         "copies": rows,
     }
@@ -141,7 +144,7 @@ def main() -> None:
         base = 100 * float((scores.argmax(1).numpy() == truth).mean())
         figures[f"{subject.name}_base"] = base
         for kind in KINDS:
-            result = run_kind(subject, kind, scores, images, truth, copies)
+            result = run_kind(subject, kind, Answered(images, truth, scores), copies)
             raw[f"{subject.name}_{kind}"] = result
             accuracies = [row["accuracy"] for row in result["copies"]]
             key = f"{subject.name}_{kind}"

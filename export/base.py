@@ -58,9 +58,7 @@ class Base:
         """
         shape = self.contract.image_shape
         if images.dtype != np.float32 or images.shape[1:] != shape or not len(images):
-            raise MisuseError(
-                f"images are {images.dtype} {images.shape}", hint=f"give float32 of shape (n, {shape})"
-            )
+            raise MisuseError(f"images are {images.dtype} {images.shape}", hint=f"give float32 of shape (n, {shape})")
         return self._runner(images)
 
 

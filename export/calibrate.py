@@ -127,8 +127,7 @@ def calibrate(
         if tried[-1].loss_points + tried[-1].error_points <= allowed_points:
             return Calibration(rewriter, base_accuracy, len(truth), copies, allowed_points, tuple(tried))
     raise MisuseError(
-        f"no {kind} rewriter keeps within {allowed_points} points; the weakest tried lost "
-        f"{tried[-1].loss_points:.2f}",
+        f"no {kind} rewriter keeps within {allowed_points} points; the weakest tried lost {tried[-1].loss_points:.2f}",
         hint="allow a larger loss, or give a larger validation set",
     )
 

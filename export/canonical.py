@@ -192,9 +192,7 @@ def flatten_scores(graph: onnx.GraphProto, output: onnx.ValueInfoProto) -> int:
     """
     tensor = output.type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
-        raise contracts.refused(
-            "the scores are not float32", "export float32 scores, not labels or half precision"
-        )
+        raise contracts.refused("the scores are not float32", "export float32 scores, not labels or half precision")
     sizes: list[int] = [dim.dim_value for dim in tensor.shape.dim]
     if len(sizes) == _FLAT_RANK:
         return sizes[1]
@@ -260,9 +258,7 @@ def prepend_normalisation(graph: onnx.GraphProto, spec: InputSpec) -> None:
     _set_nodes(graph, [*nodes, *graph.node])
 
 
-def _compared(
-    model: onnx.ModelProto, data: bytes, spec: InputSpec, shape: tuple[int, int, int]
-) -> NDArray[np.float32]:
+def _compared(model: onnx.ModelProto, data: bytes, spec: InputSpec, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """Runs the seller's graph at its own batch and the canonical one at 1 and 3, and returns the scores."""
     fixed = contracts.image_input(model).type.tensor_type.shape.dim[0].dim_value
     images = random_images(PROBES, shape)

@@ -108,14 +108,10 @@ def check_shape(shape: tuple[int, int, int], spec: InputSpec) -> None:
     channels = shape[0] if spec.layout == "NCHW" else shape[2]
     if channels not in CHANNEL_COUNTS:
         other = "NHWC" if spec.layout == "NCHW" else "NCHW"
-        raise refused(
-            f"{channels} channels in layout {spec.layout}; 1, 3 or 4 are taken", f"is the layout {other}?"
-        )
+        raise refused(f"{channels} channels in layout {spec.layout}; 1, 3 or 4 are taken", f"is the layout {other}?")
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) not in (0, channels):
-            raise refused(
-                f"{name} has {len(values)} values for {channels} channels", f"give {channels} values or none"
-            )
+            raise refused(f"{name} has {len(values)} values for {channels} channels", f"give {channels} values or none")
         if not all(map(isfinite, values)):
             raise refused(f"{name} is not finite", "give finite numbers")
     if any(value <= 0 for value in spec.std):
@@ -197,9 +193,7 @@ def check_scores(scores: NDArray[np.float32], outputs: Outputs, class_names: tup
     """
     classes: int = scores.shape[1]
     if classes < MINIMUM_CLASSES:
-        raise refused(
-            f"the base has {classes} class", "a base needs two scores or more; split a single sigmoid in two"
-        )
+        raise refused(f"the base has {classes} class", "a base needs two scores or more; split a single sigmoid in two")
     check_finite(scores)
     sums = scores.sum(axis=1, dtype=np.float64)
     if outputs == "probabilities" and (scores.min() < 0 or np.abs(sums - 1).max() > SUM_TOLERANCE):

@@ -61,7 +61,7 @@ def _read_line(path: Path, line: int, row: dict[str, str]) -> Wanted:
         if min(numbers.values(), default=0) < 0:
             raise MisuseError("numbers may not be negative")
         buyer = check_buyer(row["buyer"])
-        device = DevicePublic.from_json((path.parent / row["device"]).read_text("utf-8"))
+        device = DevicePublic.from_json((path.parent / row["device"]).read_bytes())
         return Wanted(buyer=buyer, device=device, **numbers)
     except (ValueError, OSError) as error:
         raise MisuseError(f"{path.name}, line {line}: a number or the device file cannot be read") from error

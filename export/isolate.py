@@ -31,9 +31,7 @@ Kind = Literal["onnx", "pt2"]
 _HEADER_BYTES = 4
 
 
-def convert(
-    data: bytes, kind: Kind, folder: Path | None, spec: InputSpec, limits: Limits
-) -> tuple[bytes, Contract]:
+def convert(data: bytes, kind: Kind, folder: Path | None, spec: InputSpec, limits: Limits) -> tuple[bytes, Contract]:
     """Converts a file to canonical bytes in a child process.
 
     Args:

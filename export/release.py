@@ -181,7 +181,5 @@ def _from_parts(table: dict[str, Any], payload: bytes, parity: ParitySet) -> Rel
     except (TypeError, KeyError, ValueError) as error:
         raise MisuseError("release.toml: contract or sha256 has unknown or missing keys") from error
     parts = Payload.from_bytes(payload)
-    template = Template(
-        bytes(parts.graph), parts.tensors, contract, from_parameters(table["rewriter"]), table["dtype"]
-    )
+    template = Template(bytes(parts.graph), parts.tensors, contract, from_parameters(table["rewriter"]), table["dtype"])
     return Release(str(table["name"]), template, parity, base_digest)

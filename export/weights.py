@@ -16,9 +16,7 @@ from variegate.keys.errors import MisuseError, Refusal, RefusedError
 _PICKLED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
 # What a file of torch.save, old or new, or any pickle of protocol 2 and above begins with.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-_CONVERT = (
-    'where you trust the file: safetensors.torch.save_file(torch.load(f, weights_only=True), "x.safetensors")'
-)
+_CONVERT = 'where you trust the file: safetensors.torch.save_file(torch.load(f, weights_only=True), "x.safetensors")'
 _SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 5
 _LIMITS = Limits()

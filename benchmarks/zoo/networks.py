@@ -129,9 +129,7 @@ class ResNet20b(_CifarResNet):
         super().__init__(
             3,
             nn.Identity(),
-            lambda inputs, outputs: nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=2), nn.BatchNorm2d(outputs)
-            ),
+            lambda inputs, outputs: nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2), nn.BatchNorm2d(outputs)),
             stem_bias=True,
         )
 

@@ -61,9 +61,7 @@ class Evaluation:
         return float(np.trace(self.confusion) / self.confusion.sum())
 
 
-def train(
-    *, seed: int = TRAIN_SEED, images: int = IMAGES, progress: Callable[[str], None] = lambda _: None
-) -> SignNet:
+def train(*, seed: int = TRAIN_SEED, images: int = IMAGES, progress: Callable[[str], None] = lambda _: None) -> SignNet:
     """Train a network from nothing, with AdamW and a one-cycle learning rate.
 
     Args:

@@ -1,0 +1,1 @@
+"""The command `variegate`: one group of sub-commands for each role."""

@@ -1,0 +1,167 @@
+"""How the command speaks to people: results on stdout, everything else on stderr, secrets never shown."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from variegate.keys.errors import MisuseError
+from variegate.keys.files import refuse_open_to_others
+
+PASSPHRASE_FILE_VARIABLE = "VARIEGATE_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
+_MAX_PASSPHRASE_BYTES = 4096
+_TERMINAL_PERIOD_S = 0.1
+_LOG_PERIOD_S = 5.0
+
+
+def note(text: str) -> None:
+    """Says something to the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(data: object, as_json: bool, text: Callable[[], str]) -> None:
+    """Prints a result on stdout.
+
+    Args:
+        data: The result in JSON's types.
+        as_json: Whether to print `data` as JSON.
+        text: Makes what people read instead.
+    """
+    print(json.dumps(data, indent=2, sort_keys=True) if as_json else text())
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
+    """Aligned columns, two spaces apart; numbers to the right, texts to the left.
+
+    Args:
+        rows: Cells, as many in each row.
+        header: Names of the columns, if any.
+
+    Returns:
+        Lines without a line end at the last.
+    """
+    every = [list(header), *rows] if header else list(rows)
+    if not every:
+        return ""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*every, strict=True)]
+    lines = []
+    for row in every:
+        cells = [
+            str(cell).rjust(width) if isinstance(cell, int | float) else str(cell).ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+class Progress:
+    """One line on stderr for long work: redrawn on a terminal, otherwise a new line every five seconds.
+
+    Args:
+        label: What is being done.
+        total: Number of steps, or None when unknown.
+    """
+
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._terminal = sys.stderr.isatty()
+        self._period = _TERMINAL_PERIOD_S if self._terminal else _LOG_PERIOD_S
+        self._shown = time.monotonic() - (self._period if self._terminal else 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts steps done."""
+        self._done += steps
+        now = time.monotonic()
+        if now - self._shown < self._period:
+            return
+        self._shown = now
+        line = f"{self._label}: {self._done}" + ("" if self._total is None else f" of {self._total}")
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            note(line)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--json`, as `args.json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_passphrase_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--passphrase-file`, as `args.passphrase_file`."""
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="PATH",
+        help=f"file with the passphrase (default: ${PASSPHRASE_FILE_VARIABLE}, else asked on the terminal)",
+    )
+
+
+def passphrase_reader(path: Path | None, *, create: bool = False) -> Callable[[], str]:
+    """A function that gets the passphrase when it is needed, and asks at most once.
+
+    Args:
+        path: What `--passphrase-file` said; else the environment names a file, else a terminal is asked.
+        create: Whether a new key is made: then a terminal is asked twice.
+    """
+    known: list[str] = []
+
+    def read() -> str:
+        if not known:
+            known.append(_passphrase(path, create=create))
+        return known[0]
+
+    return read
+
+
+def _passphrase(path: Path | None, *, create: bool) -> str:
+    named = os.environ.get(PASSPHRASE_FILE_VARIABLE)
+    if path is None and named:
+        path = Path(named)
+    if path is not None:
+        return _from_file(path)
+    if not sys.stdin.isatty():
+        hint = f"give --passphrase-file, or set {PASSPHRASE_FILE_VARIABLE}"
+        raise MisuseError("no passphrase, and no terminal to ask for one", hint=hint)
+    first = getpass.getpass("passphrase: ")
+    if create and getpass.getpass("again: ") != first:
+        raise MisuseError("the two passphrases differ")
+    return first
+
+
+def _from_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            # A pipe (`<(pass show seller)`) belongs to this process; only files can lie open to others.
+            if stat.S_ISREG(status.st_mode):
+                refuse_open_to_others(path, status)
+            data = file.read(_MAX_PASSPHRASE_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise MisuseError(f"cannot read the passphrase file {path}: {reason}") from error
+    if len(data) > _MAX_PASSPHRASE_BYTES:
+        raise MisuseError(f"passphrase file {path} is larger than {_MAX_PASSPHRASE_BYTES} bytes")
+    try:
+        return data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        # The error quotes the passphrase; it is not chained.
+        raise MisuseError(f"passphrase file {path} is not UTF-8 text") from None

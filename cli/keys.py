@@ -1,0 +1,214 @@
+"""`variegate keys`: make, show, rotate and revoke keys."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from variegate.cli.console import add_json_option, add_passphrase_option, emit, note, passphrase_reader, table
+from variegate.keys import keyfile
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.identity import DeviceIdentity, DevicePublic
+from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
+from variegate.keys.rotation import Revocations, rotate
+from variegate.keys.seller import Seller
+from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
+
+_LONG = ("mldsa65", "kem_public")
+"""Public keys of a kilobyte and more: in JSON only."""
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds the group's commands."""
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    generate = _command(commands, "generate", "make new keys", "variegate keys generate seller --out seller.key")
+    kinds = generate.add_subparsers(metavar="KIND", required=True)
+    seller = _command(kinds, "seller", "master secret and signing keys", "variegate keys generate seller --out s.key")
+    _add_out(seller, "key file to write")
+    add_passphrase_option(seller)
+    seller.set_defaults(run=_generate_seller)
+    example = "variegate keys generate device --out camera7.key --class camera-v1"
+    device = _command(kinds, "device", "identity of one device", example)
+    _add_out(device, "key file to write")
+    device.add_argument("--class", required=True, dest="device_class", help="kind of device")
+    device.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
+    add_passphrase_option(device)
+    device.set_defaults(run=_generate_device)
+
+    show = _command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
+    show.add_argument("path", type=Path, help="key file, device identity or seller root")
+    add_passphrase_option(show)
+    add_json_option(show)
+    show.set_defaults(run=_show)
+
+    example = "variegate keys identity camera7.key --out camera7.json"
+    identity = _command(commands, "identity", "write a device's public identity", example)
+    identity.add_argument("path", type=Path, help="the device's key file")
+    _add_out(identity, "JSON file to write")
+    add_passphrase_option(identity)
+    identity.set_defaults(run=_identity)
+
+    root = _command(commands, "root", "write the root that devices pin", "variegate keys root seller.key --out s.root")
+    root.add_argument("path", type=Path, help="the seller's key file")
+    _add_out(root, "file to write, 1,984 bytes")
+    add_passphrase_option(root)
+    root.set_defaults(run=_root)
+
+    example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --list revoked.list"
+    turn = _command(commands, "rotate", "new signing keys under the same master secret", example)
+    turn.add_argument("path", type=Path, metavar="OLD", help="the seller's key file so far")
+    _add_out(turn, "key file to write; same passphrase")
+    turn.add_argument("--statement", type=Path, required=True, help="file to write: the new root, signed by the old")
+    turn.add_argument("--list", type=Path, help="revocation list, to be signed again with the new keys")
+    add_passphrase_option(turn)
+    turn.set_defaults(run=_rotate)
+
+    example = "variegate keys revoke seller.key --list revoked.list --ueid 01ab..."
+    revoke = _command(commands, "revoke", "make or extend the signed list of revoked devices", example)
+    revoke.add_argument("path", type=Path, metavar="SELLER", help="the seller's key file")
+    revoke.add_argument("--list", type=Path, required=True, help="the list; extended when it is there")
+    revoke.add_argument("--ueid", nargs="+", required=True, metavar="HEX", help="devices, 66 digits each")
+    add_passphrase_option(revoke)
+    revoke.set_defaults(run=_revoke)
+
+
+def _generate_seller(args: argparse.Namespace) -> int:
+    seller = Seller.generate()
+    seller.save(args.out, _passphrase(args, create=True)())
+    note(f"wrote {args.out}; root {seller.root.fingerprint.hex()}")
+    note("keep a copy in a safe place: without it no buyer's copy can be made or traced again")
+    return 0
+
+
+def _generate_device(args: argparse.Namespace) -> int:
+    identity = DeviceIdentity.generate(args.device_class, args.kem)
+    identity.save(args.out, _passphrase(args, create=True)())
+    note(f"wrote {args.out}; device {identity.public.ueid.hex()}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    facts = _facts(args.path, _passphrase(args))
+    rows = [(f"{name.replace('_', ' ')}:", str(value)) for name, value in facts.items() if name not in _LONG]
+    emit(facts, args.json, lambda: table(rows))
+    return 0
+
+
+def _identity(args: argparse.Namespace) -> int:
+    public = DeviceIdentity.load(args.path, _passphrase(args)()).public
+    write_atomic(args.out, public.to_json().encode(), mode=PUBLIC)
+    note(f"wrote {args.out}; fingerprint {public.fingerprint.hex()}")
+    return 0
+
+
+def _root(args: argparse.Namespace) -> int:
+    root = Seller.load(args.path, _passphrase(args)()).root
+    write_atomic(args.out, root.to_bytes(), mode=PUBLIC)
+    note(f"wrote {args.out}; root {root.fingerprint.hex()}")
+    return 0
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    passphrase = _passphrase(args)
+    old = Seller.load(args.path, passphrase())
+    revoked = None
+    if args.list is not None:
+        revoked = Revocations.verify(read_capped(args.list, limit=MAX_STATEMENT_BYTES), old.root, 0)
+    new, statement = rotate(old)
+    with contextlib.ExitStack() as undo:
+        # The key first: a statement whose key was never saved would hand the devices to nobody.
+        new.save(args.out, passphrase())
+        undo.callback(args.out.unlink)
+        write_atomic(args.statement, statement, mode=PUBLIC)
+        undo.callback(args.statement.unlink)
+        if revoked is not None:
+            write_atomic(args.list, revoked.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
+        undo.pop_all()
+    note(f"wrote {args.out} and {args.statement}; new root {new.root.fingerprint.hex()}")
+    note(f"keep {args.path} until every device has followed")
+    return 0
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    ueids = [_ueid(text) for text in args.ueid]
+    seller = Seller.load(args.path, _passphrase(args)())
+    there = args.list.exists()
+    revoked = Revocations()
+    if there:
+        revoked = Revocations.verify(read_capped(args.list, limit=MAX_STATEMENT_BYTES), seller.root, 0)
+    revoked = revoked.extended(ueids)
+    write_atomic(args.list, revoked.sign(seller.signer), mode=PUBLIC, overwrite=there)
+    note(f"wrote {args.list}; serial {revoked.serial}, {len(revoked.ueids)} devices")
+    return 0
+
+
+def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
+    """What may be shown of a key file, a public identity or a root."""
+    head = read_capped(path, limit=max(keyfile.MAX_KEY_FILE_BYTES, MAX_STATEMENT_BYTES))
+    if head.startswith(keyfile.MAGIC):
+        file = keyfile.read(path)
+        secret = file.open(passphrase())
+        if file.kind == keyfile.KIND_SELLER:
+            seller = Seller.from_secret(secret)
+            return {**_root_facts(seller.root), "kind": "seller key", "serial": seller.serial}
+        return {**_device_facts(DeviceIdentity.from_bytes(secret).public), "kind": "device key"}
+    if head.startswith(b"{"):
+        return _device_facts(DevicePublic.from_json(head))
+    try:
+        return _root_facts(SellerRoot.from_bytes(head))
+    except RefusedError:
+        message = f"{path} is no key file, device identity or seller root"
+        raise RefusedError(Refusal.KEY, message) from None
+
+
+def _root_facts(root: SellerRoot) -> dict[str, object]:
+    return {
+        "kind": "seller root",
+        "fingerprint": root.fingerprint.hex(),
+        "ed25519": root.ed25519.hex(),
+        "mldsa65": base64.b64encode(root.mldsa65).decode(),
+    }
+
+
+def _device_facts(public: DevicePublic) -> dict[str, object]:
+    return {
+        "kind": "device identity",
+        "fingerprint": public.fingerprint.hex(),
+        "ueid": public.ueid.hex(),
+        "device_class": public.device_class,
+        "ed25519": public.signing_public.hex(),
+        "kem": public.kem,
+        "kem_public": base64.b64encode(public.kem_public).decode(),
+    }
+
+
+def _ueid(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise MisuseError("a ueid is written in hexadecimal", hint="variegate keys show PATH prints it") from None
+
+
+def _passphrase(args: argparse.Namespace, *, create: bool = False) -> Callable[[], str]:
+    return passphrase_reader(args.passphrase_file, create=create)
+
+
+def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=f"{what}; must not be there yet")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, example: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=line,
+        description=line,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -1,0 +1,1 @@
+"""The demo: three buyers, three cars, one attacker."""

@@ -1,0 +1,1 @@
+"""A simulated device: fuses, a disk that loses power, two slots, flashing. Imports `keys` and `runtime`."""

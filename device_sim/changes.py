@@ -1,0 +1,92 @@
+"""Changes to a disk that are not durable yet: to a file's bytes, and to names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from variegate.keys.errors import DeviceError
+
+SECTOR_BYTES = 512
+"""What a disk writes whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Bytes at an offset."""
+
+    offset: int
+    data: bytes
+
+    def sectors(self) -> Iterator[Write]:
+        """Cut at sector boundaries of the file."""
+        start, end = self.offset, self.offset + len(self.data)
+        while start < end:
+            stop = min(end, (start // SECTOR_BYTES + 1) * SECTOR_BYTES)
+            yield Write(start, self.data[start - self.offset : stop - self.offset])
+            start = stop
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """A new length; what it adds are zeros."""
+
+    length: int
+
+    def sectors(self) -> Iterator[Truncate]:
+        """Itself: it lands whole or not at all."""
+        yield self
+
+
+@dataclass(eq=False)
+class File:
+    """One file whatever its name: where its synced bytes are, and what was done since."""
+
+    path: Path
+    length: int
+    pending: list[Write | Truncate] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A directory change: `file` gets the name `new` and loses `old`; None where there is no such name."""
+
+    file: File
+    old: str | None
+    new: str | None
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a real folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def apply(descriptor: int, change: Write | Truncate) -> None:
+    """Does a change to a real file."""
+    if isinstance(change, Truncate):
+        os.ftruncate(descriptor, change.length)
+        return
+    data, offset = memoryview(change.data), change.offset
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+@contextmanager
+def disk() -> Iterator[None]:
+    """Turns the real disk's failures into ours.
+
+    Raises:
+        DeviceError: For any `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"the device's disk failed: {error.strerror}") from error

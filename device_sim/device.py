@@ -1,0 +1,252 @@
+"""A simulated device: boots one of two images, puts a new one on trial, confirms it.
+
+Confirming is the order of events that neither bricks nor lets an old image back:
+
+    1. the image on trial boots and passes its self-test
+    2. the boot record says `passed`
+    3. the security counter rises to the image's
+    4. the boot record makes it the confirmed one
+
+A power cut before 2 leaves the old image, whose counter was not touched. From 2 on, the next boot does what
+is left of 3 and 4, both of which may be done twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Self
+
+from variegate.device_sim.hardware import Hardware
+from variegate.device_sim.slots import SLOTS, TRIES, BootRecord
+from variegate.device_sim.trust import Trust
+from variegate.keys import component
+from variegate.keys.artefact import Artefact
+from variegate.keys.envelope import open_envelope
+from variegate.keys.errors import DeviceError, RefusedError
+from variegate.keys.manifest import Manifest
+from variegate.keys.primitives import sha256
+from variegate.keys.rotation import follow
+from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
+from variegate.runtime.enclave import Enclave
+
+_BOOTS, _LIFECYCLE = "boots", "lifecycle"
+
+
+class Lifecycle(StrEnum):
+    """How far a device has come; it never goes back."""
+
+    PROVISIONED = "provisioned"
+    """It has its keys and the seller's root, and has never confirmed an image."""
+    DEPLOYED = "deployed"
+    """It has confirmed an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceStatus:
+    """What a device's owner may know of it.
+
+    Attributes:
+        ueid: 33 bytes.
+        device_class: Kind of device.
+        lifecycle: How far it has come.
+        boots: Times it was booted.
+        security_counter: Images below this are refused.
+        root: Fingerprint of the seller's root that it trusts, 32 bytes.
+        root_serial: Rotations of that root followed so far.
+        record: Which slot is confirmed, which on trial.
+        images: Manifest of each slot that holds a signed image for this device.
+    """
+
+    ueid: bytes
+    device_class: str
+    lifecycle: Lifecycle
+    boots: int
+    security_counter: int
+    root: bytes
+    root_serial: int
+    record: BootRecord
+    images: Mapping[str, Manifest]
+
+
+class Device(Hardware):
+    """A device that is on, with at most one enclave running. Close it, or use it as a context manager."""
+
+    _running: Enclave | None = None
+
+    def boot(self) -> Enclave:
+        """Starts the image on trial, or else the confirmed one; whatever ran before is stopped.
+
+        An image on trial gets `TRIES` boots to be confirmed in. One that is refused is dropped at once.
+
+        Returns:
+            The enclave, at the same time the device's only one.
+
+        Raises:
+            DeviceError: No image was ever confirmed, or the hardware failed.
+            RefusedError: `ARTEFACT`, when the confirmed image is refused; the inner log has the reason.
+        """
+        self._stop()
+        self.advance(_BOOTS, self.counter(_BOOTS) + 1)
+        record = self.settle()
+        if record.trial is not None:
+            self._running = self._on_trial(record, record.trial)
+            if self._running is not None:
+                return self._running
+        if record.confirmed is None:
+            raise DeviceError("the device has no image", hint="flash one")
+        artefact = self._image(record.confirmed)
+        self._running = Enclave.open(artefact, self._trusting(artefact.envelope))
+        return self._running
+
+    def _on_trial(self, record: BootRecord, slot: str) -> Enclave | None:
+        """Starts the image on trial; takes it off trial and returns None when it has no try left or is refused."""
+        if record.tries > 0:
+            # Counted before it runs: an image that takes the device down with it must not be tried for ever.
+            record = self.slots.write(replace(record, tries=record.tries - 1))
+            try:
+                return self._tested(slot)
+            except RefusedError:
+                pass  # recorded in the log where it was refused
+        else:
+            self.record("reverted", f"image in slot {slot} was not confirmed in {TRIES} boots")
+        self.drop_trial(record)
+        return None
+
+    def try_slot(self, slot: str) -> None:
+        """Puts the image in a slot on trial from the next boot on.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
+        self.slots.write(replace(self.slots.record(), trial=slot, tries=TRIES, passed=False))
+
+    def confirm(self) -> None:
+        """Tests the image on trial and makes it the confirmed one; with none on trial nothing happens.
+
+        Raises:
+            RefusedError: `ARTEFACT`, when it does not open or fails its self-test; it is then off trial.
+            DeviceError: The hardware failed.
+        """
+        record = self.settle()
+        if record.trial is None:
+            return
+        try:
+            self._tested(record.trial).close()
+        except RefusedError:
+            self.drop_trial(record)
+            raise
+        self.slots.write(replace(record, passed=True))
+        self.settle()
+
+    def settle(self) -> BootRecord:
+        """Completes a confirmation that a power cut interrupted.
+
+        Returns:
+            The boot record, no image on trial in it having passed.
+
+        Raises:
+            DeviceError: The hardware failed.
+        """
+        record = self.slots.record()
+        if record.trial is None or not record.passed:
+            return record
+        try:
+            artefact = self.slots.read(record.trial)
+            manifest = admit(artefact.envelope, self).manifest
+            component.check(artefact.component, manifest.component)
+        except RefusedError as error:  # the disk is not what this device wrote: restored, or damaged
+            self.record("refused", f"confirm: {error.refusal}: {error.message}")
+            return self.drop_trial(record)
+        self.advance(SECURITY_COUNTER, manifest.security_counter)
+        self.advance(_LIFECYCLE, 1)
+        record = self.slots.write(replace(record, confirmed=record.trial, trial=None, tries=0, passed=False))
+        self.record("confirmed", f"sequence {manifest.sequence} in slot {record.confirmed}")
+        return record
+
+    def drop_trial(self, record: BootRecord) -> BootRecord:
+        """Takes the image on trial, if any, off it.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
+        if record.trial is None:
+            return record
+        return self.slots.write(replace(record, trial=None, tries=0, passed=False))
+
+    def follow(self, statement: bytes) -> None:
+        """Pins the seller's next root. The confirmed image stays good; the next must be under the new root.
+
+        Args:
+            statement: The rotation, signed by the root pinned now.
+
+        Raises:
+            RefusedError: `ARTEFACT`, when it does not follow from the pinned root; the log has the reason.
+            DeviceError: The hardware failed.
+        """
+        with uniform(self, "follow"):
+            root, serial = follow(self._trust.root, self._trust.serial, statement)
+        earlier, digest = None, None
+        record = self.settle()
+        if record.confirmed is not None:
+            envelope = self.slots.read(record.confirmed).envelope
+            earlier, digest = self._trust.of(envelope), sha256(envelope)
+        self._pin(Trust(serial, root, earlier, digest))
+        self.record("followed", f"root {root.fingerprint.hex()}, serial {serial}")
+
+    def status(self) -> DeviceStatus:
+        """What its owner may know of it.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
+        return DeviceStatus(
+            ueid=self.ueid,
+            device_class=self.device_class,
+            lifecycle=list(Lifecycle)[self.counter(_LIFECYCLE)],
+            boots=self.counter(_BOOTS),
+            security_counter=self.counter(SECURITY_COUNTER),
+            root=self.root.fingerprint,
+            root_serial=self._trust.serial,
+            record=self.slots.record(),
+            images={slot: found for slot in SLOTS if (found := self._manifest(slot)) is not None},
+        )
+
+    def close(self) -> None:
+        """Turns the device off."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        # Two enclaves at once would each reserve budget from the counter as they last saw it.
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _image(self, slot: str) -> Artefact:
+        with uniform(self, f"slot {slot}"):
+            return self.slots.read(slot)
+
+    def _tested(self, slot: str) -> Enclave:
+        enclave = Enclave.open(self._image(slot), self)
+        try:
+            enclave.self_test()
+        except BaseException:
+            enclave.close()
+            raise
+        return enclave
+
+    def _trusting(self, envelope: bytes) -> Self:
+        """This device with the root that a confirmed envelope counts under."""
+        view = copy.copy(self)
+        view._root = self._trust.of(envelope)  # noqa: SLF001  the same class
+        return view
+
+    def _manifest(self, slot: str) -> Manifest | None:
+        try:
+            envelope = self.slots.read(slot).envelope
+            return open_envelope(envelope, self._trust.of(envelope)).manifest
+        except RefusedError:
+            return None

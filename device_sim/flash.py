@@ -1,0 +1,180 @@
+"""Flashing: an artefact goes into the inactive slot, leaf by leaf, is tried, and is confirmed.
+
+Cheap checks come first, and nothing is written before they pass. The confirmed slot is never touched. Every
+step may be done twice: called again after a power cut, it keeps the chunks that are there and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from variegate.device_sim.device import Device
+from variegate.device_sim.slots import files
+from variegate.device_sim.source import Source, opened
+from variegate.device_sim.storage import Storage
+from variegate.keys import component, merkle
+from variegate.keys.artefact import Artefact
+from variegate.keys.component import HEADER_BYTES, MAX_COMPONENT_BYTES, Layout
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.manifest import ComponentRef
+from variegate.runtime.admission import admit, uniform
+
+_SYNC_BYTES = 1 << 20
+"""Written between two syncs: what a power cut can cost, and what waits in memory."""
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(chunks done, chunks in all)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashReport:
+    """What a flash did.
+
+    Attributes:
+        slot: Where the image lies.
+        sequence: Number of its manifest.
+        chunks: Of its component.
+        written: Chunks written now; the others lay there already, and were checked.
+        confirmed: Whether it is the confirmed image now; else it is on trial.
+    """
+
+    slot: str
+    sequence: int
+    chunks: int
+    written: int
+    confirmed: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A component's header and leaves, both held against the signed root."""
+
+    layout: Layout
+    leaves: list[bytes]
+
+
+def flash(
+    device: Device,
+    artefact: Artefact | Path,
+    *,
+    component_file: Path | None = None,
+    confirm: bool = True,
+    progress: Progress | None = None,
+) -> FlashReport:
+    """Installs an artefact, tries it and confirms it.
+
+    Args:
+        device: The device, on.
+        artefact: The artefact, or its file, which is then streamed.
+        component_file: The component's file, when `artefact` is the file of an envelope alone.
+        confirm: Whether to confirm at once. Otherwise the image is on trial from the next boot on.
+        progress: Told of every chunk.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RefusedError: `ARTEFACT`: the device's inner log has the reason. The old image stays.
+        DeviceError: The hardware failed; calling again goes on.
+        MisuseError: A file cannot be read.
+    """
+    with ExitStack() as stack:
+        with uniform(device, "flash"):
+            source = stack.enter_context(opened(artefact, component_file))
+        return _install(device, source, confirm=confirm, progress=progress)
+
+
+def _install(device: Device, source: Source, *, confirm: bool, progress: Progress | None) -> FlashReport:
+    with uniform(device, "flash"):
+        manifest = admit(source.envelope, device).manifest
+        plan = _plan(source, manifest.component)
+    record = device.settle()
+    if record.confirmed is not None and _holds(device, record.confirmed, source.envelope, manifest.component):
+        device.drop_trial(record)
+        return FlashReport(
+            slot=record.confirmed,
+            sequence=manifest.sequence,
+            chunks=plan.layout.chunks,
+            written=0,
+            confirmed=True,
+        )
+    slot = device.drop_trial(record).inactive  # off trial first: a half-written slot is never booted
+    envelope_name, component_name = files(slot)
+    with uniform(device, "flash"):
+        written = _stream(device.slots.storage, component_name, source, plan, progress)
+    _store(device.slots.storage, envelope_name, source.envelope)
+    device.try_slot(slot)
+    if confirm:
+        device.confirm()
+    return FlashReport(
+        slot=slot, sequence=manifest.sequence, chunks=plan.layout.chunks, written=written, confirmed=confirm
+    )
+
+
+def _plan(source: Source, ref: ComponentRef) -> _Plan:
+    if ref.length > MAX_COMPONENT_BYTES:
+        raise RefusedError(Refusal.TOO_LARGE, f"component exceeds {MAX_COMPONENT_BYTES} bytes")
+    if source.length != ref.length:
+        raise RefusedError(Refusal.COMPONENT, "component has the wrong length")
+    layout = Layout.parse(bytes(source.read(slice(0, HEADER_BYTES))), ref)
+    return _Plan(layout, layout.leaves(source.read(slice(HEADER_BYTES, layout.body)), ref))
+
+
+def _holds(device: Device, slot: str, envelope: bytes, ref: ComponentRef) -> bool:
+    """Whether a slot holds just this image, undamaged."""
+    try:
+        image = device.slots.read(slot)
+        component.check(image.component, ref)
+    except RefusedError:
+        return False
+    return image.envelope == envelope
+
+
+def _stream(
+    storage: Storage,
+    name: str,
+    source: Source,
+    plan: _Plan,
+    progress: Progress | None,
+) -> int:
+    """Writes what the slot lacks, every chunk checked before it is written; returns how many that were."""
+    layout, leaves = plan.layout, plan.leaves
+    if not storage.exists(name):
+        storage.create(name)
+        storage.fsync_dir()
+    if storage.size(name) != layout.length:
+        storage.truncate(name, layout.length)
+    head = layout.header + b"".join(leaves)
+    if storage.read(name, 0, layout.body) != head:
+        storage.write(name, 0, head)
+    written = waiting = 0
+    for index, leaf in enumerate(leaves):
+        part = layout.span(index)
+        if merkle.leaf(storage.read(name, part.start, part.stop - part.start)) != leaf:
+            chunk = source.read(part)
+            if merkle.leaf(memoryview(chunk)) != leaf:
+                raise RefusedError(Refusal.COMPONENT, "component does not match its hash tree")
+            storage.write(name, part.start, chunk)
+            written += 1
+            waiting += len(chunk)
+        if waiting >= _SYNC_BYTES:
+            storage.fsync(name)
+            waiting = 0
+        if progress is not None:
+            progress(index + 1, layout.chunks)
+    storage.fsync(name)
+    storage.fsync_dir()
+    return written
+
+
+def _store(storage: Storage, name: str, data: bytes) -> None:
+    if not storage.exists(name):
+        storage.create(name)
+    if storage.read(name) != data:
+        storage.truncate(name, 0)
+        storage.write(name, 0, data)
+    storage.fsync(name)
+    storage.fsync_dir()

@@ -1,0 +1,101 @@
+"""Where an artefact to flash comes from: memory, or files that are streamed. All of it is hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from variegate.keys.artefact import MAGIC, Artefact
+from variegate.keys.errors import MisuseError
+from variegate.keys.signing import MAX_STATEMENT_BYTES
+
+_HEAD_BYTES = len(MAGIC) + 4
+
+
+class Source(Protocol):
+    """An artefact that is read piece by piece."""
+
+    @property
+    def envelope(self) -> bytes:
+        """The whole envelope."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Bytes of the component."""
+        ...
+
+    def read(self, part: slice) -> bytes | memoryview:
+        """Bytes of the component; fewer where it ends.
+
+        Raises:
+            MisuseError: The file cannot be read.
+        """
+        ...
+
+
+class _Memory:
+    def __init__(self, artefact: Artefact) -> None:
+        self.envelope = artefact.envelope
+        self._component = memoryview(artefact.component)
+        self.length = len(self._component)
+
+    def read(self, part: slice) -> memoryview:
+        return self._component[part]
+
+
+class _File:
+    def __init__(self, path: Path, file: BinaryIO, start: int, envelope: bytes) -> None:
+        self.envelope = envelope
+        self._path, self._file, self._start = path, file, start
+        self.length = file.seek(0, 2) - start
+
+    def read(self, part: slice) -> bytes:
+        try:
+            self._file.seek(self._start + part.start)
+            return self._file.read(part.stop - part.start)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+
+@contextmanager
+def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source]:
+    """Opens an artefact for reading.
+
+    Args:
+        artefact: The artefact, or its file; with `component` the file of an envelope alone.
+        component: The component's file.
+
+    Raises:
+        RefusedError: `MALFORMED`.
+        MisuseError: A file cannot be read.
+    """
+    if isinstance(artefact, Artefact):
+        yield _Memory(artefact)
+        return
+    head = _head(artefact, MAX_STATEMENT_BYTES + _HEAD_BYTES + 1)
+    if component is None:
+        envelope = Artefact.from_bytes(head).envelope
+        path, start = artefact, _HEAD_BYTES + len(envelope)
+    else:
+        path, start, envelope = component, 0, head
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        yield _File(path, file, start, envelope)
+
+
+def _head(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> MisuseError:
+    return MisuseError(f"{path} cannot be read: {error.strerror}", hint="give the path of a file")

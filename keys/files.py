@@ -1,0 +1,125 @@
+"""Files that are there whole or not at all, and secret files that nobody else can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+
+PRIVATE = 0o600
+PUBLIC = 0o644
+_OTHERS = 0o077
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: bool = False) -> None:
+    """Writes a file so that a crash or an error leaves either the old state or the new, never a part.
+
+    The bytes go to a temporary file in the same folder, which is synced and then given its name; last the
+    folder is synced.
+
+    Args:
+        path: The file.
+        data: Its whole content.
+        mode: Permission bits, whatever the umask says.
+        overwrite: Whether a file that is already there is replaced. Otherwise the name is taken by a hard
+            link, so that of two writers at once only one succeeds.
+
+    Raises:
+        MisuseError: The file is there already, or its folder is not, or may not be written.
+        DeviceError: Storage failed, for instance because it is full.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise _exists(path)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        if overwrite:
+            Path(temporary).replace(path)
+            temporary = None
+        else:
+            path.hardlink_to(temporary)
+            Path(temporary).unlink()
+            temporary = None
+        _sync_folder(path.parent)
+    except FileExistsError:
+        raise _exists(path) from None
+    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
+        hint = "name a file in a folder that exists and that you may write"
+        raise MisuseError(f"cannot write {path}: {_reason(error)}", hint=hint) from error
+    except OSError as error:
+        raise DeviceError(f"cannot write {path}: {_reason(error)}", hint="check the space left") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+
+
+def read_capped(path: Path, *, limit: int, private: bool = False) -> bytes:
+    """Reads a regular file of at most `limit` bytes.
+
+    Args:
+        path: The file; links are followed.
+        limit: The most bytes accepted.
+        private: Whether to refuse a file that its group or others can read or write.
+
+    Raises:
+        MisuseError: There is no such regular file, or it may not be read.
+        RefusedError: `TOO_LARGE`; or `KEY`, when a private file is open to others.
+        DeviceError: Storage failed.
+    """
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise MisuseError(f"{path} is not a regular file")
+            if private:
+                refuse_open_to_others(path, status)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise MisuseError(f"cannot read {path}: {_reason(error)}") from error
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {_reason(error)}") from error
+    if len(data) > limit:
+        raise RefusedError(Refusal.TOO_LARGE, f"{path} is larger than {limit} bytes")
+    return data
+
+
+def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
+    """Refuses a file with secrets that its group or others can reach.
+
+    Raises:
+        RefusedError: `KEY`.
+    """
+    if status.st_mode & _OTHERS:
+        message = f"{path} holds a secret, and its group or others can reach it"
+        raise RefusedError(Refusal.KEY, message, hint=f"chmod 600 {path}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exists(path: Path) -> MisuseError:
+    return MisuseError(f"{path} is there already", hint="choose another name, or move it away first")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
