@@ -24,6 +24,7 @@ from variegate.cli.console import (
 )
 from variegate.export import base as bases
 from variegate.export import weights
+from variegate.export.arrays import read_arrays
 from variegate.export.calibrate import Calibration, Tried, calibrate
 from variegate.export.contract import InputSpec
 from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport
@@ -233,14 +234,7 @@ def _validation(args: argparse.Namespace, base: bases.Base) -> tuple[NDArray[Any
     if args.validation is None:
         noise = np.random.default_rng(0).integers(0, 256, (256, *shape), dtype=np.uint8)
         return (noise if args.dtype == "uint8" else noise / np.float32(255)), None
-    try:
-        with np.load(args.validation, allow_pickle=False) as arrays:
-            images, truth = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError) as error:
-        raise MisuseError(
-            f"{args.validation} is not an .npz file with arrays x and y",
-            hint="numpy.savez(path, x=images, y=classes)",
-        ) from error
+    images, truth = read_arrays(args.validation, ("x", "y"))
     if images.shape[1:] != shape or truth.shape != images.shape[:1] or truth.dtype.kind not in "iu":
         raise MisuseError(f"validation images must be (N, {', '.join(map(str, shape))}) with N whole classes")
     if truth.min(initial=0) < 0 or truth.max(initial=0) >= base.contract.classes:

@@ -161,10 +161,9 @@ class Exporter:
         if jobs <= 1 or len(orders) <= BATCH:
             yield from map(self.make, batches)
             return
-        # Without what this process has cached: workers read the release themselves.
-        fresh = Exporter(self.release_folder, self.seller, self.terms, self.folder, self.cohort)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, _start_worker, (fresh,)) as pool:
+        start = (self.release_folder, self.seller.to_secret(), self.terms, self.folder, self.cohort)
+        with ProcessPoolExecutor(jobs, context, _start_worker, start) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
             running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
             try:
@@ -183,9 +182,9 @@ class Exporter:
 _worker: Exporter | None = None
 
 
-def _start_worker(exporter: Exporter) -> None:
+def _start_worker(release: Path, secret: bytes, terms: Terms, folder: Path, cohort: str | None) -> None:
     global _worker  # noqa: PLW0603  a worker's one state, set before its first batch
-    _worker = exporter
+    _worker = Exporter(release, Seller.from_secret(secret), terms, folder, cohort)
 
 
 def _work(orders: Sequence[CopyOrder]) -> list[Row]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.export.arrays import read_arrays
 from variegate.export.base import Base
 from variegate.export.calibrate import Calibration
 from variegate.export.contract import Contract
@@ -100,8 +101,7 @@ class Release:
         try:
             table = tomllib.loads((folder / _MANIFEST).read_text("utf-8"))
             payload = (folder / _PAYLOAD).read_bytes()
-            with np.load(folder / _PARITY, allow_pickle=False) as arrays:
-                parity = ParitySet(arrays["images"], arrays["probabilities"])
+            parity = ParitySet(*read_arrays(folder / _PARITY, ("images", "probabilities")))
         except FileNotFoundError as error:
             raise MisuseError(
                 f"{folder} is not a release folder", hint="make one with: variegate export prepare"

@@ -69,8 +69,8 @@ class SealedCopy:
 
     order: CopyOrder
     manifest: Manifest
-    envelope: bytes
-    component: bytearray | None
+    envelope: bytes = field(repr=False)
+    component: bytearray | None = field(repr=False)
 
     def to_bytes(self) -> bytes:
         """The file to hand out: the whole artefact, or the envelope alone."""
@@ -89,7 +89,7 @@ class SharedComponent:
         cek: Its key.
     """
 
-    file: bytearray
+    file: bytearray = field(repr=False)
     ref: ComponentRef
     cek: bytes = field(repr=False)
 

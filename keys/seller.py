@@ -129,6 +129,10 @@ class Seller:
         names = [_name(release, "release"), _name(cohort, "cohort")]
         return hkdf(self._master, _RELEASE_CEK + cbor.encode(names))
 
+    def to_secret(self) -> bytes:
+        """The plaintext of a key file, for a worker process of the same user; never for a disk."""
+        return cbor.encode([_FORMAT, self._serial, self._master, *self._seeds])
+
     def save(self, path: Path, passphrase: str, *, overwrite: bool = False) -> None:
         """Writes the secrets to a key file.
 
@@ -136,8 +140,7 @@ class Seller:
             MisuseError: The passphrase is empty or no text, or the path cannot be taken.
             DeviceError: Storage failed, or there is not enough memory for Argon2id.
         """
-        secret = cbor.encode([_FORMAT, self._serial, self._master, *self._seeds])
-        keyfile.save(path, keyfile.KIND_SELLER, secret, passphrase, overwrite=overwrite)
+        keyfile.save(path, keyfile.KIND_SELLER, self.to_secret(), passphrase, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: Path, passphrase: str) -> Seller:

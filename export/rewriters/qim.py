@@ -122,7 +122,7 @@ class Qim:
 def nearest_grid(height: int, width: int, count: int) -> tuple[int, int]:
     """The grid of divisors whose number of sub-images comes nearest to `count`; the squarest of those."""
     grids = [(h, w) for h in _divisors(height) for w in _divisors(width)]
-    return min(grids, key=lambda g: (abs(g[0] * g[1] - count), abs(math.log(g[0] / g[1])), g))
+    return min(grids, key=lambda g: (abs(g[0] * g[1] - count), abs(g[0] - g[1]), g))
 
 
 def _divisors(side: int) -> list[int]:

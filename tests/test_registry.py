@@ -1,0 +1,74 @@
+"""The registry keeps what it was given, and refuses to forget."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from variegate.export.registry import Registry, Row, now
+from variegate.keys.errors import Refusal, RefusedError
+
+ROW = Row(
+    made=now(),
+    release="r",
+    buyer="acme",
+    ueid="01" + "00" * 32,
+    device_class="camera-v1",
+    epoch=0,
+    sequence=1,
+    security_counter=0,
+    parameters="{}",
+    base="aa",
+    component="bb",
+    artefact="cc",
+    file="acme.vgc",
+)
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    rows = [replace(ROW, sequence=i, buyer=f"b{i % 2}") for i in range(1, 5)]
+    with Registry(tmp_path / "r.sqlite") as registry:
+        registry.add(rows)
+    with Registry(tmp_path / "r.sqlite") as registry:
+        assert list(registry.rows()) == rows
+        assert [r.sequence for r in registry.rows(buyer="b0")] == [2, 4]
+        assert list(registry.rows(ueid="none")) == []
+        assert registry.latest_sequences() == {ROW.ueid: 4}
+    assert (tmp_path / "r.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_changed_or_removed(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Registry(path) as registry:
+        registry.add([ROW])
+        with pytest.raises(RefusedError, match="UNIQUE"):
+            registry.add([replace(ROW, sequence=2), ROW])
+        assert list(registry.rows()) == [ROW]
+    with sqlite3.connect(path) as raw:
+        for statement in ("UPDATE copies SET buyer = 'x'", "DELETE FROM copies"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                raw.execute(statement)
+    raw.close()
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + bytes(100)])
+def test_another_file_is_no_registry(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(RefusedError) as refused:
+        Registry(path)
+    assert refused.value.refusal is Refusal.MALFORMED
+    assert path.read_bytes() == content
+
+
+def test_another_database_is_no_registry(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    raw = sqlite3.connect(path)
+    raw.execute("CREATE TABLE t (x)")
+    raw.commit()
+    raw.close()
+    with pytest.raises(RefusedError, match="version"):
+        Registry(path)
