@@ -9,32 +9,30 @@ attempt is accepted when an enclave opens; it crashed when anything but an error
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.result import result_path, write_result
+from benchmarks.tamper_budget import budgets
+from benchmarks.tamper_power import power_cuts
 from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
 from tests.support.devices import twin, workplace
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
-from variegate.device_sim.slots import TRIES
-from variegate.device_sim.storage import Fault, PowerCut
 from variegate.keys.artefact import MAGIC, Artefact
-from variegate.keys.component import HEADER_BYTES
-from variegate.keys.errors import LimitError, RefusedError
-from variegate.keys.manifest import Policy
-from variegate.keys.primitives import HASH_BYTES, TAG_BYTES
+from variegate.keys.component import HEADER_BYTES, Layout
+from variegate.keys.envelope import open_envelope
+from variegate.keys.errors import RefusedError
+from variegate.keys.primitives import HASH_BYTES
 from variegate.runtime.enclave import Enclave
 
 SEED = 20
-CHUNK = 1024
+Figures = dict[str, float | int]
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,16 @@ def main() -> None:
     args = parser.parse_args()
     plan = QUICK if args.quick else Plan()
     signer = MemorySigner()
-    figures: dict[str, float | int] = {}
+    figures: Figures = {}
     raw: dict[str, object] = {}
     with workplace() as folder:
-        for part in (changed, real_sized, fleet, rolled_back, power_cuts, budgets):
+        for name, part in PARTS.items():
             started = time.perf_counter()
-            found, details = part(plan, folder / part.__name__, signer)
+            found, details = part(plan, folder / name, signer)
             figures |= found
-            raw[part.__name__] = details
-            print(f"{part.__name__}: {found} in {time.perf_counter() - started:.1f} s", flush=True)
-            shutil.rmtree(folder / part.__name__)
+            raw[name] = details
+            print(f"{name}: {found} in {time.perf_counter() - started:.1f} s", flush=True)
+            shutil.rmtree(folder / name)
     write_result(
         "tamper",
         figures=figures,
@@ -95,12 +93,9 @@ def main() -> None:
     )
 
 
-Found = tuple[dict[str, float | int], object]
-
-
-def changed(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
+def changed(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
     """Two bits in every byte, every length, swapped chunks, components of another buyer: one small artefact."""
-    chance = random.Random(SEED)
+    chance = random.Random(SEED)  # noqa: S311  to repeat
     with Device.create(folder, CLASS, signer.root) as device:
         artefact = seal_for(device.identity, signer)
         whole = artefact.to_bytes()
@@ -109,8 +104,8 @@ def changed(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
         other = seal_for(device.identity, signer, sequence=2, buyer="buyer-2")
         flips = Counter(attempt(device, bad) for bad in _flipped(whole, plan.stride, chance))
         cuts = Counter(attempt(device, whole[:length]) for length in range(0, len(whole), plan.stride))
-        swaps = Counter(attempt(device, bad) for bad in _swapped(artefact, other))
-    figures = {
+        swaps = Counter(attempt(device, bad) for bad in _swapped(artefact, other, signer))
+    figures: Figures = {
         "mutations_tried": flips.total() + swaps.total(),
         "mutations_accepted": flips["accepted"] + swaps["accepted"],
         "mutations_crashed": flips["crashed"] + swaps["crashed"],
@@ -127,9 +122,9 @@ def changed(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
     }
 
 
-def real_sized(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
+def real_sized(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
     """Single bits at random places of a component of a usual size."""
-    chance = random.Random(SEED)
+    chance = random.Random(SEED)  # noqa: S311  to repeat
     with Device.create(folder, CLASS, signer.root) as device:
         payload = tiny_payload(padding=plan.padding)
         whole = seal_for(device.identity, signer, payload=payload, chunk=1 << 16).to_bytes()
@@ -145,7 +140,7 @@ def real_sized(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
     }, {"artefact_bytes": len(whole)}
 
 
-def fleet(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
+def fleet(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
     """Every artefact on every device."""
     folder.mkdir()
     homes = [folder / str(i) for i in range(plan.fleet)]
@@ -168,7 +163,7 @@ def fleet(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
     return {"diagonal_opened": diagonal, "off_diagonal_opened": sum(map(sum, opened)) - diagonal}, opened
 
 
-def rolled_back(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
+def rolled_back(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
     """After each update: the old artefact flashed again, and the disk restored from before the update."""
     accepted = tried = 0
     with Device.create(folder, CLASS, signer.root) as device:
@@ -191,76 +186,12 @@ def rolled_back(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
     return {"rollbacks_tried": tried, "rollbacks_accepted": accepted}, None
 
 
-def power_cuts(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
-    """A flash cut at every storage operation; then flashes cut once and cut again while they recover."""
-    chance = random.Random(SEED)
-    folder.mkdir()
-    empty, running, target = (folder / name for name in ("empty", "running", "target"))
-    with Device.create(empty, CLASS, signer.root) as device:
-        old = seal_for(device.identity, signer, security_counter=1)
-        new = seal_for(device.identity, signer, sequence=2, security_counter=2)
-    with twin(empty, running) as device:
-        flash(device, old)
-    counts, bricks, tried = {}, 0, 0
-    for start in (empty, running):
-        with twin(start, target) as device:
-            flash(device, new)
-            total = counts[start.name] = device.slots.storage.operations
-        for operation in range(1, total + 1):
-            for seed in range(plan.power_seeds):
-                _cut(start, target, new, Fault(operation, seed))
-                bricks += _bricked(target, new, first=start is empty)
-                tried += 1
-    for _ in range(plan.double_cuts):
-        _cut(running, target, new, Fault(chance.randint(1, counts["running"]), chance.randrange(1 << 30)))
-        with Device.open(target, fault=Fault(chance.randint(1, 14), chance.randrange(1 << 30))) as device:
-            try:
-                if chance.random() < 0.5:
-                    device.boot()
-                flash(device, new)
-            except PowerCut:
-                tried += 1
-        bricks += _bricked(target, new, first=False)
-    return {"power_cuts_tried": tried, "bricks": bricks}, {"storage_operations": counts}
+def _power(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
+    return power_cuts(folder, signer, seeds=plan.power_seeds, double=plan.double_cuts, seed=SEED)
 
 
-def budgets(plan: Plan, folder: Path, signer: MemorySigner) -> Found:
-    """A process that classifies is killed, its disk put back to an earlier state, over and over: labels seen."""
-    chance = random.Random(SEED)
-    folder.mkdir()
-    multiprocessing.set_forkserver_preload(["benchmarks.tamper"])
-    rows = []
-    for budget in plan.budgets:
-        home = folder / str(budget)
-        with Device.create(home, CLASS, signer.root) as device:
-            flash(device, seal_for(device.identity, signer, policy=Policy(budget=budget)))
-        answered = restored = spent = 0
-        backups: list[Path] = []
-        for number in range(plan.kills):
-            labels, end = _kill(home, chance.uniform(0, 0.15))
-            answered += labels
-            spent += end
-            if chance.random() < 0.3:
-                backups.append(shutil.copytree(home / "disk", folder / f"backup-{budget}-{number}"))
-            if backups and chance.random() < 0.5:
-                shutil.rmtree(home / "disk")
-                shutil.copytree(chance.choice(backups), home / "disk")
-                restored += 1
-        rows.append(
-            {
-                "budget": budget,
-                "answered": answered,
-                "kills": plan.kills,
-                "restored": restored,
-                "rounds_that_found_it_spent": spent,
-            }
-        )
-    return {
-        "budget_rounds": sum(row["kills"] for row in rows),
-        "budget_restores": sum(row["restored"] for row in rows),
-        "budget_exceeded": sum(row["answered"] > row["budget"] for row in rows),
-        "budget_used_up": sum(row["rounds_that_found_it_spent"] > 0 for row in rows),
-    }, rows
+def _budgets(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
+    return budgets(folder, signer, sizes=plan.budgets, kills=plan.kills, seed=SEED)
 
 
 def attempt(device: Device, data: bytes) -> str:
@@ -282,15 +213,18 @@ def _flipped(whole: bytes, stride: int, chance: random.Random) -> Iterator[bytes
             yield bytes(bad)
 
 
-def _swapped(artefact: Artefact, other: Artefact) -> Iterator[bytes]:
+def _swapped(artefact: Artefact, other: Artefact, signer: MemorySigner) -> Iterator[bytes]:
     """Chunks swapped, alone and with their leaves; parts of another artefact for the same device."""
     file = bytes(artefact.component)
-    count = (len(file) - HEADER_BYTES) // (CHUNK + TAG_BYTES + HASH_BYTES)  # full chunks: the last may be short
-    size, body = CHUNK + TAG_BYTES, HEADER_BYTES + HASH_BYTES * (count + (len(file) > HEADER_BYTES + count * 1072))
-    for first in range(count):
-        for second in range(first + 1, count):
-            chunks = _exchange(file, body, size, first, second)
-            for bad in (chunks, _exchange(chunks, HEADER_BYTES, HASH_BYTES, first, second)):
+    ref = open_envelope(artefact.envelope, signer.root).manifest.component
+    layout = Layout.parse(file[:HEADER_BYTES], ref)
+    for first in range(layout.chunks):
+        for second in range(first + 1, layout.chunks):
+            chunks = _exchange(file, layout.span(first), layout.span(second))
+            leaves = [
+                slice(HEADER_BYTES + HASH_BYTES * i, HEADER_BYTES + HASH_BYTES * (i + 1)) for i in (first, second)
+            ]
+            for bad in (chunks, _exchange(chunks, *leaves)):
                 yield Artefact(artefact.envelope, bad).to_bytes()
     yield Artefact(artefact.envelope, other.component).to_bytes()
     yield Artefact(other.envelope, artefact.component).to_bytes()
@@ -298,11 +232,11 @@ def _swapped(artefact: Artefact, other: Artefact) -> Iterator[bytes]:
     yield MAGIC + artefact.to_bytes()
 
 
-def _exchange(data: bytes, start: int, size: int, first: int, second: int) -> bytes:
-    out = bytearray(data)
-    a, b = (slice(start + i * size, start + (i + 1) * size) for i in (first, second))
-    out[a], out[b] = data[b], data[a]
-    return bytes(out)
+def _exchange(data: bytes, first: slice, second: slice) -> bytes:
+    """Two parts in each other's place, whatever their lengths."""
+    return b"".join(
+        (data[: first.start], data[second], data[first.stop : second.start], data[first], data[second.stop :])
+    )
 
 
 def _boots(device: Device) -> bool:
@@ -321,65 +255,15 @@ def _flashes(device: Device, artefact: Artefact) -> bool:
     return True
 
 
-def _cut(start: Path, target: Path, new: Artefact, fault: Fault) -> None:
-    with twin(start, target, fault) as device:
-        try:
-            flash(device, new)
-        except PowerCut:
-            return
-    raise SystemExit("the flash was over before the power cut")
-
-
-def _bricked(target: Path, new: Artefact, *, first: bool) -> bool:
-    """Whether the device fails to boot the old or the new image for good, or to take the new one afterwards."""
-    try:
-        with Device.open(target) as device:
-            record = device.slots.record()
-            if not first or record.confirmed is not None or record.passed:
-                for _ in range(TRIES + 1):
-                    device.boot().classify_batch(frames(1))
-            flash(device, new)
-            return device.boot().manifest.sequence != 2
-    except Exception:  # noqa: BLE001  whatever it is, the device is of no use
-        return True
-
-
-def _kill(home: Path, seconds: float) -> tuple[int, bool]:
-    """Lets a process classify for a while, then kills it: labels that came out, and whether the budget was spent."""
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_classify, args=(home, theirs))
-    child.start()
-    theirs.close()
-    labels, spent, until = 0, False, None
-    try:
-        while until is None or time.monotonic() < until:
-            if ours.poll(0.001):
-                spent = ours.recv_bytes() == b"spent"
-                labels += not spent
-                until = until or time.monotonic() + seconds  # from the first answer on
-                if spent:
-                    break
-        child.kill()
-        while True:  # what was in the pipe had been answered
-            spent = ours.recv_bytes() == b"spent"
-            labels += not spent
-    except EOFError:
-        pass
-    child.join()
-    ours.close()
-    return labels, spent
-
-
-def _classify(home: Path, out: Connection) -> None:
-    image = frames(1)[0]
-    with Device.open(home) as device, device.boot() as enclave:
-        try:
-            while True:
-                out.send_bytes(b"%d" % enclave.classify(image))
-        except LimitError:
-            out.send_bytes(b"spent")
-
+PARTS = {
+    "changed": changed,
+    "real_sized": real_sized,
+    "fleet": fleet,
+    "rolled_back": rolled_back,
+    "power": _power,
+    "budgets": _budgets,
+}
+"""What is run, in order."""
 
 if __name__ == "__main__":
     main()
