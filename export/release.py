@@ -35,6 +35,7 @@ from variegate.keys.primitives import sha256
 
 SCHEMA = 1
 CANARIES = 8
+MAX_NAME = 60
 _PARITY_IMAGES = 256
 _FULL_CHECKS = 2
 _MANIFEST, _PAYLOAD, _PARITY, _CURVE = "release.toml", "payload.bin", "parity.npz", "calibration.json"
@@ -135,7 +136,7 @@ def make_release(
     """Fuses, and checks the fused graph in full on keys drawn for the check.
 
     Args:
-        name: Of the release, 1 to 64 printable characters.
+        name: Of the release, 1 to 60 printable characters.
         base: The base.
         rewriter: The rewriter.
         images: (N, *shape), as devices take them; the first 256 are used, the first 8 become canaries.
@@ -147,8 +148,8 @@ def make_release(
         MisuseError: When name or images do not fit.
         RefusedError: `PARITY`, when labels differ.
     """
-    if not 1 <= len(name) <= 64 or not name.isprintable():  # noqa: PLR2004
-        raise MisuseError("a release's name has 1 to 64 printable characters")
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise MisuseError(f"a release's name has 1 to {MAX_NAME} printable characters")
     template = fuse(base, rewriter, str(images.dtype))
     if images.shape[1:] != template.shape or len(images) < CANARIES:
         raise MisuseError(f"parity images must be at least {CANARIES} of shape {template.shape}")

@@ -23,7 +23,7 @@ _SIMPLE_ALLOWED = (20, 21, 22)  # false, true, null
 
 
 def encode(value: object) -> bytes:
-    """Encodes integers, bytes, text, lists, maps with integer keys, booleans and None.
+    """Encodes integers, bytes, text, lists, maps, booleans and None.
 
     Args:
         value: The value. Map keys are sorted; shortest forms are used.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from variegate.keys import merkle
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef
 from variegate.keys.primitives import HASH_BYTES, TAG_BYTES, aead, aead_open, hkdf_expand
 
@@ -115,7 +115,12 @@ def seal(
 
     Returns:
         The component file, and what the manifest must say of it.
+
+    Raises:
+        MisuseError: When payload or chunk size is out of range.
     """
+    if not payload or not _MIN_CHUNK <= chunk <= _MAX_CHUNK:
+        raise MisuseError(f"a payload needs a byte, and chunks of {_MIN_CHUNK} to {_MAX_CHUNK} bytes")
     lengths = len(payload).to_bytes(8, "big") + chunk.to_bytes(4, "big")
     layout = Layout(MAGIC + component_id + lengths, component_id, len(payload), chunk)
     out = bytearray(layout.length)

@@ -148,7 +148,7 @@ class Manifest:
                 15: previous,
                 **rest,
             } if version == FORMAT and not rest and dtype in DTYPES and len(shape) == _RANK:
-                return cls(
+                manifest = cls(
                     sequence=_uint(sequence),
                     security_counter=_uint(counter),
                     vendor=_text(vendor),
@@ -177,6 +177,9 @@ class Manifest:
                     not_after=None if not_after is None else _uint(not_after),
                     previous=None if previous is None else _bytes(previous, HASH_BYTES),
                 )
+                # Measurements out of order or twice, and true for 1, would be second encodings of one manifest.
+                if manifest.to_bytes() == data:
+                    return manifest
         raise RefusedError(Refusal.MALFORMED, "manifest does not have the fields of format 1")
 
 

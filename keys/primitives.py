@@ -132,8 +132,15 @@ def kem_public(kem: str, public: bytes) -> KemPublicKey:
 
 
 def hpke_seal(kem: str, public: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """HPKE base mode, single shot (RFC 9180 section 6.1), HKDF-SHA256, AES-256-GCM: enc || ciphertext."""
-    return _suite(kem).encrypt(plaintext, kem_public(kem, public), info=info)
+    """HPKE base mode, single shot (RFC 9180 section 6.1), HKDF-SHA256, AES-256-GCM: enc || ciphertext.
+
+    Raises:
+        RefusedError: `KEY`, when the public key is not valid or of small order.
+    """
+    try:
+        return _suite(kem).encrypt(plaintext, kem_public(kem, public), info=info)
+    except ValueError:
+        raise RefusedError(Refusal.KEY, "public key-agreement key is not valid") from None
 
 
 def hpke_open(kem: str, private: KemPrivateKey, info: bytes, sealed: bytes) -> bytes:

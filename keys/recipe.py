@@ -18,7 +18,7 @@ from variegate.keys import streams
 from variegate.keys.errors import Refusal, RefusedError
 
 MAX_ELEMENTS = 1 << 28
-"""Elements of one keyed tensor: 1 GiB of float32."""
+"""Elements of all keyed tensors of a copy together: 1 GiB of float32."""
 
 MAX_DIVISOR = 1 << 24
 """Largest numerator and step: float32 holds every integer up to here."""
@@ -63,12 +63,13 @@ class KeyedTensor:
             RefusedError: `MALFORMED`, when any is out of its range.
         """
         match value:
-            case [str(name), str(generator), [*shape], int(numerator), [*steps], int(axis)] if (
+            case [str(name), str(generator), [*shape], numerator, [*steps], axis] if (
                 generator in GENERATORS
                 and 1 <= len(shape) <= _MAX_RANK
                 and all(type(d) is int and 1 <= d <= MAX_ELEMENTS for d in shape)
                 and math.prod(shape) <= MAX_ELEMENTS
                 and (generator != "derangement" or (len(shape) == 1 and shape[0] > 1))
+                and type(numerator) is type(axis) is int
                 and 1 <= numerator <= MAX_DIVISOR
                 and 1 <= len(steps) <= _MAX_TENSORS
                 and all(type(s) is int and 1 <= s <= MAX_DIVISOR for s in steps)
@@ -109,11 +110,13 @@ def from_cbor(value: Any) -> tuple[KeyedTensor, ...]:
     """Reads a recipe.
 
     Raises:
-        RefusedError: `MALFORMED`.
+        RefusedError: `MALFORMED` or `TOO_LARGE`.
     """
     if not isinstance(value, list) or len(value) > _MAX_TENSORS:
         raise RefusedError(Refusal.MALFORMED, "recipe of the keyed tensors is not a list")
     tensors = tuple(KeyedTensor.from_cbor(item) for item in value)
+    if sum(math.prod(tensor.shape) for tensor in tensors) > MAX_ELEMENTS:
+        raise RefusedError(Refusal.TOO_LARGE, "keyed tensors exceed the memory allowed for them")
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise RefusedError(Refusal.MALFORMED, "recipe names a keyed tensor twice")
     return tensors

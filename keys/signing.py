@@ -1,13 +1,13 @@
 """Signed statements: one payload, two COSE_Sign1 (RFC 9052 section 4.2), Ed25519 and ML-DSA-65.
 
     statement = [ [protected, {}, payload, signature],   Ed25519 over the payload
-                  [protected, {}, nil, signature],       ML-DSA-65 over the root of a batch, detached
+                  [protected, {}, nil, signature],       ML-DSA-65 over a batch, [size, root], detached
                   size, index, [hash, ...] ]             where the payload stands in that batch
 
 ML-DSA signs about a thousand times a second on one core, too slow for a fleet, so one such signature covers a
-batch: its payload is the root of an RFC 9162 (section 2.1) hash tree whose leaves are the payloads, and each
-statement carries its own path. A statement alone is a batch of one. Nothing is trusted less: a payload
-counts only when its own Ed25519 signature and the ML-DSA signature over its tree both hold.
+batch: its payload is the size and the root of an RFC 9162 (section 2.1) hash tree whose leaves are the
+payloads, and each statement carries its own path. A statement alone is a batch of one. Nothing is trusted
+less: a payload counts only when its own Ed25519 signature and the ML-DSA signature over its tree both hold.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ def _to_be_signed(protected: bytes, context: bytes, payload: bytes) -> bytes:
     return cbor.encode(["Signature1", protected, context, payload])
 
 
+def _batch(size: int, root: bytes) -> bytes:
+    """What the batch signature covers: without the size, one path would fit several sizes."""
+    return cbor.encode([size, root])
+
+
 def sign_batch(context: bytes, payloads: Sequence[bytes], signer: Signer) -> list[bytes]:
     """Signs payloads together.
 
@@ -109,7 +114,7 @@ def sign_batch(context: bytes, payloads: Sequence[bytes], signer: Signer) -> lis
     root = signer.root
     tree = merkle.tree([merkle.leaf(payload) for payload in payloads])
     protected_batch = _protected(ALG_ML_DSA_65, root.mldsa65)
-    signature = signer.mldsa65(_to_be_signed(protected_batch, context, tree[-1][0]))
+    signature = signer.mldsa65(_to_be_signed(protected_batch, context, _batch(len(payloads), tree[-1][0])))
     batch: list[object] = [protected_batch, {}, None, signature]
     protected = _protected(ALG_ED25519, root.ed25519)
     return [
@@ -144,12 +149,13 @@ def verify(context: bytes, statement: bytes, root: SellerRoot) -> bytes:
         case [
             [bytes(protected), {**unprotected}, bytes(payload), bytes(signature)],
             [bytes(protected_batch), {**unprotected_batch}, None, bytes(signature_batch)],
-            int(size),
-            int(index),
+            size,
+            index,
             [*path],
         ] if (
             not unprotected
             and not unprotected_batch
+            and type(size) is type(index) is int
             and 0 <= index < size
             and len(path) <= _MAX_PATH
             and all(isinstance(node, bytes) and len(node) == HASH_BYTES for node in path)
@@ -162,7 +168,7 @@ def verify(context: bytes, statement: bytes, root: SellerRoot) -> bytes:
     good &= ed25519_verify(root.ed25519, signature, _to_be_signed(protected, context, payload))
     tree_root = merkle.root_from_path(merkle.leaf(payload), index, size, path)
     good &= tree_root is not None and protected_batch == _protected(ALG_ML_DSA_65, root.mldsa65)
-    message = _to_be_signed(protected_batch, context, tree_root or b"")
+    message = _to_be_signed(protected_batch, context, _batch(size, tree_root or b""))
     good &= mldsa65_verify(root.mldsa65, signature_batch, message)
     if not good:
         raise RefusedError(Refusal.SIGNATURE, "statement is not signed by the seller's root")

@@ -1,0 +1,198 @@
+"""`variegate device`: make a simulated device, flash it, ask it for labels. Needs the bare installation only."""
+
+from __future__ import annotations
+
+import argparse
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.cli.console import Progress, add_json_option, emit, note, table
+from variegate.device_sim.device import Device, DeviceStatus
+from variegate.device_sim.flash import flash
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.manifest import Manifest
+from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
+from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
+
+_MAX_IMAGE_BYTES = 1 << 30
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds the group's commands."""
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    example = "variegate device new camera7 --class camera-v1 --root seller.root"
+    new = _command(commands, "new", "make a device that trusts a seller's root", example)
+    new.add_argument("--class", required=True, dest="device_class", metavar="CLASS", help="kind of device")
+    new.add_argument("--root", type=Path, required=True, help="the root, as `variegate keys root` writes it")
+    new.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
+    new.set_defaults(run=_new)
+
+    example = "variegate device identity camera7 --out camera7.json"
+    identity = _command(commands, "identity", "write the public identity that the seller seals for", example)
+    identity.add_argument("--out", type=Path, required=True, metavar="PATH", help="JSON file; must not be there yet")
+    identity.set_defaults(run=_identity)
+
+    write = _command(commands, "flash", "install an artefact", "variegate device flash camera7 copy.vgcopy")
+    write.add_argument("artefact", type=Path, help="the artefact, or an envelope alone where --component is given")
+    write.add_argument("--component", type=Path, metavar="PATH", help="the component that the envelope speaks of")
+    write.set_defaults(run=_flash)
+
+    example = "variegate device classify camera7 sign.png frames.npy"
+    classify = _command(commands, "classify", "print one label for each image", example)
+    help_images = "PNG or JPEG (needs Pillow), or .npy of one frame (C, H, W) or many (N, C, H, W)"
+    classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=help_images)
+    add_json_option(classify)
+    classify.set_defaults(run=_classify)
+
+    status = _command(commands, "status", "what a device holds", "variegate device status camera7 --json")
+    add_json_option(status)
+    status.set_defaults(run=_status)
+
+    log = _command(commands, "log", "the inner log, with the reasons of refusals", "variegate device log camera7")
+    add_json_option(log)
+    log.set_defaults(run=_log)
+
+    example = "variegate device follow camera7 to2.root"
+    follow = _command(commands, "follow", "trust the seller's next root", example)
+    follow.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote")
+    follow.set_defaults(run=_follow)
+
+
+def _new(args: argparse.Namespace) -> int:
+    root = SellerRoot.from_bytes(read_capped(args.root, limit=MAX_STATEMENT_BYTES))
+    with Device.create(args.folder, args.device_class, root, kem=args.kem) as device:
+        note(f"made {args.folder}; device {device.ueid.hex()}, root {root.fingerprint.hex()}")
+    return 0
+
+
+def _identity(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device:
+        public = device.identity
+    write_atomic(args.out, public.to_json().encode(), mode=PUBLIC)
+    note(f"wrote {args.out}; fingerprint {public.fingerprint.hex()}")
+    return 0
+
+
+def _flash(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device, Progress("chunks") as line:
+        report = flash(
+            device, args.artefact, component_file=args.component, progress=lambda _done, _all: line.advance()
+        )
+    kept = report.chunks - report.written
+    note(f"confirmed sequence {report.sequence} in slot {report.slot}; {report.written} chunks written, {kept} kept")
+    return 0
+
+
+def _classify(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device:
+        enclave = device.boot()
+        found = [
+            {"image": str(path), "labels": enclave.classify_batch(_frames(path, enclave.manifest)).tolist()}
+            for path in args.images
+        ]
+    emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device:
+        facts = _facts(device.status())
+    emit(facts, args.json, lambda: _text(facts))
+    return 0
+
+
+def _log(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device:
+        lines = device.log()
+    emit(lines, args.json, lambda: "\n".join(lines))
+    return 0
+
+
+def _follow(args: argparse.Namespace) -> int:
+    with Device.open(args.folder) as device:
+        device.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES))
+        note(f"{args.folder} trusts root {device.root.fingerprint.hex()}")
+    return 0
+
+
+def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
+    """Frames of an image file as the manifest wants them; the enclave checks shape and values."""
+    file = BytesIO(read_capped(path, limit=_MAX_IMAGE_BYTES))
+    if path.suffix.lower() == ".npy":
+        try:
+            frames: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError, MemoryError) as error:
+            raise RefusedError(Refusal.INPUT, f"{path} is no numpy array of numbers") from error
+        return np.ascontiguousarray(frames if frames.ndim > len(manifest.shape) else frames[np.newaxis])
+    from PIL import Image  # noqa: PLC0415  an extra
+
+    channels, height, width = manifest.shape
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            size = image.size
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB")) if size == (width, height) else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RefusedError(Refusal.INPUT, f"{path} is no PNG or JPEG image") from error
+    if pixels is None:
+        message = f"{path} has {size[0]} x {size[1]} pixels, the copy takes {width} x {height}"
+        raise RefusedError(Refusal.INPUT, message, hint="crop and scale it first")
+    frame = np.ascontiguousarray(pixels.reshape(height, width, -1).transpose(2, 0, 1))[np.newaxis]
+    return frame if manifest.dtype == "uint8" else frame.astype(np.float32) / np.float32(255)
+
+
+def _facts(status: DeviceStatus) -> dict[str, Any]:
+    return {
+        "ueid": status.ueid.hex(),
+        "device_class": status.device_class,
+        "lifecycle": str(status.lifecycle),
+        "boots": status.boots,
+        "security_counter": status.security_counter,
+        "root": status.root.hex(),
+        "root_serial": status.root_serial,
+        "confirmed": status.record.confirmed,
+        "trial": status.record.trial,
+        "tries": status.record.tries,
+        "images": {slot: _image_facts(manifest) for slot, manifest in status.images.items()},
+    }
+
+
+def _image_facts(manifest: Manifest) -> dict[str, object]:
+    return {
+        "buyer": manifest.buyer,
+        "epoch": manifest.epoch,
+        "sequence": manifest.sequence,
+        "security_counter": manifest.security_counter,
+        "budget": manifest.policy.budget,
+        "not_after": manifest.not_after,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    rows = [(f"{name.replace('_', ' ')}:", _word(value)) for name, value in facts.items() if name != "images"]
+    for slot, image in facts["images"].items():
+        rows.append((f"slot {slot}:", ", ".join(f"{k.replace('_', ' ')} {_word(v)}" for k, v in image.items())))
+    return table(rows)
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=line,
+        description=line,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="the device's folder")
+    return parser
