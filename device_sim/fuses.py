@@ -6,7 +6,7 @@
 
     record = SHA-256(value || name)[:8] || value (8, big-endian) || name (48, padded with zeros)
 
-A record that power or a kill tore can only be the last: it was never acknowledged, and is cleared.
+A record that power or a kill tore can only be the last: it was never acknowledged, and the next one replaces it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ RECORDS = 4096
 """Records in the file; a full one is rewritten with one record for each counter."""
 _SUM, _VALUE = 8, 8
 _RECORD = _SUM + _VALUE + MAX_NAME_BYTES
-_BLANK = bytes(_RECORD)
 _PRIVATE = 0o600
 
 
@@ -158,9 +157,6 @@ class Fuses:
         if len(data) != RECORDS * _RECORD or any(data[(self._used + 1) * _RECORD :]):
             raise DeviceError("the device's counters are damaged", hint="such a chip is to be replaced")
         self._attach()
-        if self._used < RECORDS:
-            _write(self._counters(), _BLANK, self._used * _RECORD)  # a torn record, if there is one
-            os.fdatasync(self._counters())
 
     def _attach(self) -> None:
         self._log = os.open(self._folder / "counters", os.O_WRONLY)

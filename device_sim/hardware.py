@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from variegate.device_sim.changes import disk, sync_folder
 from variegate.device_sim.fuses import Fuses
 from variegate.device_sim.journal import Journal
 from variegate.device_sim.measure import measurements
@@ -64,7 +66,8 @@ class Hardware:
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
         partial = folder.with_name(f".{folder.name}.new")
         identity = DeviceIdentity.generate(device_class, kem=kem)
-        try:
+        with disk(), ExitStack() as undo:
+            undo.callback(shutil.rmtree, partial, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "disk").mkdir(parents=True)
             (partial / "fuses").mkdir(mode=0o700)
@@ -73,9 +76,7 @@ class Hardware:
                 fuses.burn(_TRUST, Trust(0, root).to_bytes())
             Slots(Storage(partial / "disk")).format()
             partial.rename(folder)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise DeviceError(f"the device cannot be made: {error.strerror}") from error
+            sync_folder(folder.parent)
         return cls.open(folder)
 
     @classmethod

@@ -16,8 +16,10 @@ from dataclasses import astuple, dataclass, replace
 from variegate.device_sim.storage import Storage
 from variegate.keys import cbor
 from variegate.keys.artefact import Artefact
+from variegate.keys.component import MAX_COMPONENT_BYTES
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.primitives import HASH_BYTES, sha256
+from variegate.keys.signing import MAX_STATEMENT_BYTES
 
 SLOTS = ("a", "b")
 TRIES = 3
@@ -26,6 +28,7 @@ _FILE = "boot"
 _COPY_BYTES = 4096  # the largest physical sector: a torn write of one copy cannot reach the other
 _LENGTH_BYTES = 2
 _MAX_BODY = 256
+_MOST = (MAX_STATEMENT_BYTES, MAX_COMPONENT_BYTES)  # before anything is read into memory
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,14 @@ class Slots:
         """The image in a slot; nothing is checked.
 
         Raises:
-            RefusedError: `MALFORMED`, when the slot is empty.
+            RefusedError: `MALFORMED`, when the slot is empty; `TOO_LARGE`.
             DeviceError: The disk failed.
         """
-        if not all(self.storage.exists(name) for name in files(slot)):
-            raise RefusedError(Refusal.MALFORMED, f"slot {slot} is empty")
+        for name, most in zip(files(slot), _MOST, strict=True):
+            if not self.storage.exists(name):
+                raise RefusedError(Refusal.MALFORMED, f"slot {slot} is empty")
+            if self.storage.size(name) > most:
+                raise RefusedError(Refusal.TOO_LARGE, f"slot {slot} holds more than {most} bytes")
         envelope, component = (self.storage.read(name) for name in files(slot))
         return Artefact(envelope, component)
 

@@ -56,7 +56,7 @@ class Storage:
         with disk():
             for left in folder.glob(f"{_ORPHAN}*"):  # as fsck clears files that no name leads to
                 left.unlink()
-            self._names = {p.name: File(p, p.stat().st_size) for p in folder.iterdir() if p.is_file()}
+            self._names = {p.name: File(p, p.stat().st_size) for p in folder.iterdir() if _is_ours(p)}
         self._durable = dict(self._names)
 
     def exists(self, name: str) -> bool:
@@ -277,6 +277,11 @@ class Storage:
         for name, file in names.items():
             if file.path.name != name:
                 file.path = file.path.replace(self._folder / name)
+
+
+def _is_ours(path: Path) -> bool:
+    """Not a link, which would lead writes out of the folder."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _checked(name: str) -> str:

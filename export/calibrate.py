@@ -19,7 +19,6 @@ from variegate.export.contract import Contract
 from variegate.export.fuse import Template, fuse
 from variegate.export.parity import CopyJudge, ParitySet
 from variegate.export.rewriters import Permutation, Qim, Rewriter, SpreadSpectrum, to_parameters
-from variegate.export.rewriters.qim import nearest_grid
 from variegate.keys.errors import MisuseError
 from variegate.keys.primitives import sha256
 
@@ -84,7 +83,7 @@ def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
     elif kind == SpreadSpectrum.kind:
         yield from (SpreadSpectrum(amplitude=amplitude) for amplitude in _AMPLITUDES)
     elif kind == Qim.kind:
-        yield from (_qim(contract, messages, beta) for beta in _BETAS for messages in _MESSAGES)
+        yield from (qim_near(contract, messages, beta) for beta in _BETAS for messages in _MESSAGES)
     else:
         raise MisuseError(f"rewriter {kind!r} is unknown", hint="known are qim, permutation, spread")
 
@@ -153,10 +152,26 @@ def _try(
     )
 
 
-def _qim(contract: Contract, messages: int, beta: float) -> Qim:
-    """QIM with about `messages` messages and the power-of-two step nearest to `TARGET_STEP`."""
-    grid = nearest_grid(contract.height, contract.width, messages)
-    repeats = max(1, round(messages / math.prod(grid)))
-    support = contract.channels * contract.height * contract.width // math.prod(grid)
-    step = 2 ** round(math.log2(TARGET_STEP * 255 * math.sqrt(support)))
-    return Qim(grid=grid, repeats=repeats, steps=(max(2, step),), beta=beta)
+def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
+    """QIM with B = `messages`, on the grid whose power-of-two step comes nearest to `TARGET_STEP`.
+
+    Of grids that come as near (within a tenth, in logarithm), the finest is taken: it is the cheapest.
+    """
+
+    def rank(qim: Qim) -> tuple[float, int, int]:
+        off = abs(math.log(qim.real_steps(contract)[0] / TARGET_STEP))
+        return round(off, 1), qim.repeats, abs(qim.grid[0] - qim.grid[1])
+
+    grids = [(h, w) for h in _divisors(contract.height) for w in _divisors(contract.width)]
+    pixels = contract.channels * contract.height * contract.width
+    fitting = []
+    for grid in grids:
+        positions = math.prod(grid)
+        if messages % positions == 0:
+            step = 2 ** max(1, round(math.log2(TARGET_STEP * 255 * math.sqrt(pixels / positions))))
+            fitting.append(Qim(grid=grid, repeats=messages // positions, steps=(step,), beta=beta))
+    return min(fitting, key=rank)
+
+
+def _divisors(side: int) -> list[int]:
+    return [d for d in range(1, side + 1) if side % d == 0]

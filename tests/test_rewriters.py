@@ -9,6 +9,8 @@ import torch
 
 from tests.support import bases
 from variegate.export.base import Base
+from variegate.export.calibrate import TARGET_STEP, qim_near
+from variegate.export.contract import Contract
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
 from variegate.export.parity import CopyJudge, check_template, compare, session
 from variegate.export.release import measure
@@ -23,7 +25,6 @@ from variegate.export.rewriters import (
 )
 from variegate.export.rewriters.numpy_ops import NumpyOps
 from variegate.export.rewriters.onnx_ops import OnnxOps
-from variegate.export.rewriters.qim import nearest_grid
 from variegate.export.rewriters.torch_ops import Copy, TorchOps
 from variegate.keys import recipe, streams
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -183,11 +184,25 @@ def test_a_grid_must_divide_the_image(base: Base) -> None:
         fuse(base, Permutation(), "int8")
 
 
-def test_the_nearest_grid_is_square_and_divides() -> None:
-    assert nearest_grid(32, 32, 32) == (4, 8)
-    assert nearest_grid(32, 32, 64) == (8, 8)
-    assert nearest_grid(28, 28, 32) == (4, 7)
-    assert nearest_grid(1, 1, 32) == (1, 1)
+@pytest.mark.parametrize(
+    ("side", "channels", "messages", "grid", "repeats"),
+    [
+        (32, 3, 32, (4, 8), 1),
+        (32, 3, 64, (4, 8), 2),
+        (32, 3, 128, (8, 16), 1),
+        (28, 1, 32, (2, 4), 4),
+        (31, 3, 32, (1, 1), 32),
+    ],
+)
+def test_calibration_finds_a_grid_with_a_step_near_the_target(
+    side: int, channels: int, messages: int, grid: tuple[int, int], repeats: int
+) -> None:
+    contract = Contract(
+        layout="NCHW", channels=channels, height=side, width=side, classes=10, class_names=(), outputs="logits"
+    )
+    qim = qim_near(contract, messages, 4.0)
+    assert (qim.grid, qim.repeats, qim.messages) == (grid, repeats, messages)
+    assert 0.7 < qim.real_steps(contract)[0] / TARGET_STEP < 1.45
 
 
 def test_a_torch_copy_gives_normalised_scores_and_gradients(base: Base) -> None:

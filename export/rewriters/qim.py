@@ -117,13 +117,3 @@ class Qim:
         """M less beta, (N, classes)."""
         sums = self.error_sums(ops, inputs, contract)
         return ops.subtract(inputs.probabilities, ops.scale(sums, 2 * self.beta / self.messages))
-
-
-def nearest_grid(height: int, width: int, count: int) -> tuple[int, int]:
-    """The grid of divisors whose number of sub-images comes nearest to `count`; the squarest of those."""
-    grids = [(h, w) for h in _divisors(height) for w in _divisors(width)]
-    return min(grids, key=lambda g: (abs(g[0] * g[1] - count), abs(g[0] - g[1]), g))
-
-
-def _divisors(side: int) -> list[int]:
-    return [d for d in range(1, side + 1) if side % d == 0]

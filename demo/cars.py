@@ -1,0 +1,179 @@
+"""Three buyers and three cars: export, seal, flash, drive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.demo.attack import Labels
+from variegate.device_sim.device import Device
+from variegate.device_sim.flash import FlashReport, flash
+from variegate.device_sim.world.dataset import Batch, batch
+from variegate.device_sim.world.network import load_signnet
+from variegate.export.base import Base, from_torch
+from variegate.export.calibrate import Calibration, calibrate
+from variegate.export.release import Release, make_release, measure
+from variegate.export.rewriters import Qim
+from variegate.export.sealing import CopyOrder, SealedCopy, Terms, seal_copies
+from variegate.keys.errors import MisuseError, RefusedError
+from variegate.keys.manifest import Policy
+from variegate.keys.seller import Seller
+from variegate.runtime import Enclave
+
+BUYERS = {"A": "Alice", "B": "Bob", "C": "Carol"}
+"""Car -> buyer. The attacker is A's."""
+DEVICE_CLASS = "car-v1"
+ALLOWED_POINTS = 0.5
+"""Most accuracy that a copy may cost, in percentage points."""
+_VALIDATION = 1500
+_STREAM = 1000  # the streams below are the training's and the test's
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the seller exported.
+
+    Attributes:
+        base: The base.
+        calibration: How the rewriter was chosen.
+        rewriter: The choice.
+        release: What copies share.
+    """
+
+    base: Base
+    calibration: Calibration
+    rewriter: Qim
+    release: Release
+
+    def base_labels(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Labels of the base as it is, int64 (N,), of uint8 (N, 3, 32, 32)."""
+        labels: NDArray[np.int64] = measure(self.base, images).probabilities.argmax(axis=1)
+        return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Car:
+    """One car on the road.
+
+    Attributes:
+        name: "A", "B" or "C".
+        buyer: Its owner, as in the manifest.
+        device: The device in it.
+        enclave: What runs on the device.
+        sealed: Bytes of the file that was flashed.
+        report: What flashing said.
+    """
+
+    name: str
+    buyer: str
+    device: Device
+    enclave: Enclave
+    sealed: int
+    report: FlashReport
+
+    @property
+    def labels(self) -> Labels:
+        """What its owner can do: ask for labels."""
+        return self.enclave.classify_batch
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A copy for one car, flashed on another.
+
+    Attributes:
+        outward: What the device answers.
+        inner: The reason in its inner log.
+    """
+
+    outward: str
+    inner: str
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The cars, and what was tried besides.
+
+    Attributes:
+        cars: In the order of `BUYERS`.
+        wrong_car: What happened to B's copy on A's car.
+    """
+
+    cars: tuple[Car, ...]
+    wrong_car: Refused
+
+
+def frames(seed: int, start: int, count: int) -> Batch:
+    """Frames of the demo's own stream."""
+    return batch(_STREAM + seed, start, count)
+
+
+def export_model(seed: int) -> Model:
+    """Exports the packaged network and chooses the rewriter on fresh frames."""
+    base = from_torch(load_signnet(), (3, 32, 32))
+    validation = frames(seed, 0, _VALIDATION)
+    calibration = calibrate(
+        base,
+        Qim.kind,
+        measure(base, validation.images),
+        validation.labels,
+        dtype="uint8",
+        allowed_points=ALLOWED_POINTS,
+    )
+    rewriter = calibration.rewriter
+    if not isinstance(rewriter, Qim):
+        raise MisuseError("the demo traces by attractors: it needs a QIM rewriter")
+    release, _ = make_release("demo", base, rewriter, validation.images)
+    return Model(base, calibration, rewriter, release)
+
+
+@contextmanager
+def fleet(model: Model, seller: Seller, folder: Path, budget: int) -> Iterator[Fleet]:
+    """Makes devices in `folder`, seals a copy for each, flashes and boots them; turns them off at the end.
+
+    Args:
+        model: What to sell.
+        seller: Holder of the keys.
+        folder: An existing folder.
+        budget: Labels that each car may ever give.
+    """
+    with ExitStack() as stack:
+        devices = {
+            name: stack.enter_context(Device.create(folder / f"car-{name}", DEVICE_CLASS, seller.root))
+            for name in BUYERS
+        }
+        orders = [
+            CopyOrder(buyer=BUYERS[name], device=device.identity, epoch=0, sequence=1, security_counter=1)
+            for name, device in devices.items()
+        ]
+        terms = Terms(vendor="Variegate demo", policy=Policy(budget=budget))
+        copies = dict(zip(BUYERS, seal_copies(model.release, seller, orders, terms), strict=True))
+        cars = tuple(_deliver(name, device, copies[name], folder) for name, device in devices.items())
+        yield Fleet(cars, _flash_wrong(devices["A"], folder / "B.vgcopy"))
+
+
+def _deliver(name: str, device: Device, sealed: SealedCopy, folder: Path) -> Car:
+    path = folder / f"{name}.vgcopy"
+    path.write_bytes(sealed.to_bytes())
+    report = flash(device, path)
+    return Car(
+        name=name,
+        buyer=BUYERS[name],
+        device=device,
+        enclave=device.boot(),
+        sealed=path.stat().st_size,
+        report=report,
+    )
+
+
+def _flash_wrong(device: Device, path: Path) -> Refused:
+    try:
+        flash(device, path)
+    except RefusedError as error:
+        return Refused(error.message, device.log()[-1].partition(" ")[2])
+    return Refused("flashed", "the device took another car's copy")

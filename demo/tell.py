@@ -1,0 +1,234 @@
+"""What each chapter says: one table of plain cells, and the words around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.demo.cars import BUYERS, Fleet, Model
+from variegate.demo.results import OVERSHOOTS, Attacked, Curve
+from variegate.demo.trace import THRESHOLD, Verdict
+from variegate.device_sim.world.signs import SIGNS
+from variegate.runtime import Status
+
+Cell = str | int
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter.
+
+    Attributes:
+        key: Its name in the JSON summary.
+        title: For people.
+        text: Before the table.
+        header: Names of the columns.
+        rows: Cells.
+        note: After the table; may be empty.
+    """
+
+    key: str
+    title: str
+    text: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def export(model: Model) -> Chapter:
+    """What the seller exported, and what calibration tried."""
+    c = model.calibration
+    rows = [
+        (
+            str(t.parameters["grid"]),
+            str(t.parameters["steps"]),
+            f"{t.parameters['beta']:g}",
+            f"{t.accuracy:.1%}",
+            f"{t.loss_points:+.2f} ± {t.error_points:.2f}",
+            "taken" if t is c.tried[-1] else "costs too much",
+        )
+        for t in c.tried
+    ]
+    return Chapter(
+        "export",
+        "The seller exports a network",
+        f"A network that reads {len(SIGNS)} road signs, {c.base_accuracy:.1%} right on {c.images} fresh frames. "
+        "Nothing is trained: every copy is this network with attractors of its own behind it. Calibration takes the "
+        f"strongest that cost at most {c.allowed_points:g} points ({c.copies} copies each).",
+        ("grid", "steps", "beta", "accuracy", "points lost", ""),
+        tuple(rows),
+    )
+
+
+def delivery(fleet: Fleet) -> Chapter:
+    """What was sealed and flashed, and the wrong car."""
+    rows = [
+        (
+            car.name,
+            car.buyer,
+            f"{car.sealed // 1024} KiB",
+            f"{car.report.chunks} chunks",
+            _confirmed(car.report.confirmed),
+        )
+        for car in fleet.cars
+    ]
+    return Chapter(
+        "delivery",
+        "Three buyers, three cars",
+        "Each car gets a copy sealed to it alone; a car gives labels and nothing else.",
+        ("car", "buyer", "sealed copy", "flashed", ""),
+        tuple(rows),
+        f"B's copy flashed on car A: “{fleet.wrong_car.outward}”. Car A's inner log says why: {fleet.wrong_car.inner}.",
+    )
+
+
+def drive(answers: Mapping[str, NDArray[np.int64]], truth: NDArray[np.int64]) -> Chapter:
+    """How well each car reads."""
+    rows = [
+        (_reader(name), f"{np.mean(labels == truth):.1%}", f"{np.mean(labels == answers['base']):.1%}")
+        for name, labels in answers.items()
+    ]
+    together = np.mean(np.all([labels == answers["A"] for labels in answers.values()], axis=0))
+    return Chapter(
+        "drive",
+        f"They drive past {len(truth)} signs",
+        "",
+        ("reader", "read rightly", "agrees with the bare network"),
+        tuple(rows),
+        f"All four say the same of {together:.1%} of the signs.",
+    )
+
+
+def attack(attacked: Sequence[Attacked], status: Status, before: int | None, queries: int) -> Chapter:
+    """What the attacker found on car A."""
+    rows = [
+        (
+            i,
+            SIGNS[a.truth].name,
+            "nothing found" if a.found.label is None else SIGNS[a.found.label].name,
+            a.found.queries,
+            "" if a.found.adversarial is None else f"{a.found.distance:.3f}",
+            "" if a.found.adversarial is None else int(_difference(a).max()),
+        )
+        for i, a in enumerate(attacked, 1)
+    ]
+    return Chapter(
+        "attack",
+        f"{BUYERS['A']} attacks her own car",
+        f"HopSkipJump by labels only, at most {queries} queries a sign, on {len(attacked)} signs of "
+        "different kinds that all cars read rightly.",
+        ("sign", "it shows", "car A now reads", "queries", "L2 (pixels 0..1)", "largest change (of 255)"),
+        tuple(rows),
+        f"Car A's signed budget: {before} labels left before, {status.remaining} after.",
+    )
+
+
+def read(attacked: Sequence[Attacked]) -> Chapter:
+    """Which car reads what."""
+    found = [(i, a) for i, a in enumerate(attacked, 1) if a.read]
+    rows: list[tuple[Cell, ...]] = [
+        (i, SIGNS[a.truth].name, *(_verdict(a.read[name], a.truth) for name in (*BUYERS, "base"))) for i, a in found
+    ]
+    counts = ", ".join(f"{name} {sum(a.read[name] != a.truth for _, a in found)}" for name in BUYERS)
+    return Chapter(
+        "read",
+        "She shows the signs to the other cars",
+        "The same bytes, with no camera between: the attacker's best case.",
+        ("sign", "it shows", "car A", "car B", "car C", "bare network"),
+        tuple(rows),
+        f"Of {len(found)} signs made on car A, these fool: {counts}.",
+    )
+
+
+def curves(found: Mapping[str, Curve]) -> Chapter:
+    """What overshoot brings her."""
+    rows: list[tuple[Cell, ...]] = []
+    for key, title in (("with", "car {}"), ("without", "without Variegate: any car")):
+        curve = found[key]
+        rows += [
+            (title.format(name), *(f"{count}/{curve.samples}" for count in counts))
+            for name, counts in curve.fooled.items()
+        ]
+    return Chapter(
+        "curves",
+        "She pushes harder",
+        "The perturbation is stretched by s before it is shown. Numbers are signs that fool the car.",
+        ("", *(f"s = {s:g}" for s in OVERSHOOTS)),
+        tuple(rows),
+        "Without Variegate all cars have one network: what fools one fools all at s = 1, by construction. With it, the "
+        "sample sits in attractors that only car A has; pushed out of them it may fail on A too, and pushed far enough "
+        "it crosses the boundary of the base that all copies share. That is an ordinary attack, and Variegate does "
+        "not stop it. With so few signs these are examples, not rates.",
+    )
+
+
+def spent(remaining: int, answer: str) -> Chapter:
+    """The end of the budget."""
+    return Chapter(
+        "budget",
+        "Her budget ends",
+        "",
+        ("labels left on car A", "asked for", "answer"),
+        ((remaining, remaining + 1, answer),),
+    )
+
+
+def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
+    """Whose copy made it."""
+    rows: list[tuple[Cell, ...]] = []
+    notes = []
+    if "with" in verdicts:
+        verdict = verdicts["with"]
+        rows += [
+            (place, s.name, _p(s.p_value), _p(verdict.corrected(s)), "accused" if s.name == verdict.accused else "")
+            for place, s in enumerate(verdict.suspects, 1)
+            if place <= 3 or s.name in BUYERS.values()  # noqa: PLR2004
+        ]
+        own = next(s for s in verdict.suspects if s.name == guilty)
+        alone = sum(p * len(verdict.suspects) < THRESHOLD for p in own.each)
+        notes.append(
+            f"{len(own.each)} samples together. One by one, {alone} of {len(own.each)} would be enough to accuse "
+            f"(p of {guilty}'s copy: {', '.join(_p(p) for p in own.each)})."
+        )
+    if "without" in verdicts:
+        control = verdicts["without"]
+        notes.append(
+            f"Control, samples made on the bare network: {control.accused or 'no accusation'} "
+            f"(smallest p x N {_p(control.corrected(control.suspects[0]))})."
+        )
+    count = len(next(iter(verdicts.values())).suspects) if verdicts else 0
+    return Chapter(
+        "trace",
+        "The seller reads the attractors",
+        f"{count} registered buyers, three with cars. Under each one's keys, re-derived from the master secret: how "
+        f"likely would an innocent copy lean this way? The law is exact; accused if p x N < {THRESHOLD:g}.",
+        ("place", "buyer", "p", "p x N", ""),
+        tuple(rows),
+        " ".join(notes) or "Nothing was found, so there is nothing to trace.",
+    )
+
+
+def _difference(attacked: Attacked) -> NDArray[np.int16]:
+    if attacked.found.adversarial is None:
+        return np.zeros(1, np.int16)
+    out: NDArray[np.int16] = np.abs(attacked.found.adversarial.astype(np.int16) - attacked.clean)
+    return out
+
+
+def _confirmed(confirmed: bool) -> str:
+    return "booted, tested, confirmed" if confirmed else "on trial"
+
+
+def _reader(name: str) -> str:
+    return f"car {name}" if name in BUYERS else "bare network"
+
+
+def _verdict(label: int, truth: int) -> str:
+    return "right" if label == truth else f"WRONG: {SIGNS[label].name}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"  # noqa: PLR2004
