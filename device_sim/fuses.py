@@ -78,18 +78,43 @@ class Fuses:
         """
         if not 0 <= value <= MAX_VALUE:
             raise MisuseError(f"counter {name} cannot hold {value}")
-        record = _record(name, value)
         with self._guard:
-            if value <= self._values.get(name, 0):
-                return
-            with self._unless_broken():
-                if self._used == RECORDS:
-                    self._compact()
-                log = self._counters()
-                _write(log, record, self._used * _RECORD)
-                os.fdatasync(log)
-            self._used += 1
-            self._values[name] = value
+            if value > self._values.get(name, 0):
+                self._raise(name, value)
+
+    def reserve(self, name: str, least: int, most: int, limit: int) -> int:
+        """Raises a counter by `most`, or by as much as `limit` leaves, durable before it returns.
+
+        Two callers never get the same part of the count.
+
+        Returns:
+            By how much; 0, and nothing changed, when `limit` leaves less than `least`.
+
+        Raises:
+            DeviceError: It could not be made durable; the counters are then off until opened again.
+            MisuseError: The name or the limit is out of its range.
+        """
+        if not 0 <= limit <= MAX_VALUE:
+            raise MisuseError(f"counter {name} cannot hold {limit}")
+        with self._guard:
+            value = self._values.get(name, 0)
+            granted = min(most, limit - value)
+            if granted < max(1, least):
+                return 0
+            self._raise(name, value + granted)
+            return granted
+
+    def _raise(self, name: str, value: int) -> None:
+        """Writes a counter's new value; `_guard` is held."""
+        record = _record(name, value)
+        with self._unless_broken():
+            if self._used == RECORDS:
+                self._compact()
+            log = self._counters()
+            _write(log, record, self._used * _RECORD)
+            os.fdatasync(log)
+        self._used += 1
+        self._values[name] = value
 
     def load(self, name: str) -> bytes | None:
         """A burnt value, or None when there is none.

@@ -141,6 +141,14 @@ class Hardware:
         """
         self._fuses.advance(name, value)
 
+    def reserve(self, name: str, least: int, most: int, limit: int) -> int:
+        """Raises a counter by `most`, or by as much as `limit` leaves; by nothing where that is below `least`.
+
+        Raises:
+            DeviceError: It could not be made durable.
+        """
+        return self._fuses.reserve(name, least, most, limit)
+
     def now(self) -> float:
         """Unix time in seconds."""
         return self._clock()

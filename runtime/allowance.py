@@ -27,7 +27,6 @@ class Allowance:
         self._counter = f"budget.{epoch}"
         self._clock = clock
         self._lock = threading.Lock()
-        self._reserved = platform.counter(self._counter)
         self._ready = 0  # reserved on the counter and not yet answered; a restart loses these
         # A bucket that starts empty: restarting gains nothing.
         self._tokens = 0.0
@@ -39,7 +38,7 @@ class Allowance:
         if self._policy.budget is None:
             return None
         with self._lock:
-            return max(0, self._policy.budget - self._reserved) + self._ready
+            return max(0, self._policy.budget - self._platform.counter(self._counter)) + self._ready
 
     def take(self, count: int) -> None:
         """Spends `count` queries, all or none.
@@ -77,11 +76,8 @@ class Allowance:
         missing = count - self._ready
         if missing <= 0:
             return
-        left = budget - self._reserved
-        if missing > left:
+        block = min(LIMITS.reserve, budget // LIMITS.reserve_share)
+        granted = self._platform.reserve(self._counter, missing, max(missing, block), budget)
+        if granted < missing:
             raise LimitError("query budget is spent")
-        block = max(1, min(LIMITS.reserve, budget // LIMITS.reserve_share))
-        target = self._reserved + min(left, max(missing, block))
-        self._platform.advance(self._counter, target)
-        self._ready += target - self._reserved
-        self._reserved = target
+        self._ready += granted

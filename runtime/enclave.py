@@ -6,6 +6,7 @@ decrypt, load. It works on bytes held in memory, so that nothing is checked in o
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from types import TracebackType
@@ -126,10 +127,10 @@ class Enclave:
             RefusedError: `ARTEFACT`, when the labels differ.
         """
         with uniform(self._platform, "self-test"):
-            flat = np.frombuffer(self._canaries, self._dtype)
-            size = int(np.prod(self._manifest.shape))
-            if flat.size == 0 or flat.size % size:
+            frame_bytes = math.prod(self._manifest.shape) * self._dtype.itemsize
+            if not self._canaries or len(self._canaries) % frame_bytes:
                 raise RefusedError(Refusal.SELF_TEST, "component has no whole canary frames")
+            flat = np.frombuffer(self._canaries, self._dtype)
             labels = self._run(flat.reshape(-1, *self._manifest.shape))
             if sha256(labels.astype("<i8").tobytes()) != self._manifest.canaries:
                 raise RefusedError(Refusal.SELF_TEST, "canary frames get other labels than the seller's")

@@ -42,8 +42,11 @@ class Platform(Protocol):
         """Value of a monotonic counter; 0 for one never advanced."""
         ...
 
-    def advance(self, name: str, value: int) -> None:
-        """Raises a counter to `value`, durable before it returns. A lower or equal value changes nothing.
+    def reserve(self, name: str, least: int, most: int, limit: int) -> int:
+        """Raises a counter by `most`, or by as much as `limit` leaves, in one step and durable on return.
+
+        Returns:
+            By how much; 0, and nothing changed, when `limit` leaves less than `least`.
 
         Raises:
             DeviceError: When the counter could not be raised.

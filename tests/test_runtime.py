@@ -133,6 +133,20 @@ def test_threads_share_one_budget(device: Device) -> None:
     assert enclave.status().answered == 500
 
 
+def test_two_enclaves_of_one_device_share_one_budget(device: Device) -> None:
+    artefact = seal_for(device.identity, SIGNER, policy=Policy(budget=10))
+    answered = 0
+    with Enclave.open(artefact, device) as first, Enclave.open(artefact, device) as second:
+        for _ in range(10):
+            for enclave in (first, second):
+                try:
+                    enclave.classify(frames(1)[0])
+                except LimitError:
+                    continue
+                answered += 1
+    assert answered == 10
+
+
 def test_the_rate_starts_empty_fills_and_says_when_to_come_back(device: Device) -> None:
     clock = [0.0]
     policy = Policy(rate_per_hour=3600, burst=3)
