@@ -142,7 +142,8 @@ def _chart(curves: Mapping[str, Curve]) -> str:
     ]
     series += [
         ("any car, without Variegate", "base", True, curves["without"].samples, counts)
-        for counts in curves["without"].fooled.values()
+        for name, counts in curves["without"].fooled.items()
+        if name == "base"
     ]
     if any(samples == 0 for _, _, _, samples, _ in series):
         return ""

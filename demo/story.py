@@ -194,7 +194,7 @@ class Story:
         own = [(a.clean, a.truth, a.found) for a in self.attacked]
         readers: dict[str, Labels] = {car.name: car.labels for car in cars.cars}
         self.curves["with"] = _curve(own, readers)
-        self.curves["without"] = _curve(self._bare, {"base": model.base_labels})
+        self.curves["without"] = _curve(self._bare, {"base": model.base_labels, **readers})
 
     def _trace(self, model: Model, seller: Seller, progress: Progress) -> None:
         """Looks at the samples under every registered buyer's keys."""

@@ -146,22 +146,22 @@ def read(attacked: Sequence[Attacked]) -> Chapter:
 def curves(found: Mapping[str, Curve]) -> Chapter:
     """What overshoot brings her."""
     rows: list[tuple[Cell, ...]] = []
-    for key, title in (("with", "car {}"), ("without", "without Variegate: any car")):
+    for key, origin in (("with", "car A"), ("without", "bare network")):
         curve = found[key]
         rows += [
-            (title.format(name), *(f"{count}/{curve.samples}" for count in counts))
+            (origin, _reader(name), *(f"{count}/{curve.samples}" for count in counts))
             for name, counts in curve.fooled.items()
         ]
     return Chapter(
         "curves",
         "She pushes harder",
         "The perturbation is stretched by s before it is shown. Numbers are signs that fool the car.",
-        ("", *(f"s = {s:g}" for s in OVERSHOOTS)),
+        ("made on", "shown to", *(f"s = {s:g}" for s in OVERSHOOTS)),
         tuple(rows),
-        "Without Variegate all cars have one network: what fools one fools all at s = 1, by construction. With it, the "
-        "sample sits in attractors that only car A has; pushed out of them it may fail on A too, and pushed far enough "
-        "it crosses the boundary of the base that all copies share. That is an ordinary attack, and Variegate does "
-        "not stop it. With so few signs these are examples, not rates.",
+        "Without Variegate every car is the bare network: what fools one fools all at s = 1, by construction. With it, a "
+        "sample made on car A sits in attractors that only A has; pushed out of them it may fail on A too. What "
+        "crosses the boundary of the base, as samples made on the bare network do, can fool any copy: Variegate does "
+        "not stop that. With so few signs these are examples, not rates.",
     )
 
 

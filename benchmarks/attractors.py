@@ -1,0 +1,124 @@
+"""What interleaved supports cost in protection: QIM at one B, d and beta, from dense messages to the finest grid.
+
+    python -m benchmarks.attractors [--quick]
+
+A search by labels alone (the demo's HopSkipJump) on one GTSRB copy, for images that three copies read rightly; the
+sample found is then scaled by an overshoot s and shown to the two other copies. Rows differ in the grid only, so that
+equal replication means that the cheap convolution gives nothing away. A study of one design choice on one network; the
+worth of the protection is another matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bases import GTSRB
+from benchmarks.result import result_path, source_commit, write_result
+from variegate.demo.attack import hop_skip_jump
+from variegate.export.fuse import IMAGE, LABEL, fuse
+from variegate.export.parity import session
+from variegate.export.rewriters import Qim
+from variegate.keys import recipe
+from variegate.keys.primitives import sha256
+
+BETA, OVERSHOOTS = 4.0, (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+SETTINGS = (
+    Qim(grid=(4, 8), repeats=1, steps=(128,), beta=BETA),
+    Qim(grid=(2, 4), repeats=4, steps=(256,), beta=BETA),
+    Qim(grid=(4, 4), repeats=2, steps=(128,), beta=BETA),
+    Qim(grid=(2, 2), repeats=8, steps=(256,), beta=BETA),
+    Qim(grid=(1, 1), repeats=32, steps=(512,), beta=BETA),
+)
+_POOL, _COPIES = 2_000, 3
+_Z95 = 1.959964
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of a proportion."""
+    centre = (hits + _Z95**2 / 2) / (count + _Z95**2)
+    half = _Z95 / (count + _Z95**2) * math.sqrt(hits * (count - hits) / count + _Z95**2 / 4)
+    return centre - half, centre + half
+
+
+def copies(rewriter: Qim) -> list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]]:
+    """Label functions of three copies."""
+    template = fuse(GTSRB.base, rewriter, "uint8")
+    out: list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]] = []
+    for i in range(_COPIES):
+        opened = session(template.graph, recipe.expand(template.tensors, sha256(b"attractors", bytes([i]))))
+        out.append(lambda x, s=opened: s.run([LABEL], {IMAGE: x})[0])  # type: ignore[misc]
+    return out
+
+
+def study(rewriter: Qim, count: int, queries: int) -> dict[str, Any]:
+    """Searches on the first copy, replays on the others."""
+    images, truth = GTSRB.test_set(_POOL)
+    fleet = copies(rewriter)
+    answers = np.stack([np.concatenate([c(images[i : i + 100]) for i in range(0, _POOL, 100)]) for c in fleet])
+    good = np.flatnonzero((answers == truth).all(axis=0))
+    chosen = np.random.default_rng(0).choice(good, count, replace=False)
+    shown = dict.fromkeys(OVERSHOOTS, 0)
+    hits = dict.fromkeys(OVERSHOOTS, 0)
+    distances = []
+    for i in chosen:
+        rng = np.random.default_rng([1, int(i)])
+        found = hop_skip_jump(fleet[0], images[i], int(truth[i]), queries=queries, rng=rng)
+        if found.adversarial is None:
+            continue
+        distances.append(found.distance)
+        for s in OVERSHOOTS:
+            moved = images[i] + s * (found.adversarial.astype(float) - images[i])
+            picture = np.clip(np.rint(moved), 0, 255).astype(np.uint8)[np.newaxis]
+            for victim in fleet[1:]:
+                shown[s] += 1
+                hits[s] += int(victim(picture)[0] != truth[i])
+    return {
+        "grid": rewriter.grid,
+        "repeats": rewriter.repeats,
+        "d": rewriter.real_steps(GTSRB.base.contract)[0],
+        "accuracy_on_pool": float((answers == truth).mean()),
+        "searched": len(distances),
+        "median_l2": float(np.median(distances)),
+        "replication": {str(s): hits[s] / max(1, shown[s]) for s in OVERSHOOTS},
+        "interval": {str(s): wilson(hits[s], max(1, shown[s])) for s in OVERSHOOTS},
+        "shown": shown[1.0],
+    }
+
+
+def main() -> None:
+    """Runs the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
+    parser.add_argument("--out", type=Path, help="result file")
+    args = parser.parse_args()
+    source_commit()
+    count, queries = (2, 400) if args.quick else (40, 5_000)
+    figures: dict[str, float] = {}
+    rows = []
+    for setting in SETTINGS[:2] if args.quick else SETTINGS:
+        row = study(setting, count, queries)
+        rows.append(row)
+        print(row, flush=True)
+        name = f"grid{setting.grid[0]}x{setting.grid[1]}"
+        figures[f"{name}_d"], figures[f"{name}_median_l2"] = row["d"], row["median_l2"]
+        for s in ("1.0", "2.0", "3.0"):
+            figures[f"{name}_replication_s{s[0]}"] = row["replication"][s]
+    write_result(
+        "attractors",
+        figures=figures,
+        raw=rows,
+        seeds=[0, 1],
+        n={"images": count, "queries": queries, "victims": _COPIES - 1},
+        path=result_path("attractors", quick=args.quick, out=args.out),
+    )
+
+
+if __name__ == "__main__":
+    main()
