@@ -158,8 +158,8 @@ def curves(found: Mapping[str, Curve]) -> Chapter:
         "The perturbation is stretched by s before it is shown. Numbers are signs that fool the car.",
         ("made on", "shown to", *(f"s = {s:g}" for s in OVERSHOOTS)),
         tuple(rows),
-        "Without Variegate every car is the bare network: what fools one fools all at s = 1, by construction. With it, a "
-        "sample made on car A sits in attractors that only A has; pushed out of them it may fail on A too. What "
+        "Without Variegate every car is the bare network: what fools one fools all at s = 1, by construction. With it, "
+        "a sample made on car A sits in attractors that only A has; pushed out of them it may fail on A too. What "
         "crosses the boundary of the base, as samples made on the bare network do, can fool any copy: Variegate does "
         "not stop that. With so few signs these are examples, not rates.",
     )

@@ -1,0 +1,142 @@
+"""Puts the committed figures into the README, between its markers.
+
+python -m benchmarks.tables            rewrites README.md
+python -m benchmarks.tables --check    fails when it differs; a test does the same
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.result import RESULTS
+
+README = RESULTS.parents[1] / "README.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
+_KINDS = ("qim", "permutation", "spread")
+
+
+def load(name: str) -> dict[str, Any]:
+    """A committed result."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return document
+
+
+def accuracy() -> list[str]:
+    """Table of accuracies."""
+    document = load("accuracy")
+    f, n = document["figures"], document["n"]
+    lines = [
+        (
+            f"**Accuracy of sealed, flashed copies**, whole test set, {n['copies']} copies each, mean and standard "
+            "deviation in % (`python -m benchmarks.accuracy`)"
+        ),
+        "",
+        "| | base | QIM | permutation | spread spectrum |",
+        "|---|---|---|---|---|",
+    ]
+    for name, label in (("cifar10", "CIFAR-10, ResNet-20"), ("gtsrb", "GTSRB, small CNN")):
+        cells = " | ".join(f"{f[f'{name}_{k}']:.2f} ± {f[f'{name}_{k}_deviation']:.2f}" for k in _KINDS)
+        lines.append(f"| {label} ({n[f'{name}_images']:,} images) | {f[f'{name}_base']:.2f} | {cells} |")
+    lines += [
+        "",
+        (
+            f"Labels that differ from the torch reference: {f['label_disagreements']} of "
+            f"{sum(n[f'{d}_images'] for d in ('cifar10', 'gtsrb')) * n['copies'] * len(_KINDS):,}; "
+            f"{f['label_disagreements_beyond_tie']} of them with a margin above 0.00001 "
+            f"(largest {f['largest_disagreement_margin']:.1g})."
+        ),
+    ]
+    return lines
+
+
+def runtime() -> list[str]:
+    """Table of overheads."""
+    f = load("runtime")["figures"]
+    lines = [
+        (
+            "**Speed of a copy for uint8 frames against the bare base in onnxruntime** (floats in, logits out), one "
+            "thread, median of paired ratios with a 95 % interval (`python -m benchmarks.runtime`)"
+        ),
+        "",
+        "| | bare base | QIM | permutation |",
+        "|---|---|---|---|",
+    ]
+    for short, label in (("resnet20", "ResNet-20"), ("gtsrb", "GTSRB CNN")):
+        for batch in (1, 64):
+            cells = []
+            for kind in ("qim", "permutation"):
+                key = f"overhead_{kind}_{short}_b{batch}"
+                low, high = f[f"{key}_low"], f[f"{key}_high"]
+                cells.append(f"{100 * f[key]:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})")
+            lines.append(f"| {label}, batch {batch} | {f[f'bare_us_{short}_b{batch}']:,.0f} µs | {' | '.join(cells)} |")
+    lines += ["", f"The runtime's own path (checks, expiry, budget) adds {f['path_us']:.0f} µs to a query at batch 1."]
+    return lines
+
+
+def export() -> list[str]:
+    """Speeds of export."""
+    f = load("export")["figures"]
+    return [
+        "**Copies per second**, one core, ResNet-20, files and registry included (`python -m benchmarks.export`)",
+        "",
+        "| | copies/s | against `torch.onnx.export` of each copy | against AES-256-GCM of the same bytes |",
+        "|---|---|---|---|",
+        (
+            f"| single file | {f['single_copies_per_s']:.0f} | {f['single_vs_reexport']:,.0f} times as fast "
+            f"| {f['single_vs_aes']:.3f} of its speed |"
+        ),
+        (
+            f"| envelope, shared component | {f['envelope_copies_per_s']:.0f} | {f['envelope_vs_reexport']:,.0f} times "
+            "as fast | |"
+        ),
+    ]
+
+
+def tamper() -> list[str]:
+    """Figures of the mutation sweep."""
+    f = load("tamper")["figures"]
+    return [
+        (
+            f"**Tampering** (`python -m benchmarks.tamper`): {f['mutations_tried']:,} mutations of a sealed artefact and "
+            f"{f['cuts_tried']:,} truncations, {f['mutations_accepted'] + f['cuts_accepted']} accepted; "
+            f"{f['power_cuts_tried']:,} power cuts while flashing, {f['bricks']} devices bricked; copies opened on a wrong "
+            f"device: {f['off_diagonal_opened']}; query budgets exceeded under kills and restored disks: "
+            f"{f['budget_exceeded']}."
+        ),
+    ]
+
+
+SECTIONS: tuple[Callable[[], list[str]], ...] = (accuracy, runtime, export, tamper)
+
+
+def render() -> str:
+    """The whole block, markers included."""
+    blocks = ["\n".join(section()) for section in SECTIONS]
+    return "\n\n".join([BEGIN, *blocks, END])
+
+
+def replaced(text: str) -> str:
+    """The README with the block as it should be."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + render() + after
+
+
+def main() -> None:
+    """Rewrites or checks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 when the README differs")
+    args = parser.parse_args()
+    text = README.read_text("utf-8")
+    new = replaced(text)
+    if args.check:
+        sys.exit(int(new != text))
+    README.write_text(new, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
