@@ -101,10 +101,10 @@ def tamper() -> list[str]:
     f = load("tamper")["figures"]
     return [
         (
-            f"**Tampering** (`python -m benchmarks.tamper`): {f['mutations_tried']:,} mutations of a sealed artefact and "
+            f"**Tampering** (`python -m benchmarks.tamper`): {f['mutations_tried']:,} mutations of a sealed artefact, "
             f"{f['cuts_tried']:,} truncations, {f['mutations_accepted'] + f['cuts_accepted']} accepted; "
-            f"{f['power_cuts_tried']:,} power cuts while flashing, {f['bricks']} devices bricked; copies opened on a wrong "
-            f"device: {f['off_diagonal_opened']}; query budgets exceeded under kills and restored disks: "
+            f"{f['power_cuts_tried']:,} power cuts while flashing, {f['bricks']} devices bricked; copies opened on a "
+            f"wrong device: {f['off_diagonal_opened']}; query budgets exceeded under kills and restored disks: "
             f"{f['budget_exceeded']}."
         ),
     ]

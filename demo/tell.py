@@ -12,6 +12,7 @@ from variegate.demo.cars import BUYERS, Fleet, Model
 from variegate.demo.results import OVERSHOOTS, Attacked, Curve
 from variegate.demo.trace import THRESHOLD, Verdict
 from variegate.device_sim.world.signs import SIGNS
+from variegate.export.rewriters import Qim, from_parameters
 from variegate.runtime import Status
 
 Cell = str | int
@@ -43,6 +44,7 @@ def export(model: Model) -> Chapter:
     c = model.calibration
     rows = [
         (
+            _messages(t.parameters),
             str(t.parameters["grid"]),
             str(t.parameters["steps"]),
             f"{t.parameters['beta']:g}",
@@ -58,9 +60,14 @@ def export(model: Model) -> Chapter:
         f"A network that reads {len(SIGNS)} road signs, {c.base_accuracy:.1%} right on {c.images} fresh frames. "
         "Nothing is trained: every copy is this network with attractors of its own behind it. Calibration takes the "
         f"strongest that cost at most {c.allowed_points:g} points ({c.copies} copies each).",
-        ("grid", "steps", "beta", "accuracy", "points lost", ""),
+        ("messages", "grid", "steps", "beta", "accuracy", "points lost", ""),
         tuple(rows),
     )
+
+
+def _messages(parameters: dict[str, object]) -> int:
+    rewriter = from_parameters(parameters)
+    return rewriter.messages if isinstance(rewriter, Qim) else 0
 
 
 def delivery(fleet: Fleet) -> Chapter:

@@ -1,0 +1,60 @@
+"""Every benchmark runs, small, from its command, and writes the figures that it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.result import RESULTS
+from benchmarks.zoo.data import require_data
+
+ROOT = RESULTS.parents[1]
+PROMISED = {
+    "accuracy": {
+        f"{d}_{k}" for d in ("cifar10", "gtsrb") for k in ("base", "qim", "permutation", "spread")
+    } | {"label_disagreements"},
+    "export": {"single_copies_per_s", "envelope_copies_per_s", "single_vs_reexport", "single_vs_aes"},
+    "runtime": {
+        f"overhead_{k}_{n}_b{b}" for k in ("qim", "permutation") for n in ("resnet20", "gtsrb") for b in (1, 64)
+    } | {"path_us"},
+    "tamper": {
+        "mutations_tried", "mutations_accepted", "cuts_tried", "bricks", "off_diagonal_opened", "budget_exceeded"
+    },
+    "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
+    "train_gtsrb": {"accuracy"},
+    "train_world": {"accuracy"},
+}  # fmt: skip
+NEED_DATA = {"accuracy", "export", "runtime", "attractors", "train_gtsrb"}
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_benchmark_runs_small_and_writes_its_figures(name: str, tmp_path: Path) -> None:
+    if name in NEED_DATA:
+        require_data()
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(out.read_text())
+    assert set(document) == {"command", "commit", "date", "seeds", "n", "versions", "cpu", "figures", "raw"}
+    assert PROMISED[name] <= set(document["figures"])
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_committed_result_has_the_promised_figures(name: str) -> None:
+    path = RESULTS / ("world.json" if name == "train_world" else f"{name}.json")
+    figures = json.loads(path.read_text())["figures"]
+    assert PROMISED[name] <= set(figures)
+    if name == "tamper":
+        assert (figures["mutations_accepted"], figures["bricks"], figures["budget_exceeded"]) == (0, 0, 0)
+
+
+def test_the_tables_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0
