@@ -9,6 +9,7 @@ this environment sealed. Not a pytest module: it needs an environment of its own
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,10 @@ def main() -> None:
         folder = Path(name)
         (folder / "passphrase").write_text(PASSPHRASE)
         (folder / "passphrase").chmod(0o600)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", REPOSITORY, folder=folder)
+        # setuptools builds inside of the source tree: give it a copy, so that nothing is left behind.
+        unwanted = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "demo-output")
+        shutil.copytree(REPOSITORY, folder / "source", symlinks=True, ignore=unwanted)
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", folder / "source", folder=folder)
         (wheel,) = (folder / "dist").glob("*.whl")
         venv.create(folder / "empty", with_pip=True)
         python, command = folder / "empty/bin/python", folder / "empty/bin/variegate"

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ class SecretNet(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.secret_norm(self.secret_stem(x)))
         y = torch.nn.functional.pad(y, (1, 0, 1, 0))[:, :, 1:, 1:] + y
-        return self.secret_head(self.secret_drop(y.mean((2, 3))))
+        return cast("torch.Tensor", self.secret_head(self.secret_drop(y.mean((2, 3)))))
 
 
 class FixedBatch(torch.nn.Module):

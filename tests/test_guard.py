@@ -9,7 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -196,7 +196,7 @@ def with_external(**entries: str) -> bytes:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=value)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ class Tiny(torch.nn.Module):
         self.linear = torch.nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x.flatten(1))
+        return cast("torch.Tensor", self.linear(x.flatten(1)))
 
 
 @pytest.fixture(scope="module")

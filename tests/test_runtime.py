@@ -98,14 +98,9 @@ def test_the_budget_is_spent_to_the_last_and_never_beyond(device: Device) -> Non
 def test_a_restart_loses_what_was_reserved_and_gains_nothing(device: Device) -> None:
     budget = 64 * 100
     artefact = seal_for(device.identity, SIGNER, policy=Policy(budget=budget))
-    answered = 0
     for _ in range(5):
         with Enclave.open(artefact, device) as enclave:
             enclave.classify(frames(1)[0])
-            answered += 1
-            remaining = enclave.status().remaining
-        assert remaining is not None
-    assert remaining <= budget - answered
     with Enclave.open(artefact, device) as enclave:
         assert enclave.status().remaining == budget - 5 * 100
 
