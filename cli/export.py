@@ -38,6 +38,7 @@ from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Policy
 from variegate.keys.rotation import Revocations
 from variegate.keys.seller import Seller
+from variegate.keys.uri import open_signer
 
 _RANK = 4
 _LIST_LIMIT = 64
@@ -124,6 +125,7 @@ def _add_fleet(commands: Any) -> None:
 def _add_sealing(p: argparse.ArgumentParser) -> None:
     p.add_argument("release", type=Path, metavar="RELEASE", help="folder made by: variegate export prepare")
     p.add_argument("--seller", type=Path, required=True, metavar="KEY", help="the seller's key file")
+    p.add_argument("--signer", metavar="URI", help="who signs, as in file:next.key (default: the seller's key file)")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     p.add_argument(
         "--registry", type=Path, metavar="FILE", help="SQLite registry (default: registry.sqlite beside RELEASE)"
@@ -272,7 +274,8 @@ def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | Non
     terms = _terms(args)
     seller = Seller.load(args.seller, passphrase_reader(args.passphrase_file)())
     _refuse_revoked(args, seller, wanted)
-    exporter = Exporter(args.release, seller, terms, args.out, cohort)
+    signer = open_signer(args.signer, passphrase_reader(args.passphrase_file)) if args.signer else None
+    exporter = Exporter(args.release, seller, terms, args.out, cohort, signer)
     registry = args.registry or args.release.resolve().parent / "registry.sqlite"
     with Registry(registry) as entered, Progress("copies", len(wanted)) as progress:
         seen = 0

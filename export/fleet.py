@@ -27,6 +27,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.files import write_atomic
 from variegate.keys.primitives import sha256
 from variegate.keys.seller import Seller
+from variegate.keys.signing import Signer
 
 BATCH = 64
 """Copies under one batch signature: what a kill can lose, and how often progress shows."""
@@ -64,6 +65,7 @@ class Exporter:
         terms: Common to all copies.
         folder: For the files; made when missing.
         cohort: Share one component among the devices under this name; None gives every copy its own.
+        signer: Who signs; the seller's own keys unless told. It stays in this process, so it works alone.
     """
 
     release_folder: Path
@@ -71,6 +73,7 @@ class Exporter:
     terms: Terms
     folder: Path
     cohort: str | None = None
+    signer: Signer | None = None
 
     @cached_property
     def release(self) -> Release:
@@ -103,8 +106,10 @@ class Exporter:
 
         Raises:
             RefusedError: `PARITY`, or a damaged release; batches registered before it stay valid.
-            MisuseError: When the folder cannot be written.
+            MisuseError: When the folder cannot be written, or worker processes are asked for with a signer.
         """
+        if self.signer is not None and jobs > 1:
+            raise MisuseError("a signer of its own works in one process", hint="leave out --jobs")
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.shared is not None:
             write_atomic(self.folder / COMPONENT_FILE, bytes(self.shared.file), mode=0o644, overwrite=True)
@@ -118,7 +123,7 @@ class Exporter:
 
     def make(self, orders: Sequence[CopyOrder]) -> list[Row]:
         """Seals a batch, writes its files, and returns its rows, not yet registered."""
-        copies = seal_copies(self.release, self.seller, orders, self.terms, self.shared)
+        copies = seal_copies(self.release, self.seller, orders, self.terms, self.shared, signer=self.signer)
         files = [(file_name(c.order, shared=self.shared is not None), c.to_bytes()) for c in copies]
         _write_batch(self.folder, files)
         return [_row(self.release, c, name, data) for c, (name, data) in zip(copies, files, strict=True)]

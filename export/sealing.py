@@ -15,6 +15,7 @@ from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef, Manifest, Policy
 from variegate.keys.primitives import sha256
 from variegate.keys.seller import Seller
+from variegate.keys.signing import Signer
 
 PARITY_HEAD = 16
 """Images on which every single copy is checked; the release as a whole was checked on more."""
@@ -112,6 +113,8 @@ def seal_copies(
     orders: Sequence[CopyOrder],
     terms: Terms,
     shared: SharedComponent | None = None,
+    *,
+    signer: Signer | None = None,
 ) -> list[SealedCopy]:
     """Checks and seals copies; one batch signature covers them.
 
@@ -121,6 +124,7 @@ def seal_copies(
         orders: At least one.
         terms: Common to all.
         shared: The component to point to, or None to give every copy its own under a fresh key.
+        signer: Who signs; the seller's own keys unless told.
 
     Returns:
         The copies, in the order of `orders`.
@@ -142,7 +146,7 @@ def seal_copies(
         keys = SealedKeys(cek, seed)
         envelopes_for.append(Order(manifest, keys, order.device.kem, order.device.kem_public))
         prepared.append((order, manifest, file))
-    envelopes = seal_batch(envelopes_for, seller.signer)
+    envelopes = seal_batch(envelopes_for, signer or seller.signer)
     return [
         SealedCopy(order, manifest, envelope, file)
         for (order, manifest, file), envelope in zip(prepared, envelopes, strict=True)

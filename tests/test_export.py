@@ -166,6 +166,16 @@ def test_a_fleet_is_made_once_and_resumed(folder: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_another_signer_signs_alone(folder: Path, tmp_path: Path) -> None:
+    other = Seller.generate()
+    with Device.create(tmp_path / "car", "camera-v1", other.root) as device, Registry(tmp_path / "r") as registry:
+        exporter = Exporter(folder, SELLER, TERMS, tmp_path / "out", signer=other.signer)
+        exporter.fleet([Wanted(buyer="acme", device=device.identity)], registry)
+        flash(device, next((tmp_path / "out").glob("*.vgc")))
+        with pytest.raises(MisuseError, match="one process"):
+            exporter.fleet(wanted(2), registry, jobs=2)
+
+
 def test_a_fleet_in_processes_shares_a_component(folder: Path, tmp_path: Path) -> None:
     fleet = wanted(2 * BATCH)
     exporter = Exporter(folder, SELLER, TERMS, tmp_path / "out", "europe")
