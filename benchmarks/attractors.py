@@ -28,13 +28,15 @@ from variegate.export.rewriters import Qim
 from variegate.keys import recipe
 from variegate.keys.primitives import sha256
 
-BETA, OVERSHOOTS = 4.0, (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+B, BETA, OVERSHOOTS = 32, 4.0, (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 SETTINGS = (
     Qim(grid=(4, 8), repeats=1, steps=(128,), beta=BETA),
     Qim(grid=(2, 4), repeats=4, steps=(256,), beta=BETA),
     Qim(grid=(4, 4), repeats=2, steps=(128,), beta=BETA),
     Qim(grid=(2, 2), repeats=8, steps=(256,), beta=BETA),
     Qim(grid=(1, 1), repeats=32, steps=(512,), beta=BETA),
+    # Twice the messages: what calibration chooses for this network within half a point.
+    Qim(grid=(4, 8), repeats=2, steps=(128,), beta=BETA),
 )
 _POOL, _COPIES = 2_000, 3
 _Z95 = 1.959964
@@ -106,7 +108,7 @@ def main() -> None:
         row = study(setting, count, queries)
         rows.append(row)
         print(row, flush=True)
-        name = f"grid{setting.grid[0]}x{setting.grid[1]}"
+        name = f"grid{setting.grid[0]}x{setting.grid[1]}" + (f"_b{setting.messages}" if setting.messages != B else "")
         figures[f"{name}_d"], figures[f"{name}_median_l2"] = row["d"], row["median_l2"]
         for s in ("1.0", "2.0", "3.0"):
             figures[f"{name}_replication_s{s[0]}"] = row["replication"][s]
