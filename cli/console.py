@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from variegate.keys.errors import MisuseError
+from variegate.keys import keyfile
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import refuse_open_to_others
 
 PASSPHRASE_FILE_VARIABLE = "VARIEGATE_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
@@ -132,6 +134,23 @@ def passphrase_reader(path: Path | None, *, create: bool = False) -> Callable[[]
     return read
 
 
+def check_key_file(path: Path) -> Path:
+    """Tells a key file from any other by its first bytes, before a passphrase is asked for.
+
+    Raises:
+        MisuseError: There is no such file.
+        RefusedError: `KEY`, when it is another kind of file.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(keyfile.MAGIC))
+    except OSError as error:
+        raise MisuseError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
+    if start != keyfile.MAGIC:
+        raise RefusedError(Refusal.KEY, f"{path} is no key file", hint="variegate keys show PATH says what it is")
+    return path
+
+
 def _passphrase(path: Path | None, *, create: bool) -> str:
     named = os.environ.get(PASSPHRASE_FILE_VARIABLE)
     if path is None and named:
@@ -160,8 +179,7 @@ def _from_file(path: Path) -> str:
         raise MisuseError(f"cannot read the passphrase file {path}: {reason}") from error
     if len(data) > _MAX_PASSPHRASE_BYTES:
         raise MisuseError(f"passphrase file {path} is larger than {_MAX_PASSPHRASE_BYTES} bytes")
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         return data.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        # The error quotes the passphrase; it is not chained.
-        raise MisuseError(f"passphrase file {path} is not UTF-8 text") from None
+    # Raised outside of a handler: the error in decoding quotes the passphrase, and would be this one's context.
+    raise MisuseError(f"passphrase file {path} is not UTF-8 text")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from numpy.typing import NDArray
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import LimitError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
+from variegate.runtime.enclave import Enclave
 
 _MAX_IMAGE_BYTES = 1 << 30
+_LONGEST_WAIT_S = 600.0
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +42,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     identity.add_argument("--out", type=Path, required=True, metavar="PATH", help="JSON file; must not be there yet")
     identity.set_defaults(run=_identity)
 
-    write = _command(commands, "flash", "install an artefact", "variegate device flash camera7 copy.vgcopy")
-    write.add_argument("artefact", type=Path, help="the artefact, or an envelope alone where --component is given")
-    write.add_argument("--component", type=Path, metavar="PATH", help="the component that the envelope speaks of")
+    example = (
+        "variegate device flash camera7 acme.vgc\n  variegate device flash camera7 acme.vge --component component.vgb"
+    )
+    write = _command(commands, "flash", "install an artefact", example)
+    write.add_argument("artefact", type=Path, help="single file (.vgc), or an envelope (.vge) with --component")
+    write.add_argument("--component", type=Path, metavar="PATH", help="the release's component.vgb")
     write.set_defaults(run=_flash)
 
     example = "variegate device classify camera7 sign.png frames.npy"
@@ -92,8 +99,9 @@ def _flash(args: argparse.Namespace) -> int:
 def _classify(args: argparse.Namespace) -> int:
     with Device.open(args.folder) as device:
         enclave = device.boot()
+        asked = _Patient(enclave)
         found = [
-            {"image": str(path), "labels": enclave.classify_batch(_frames(path, enclave.manifest)).tolist()}
+            {"image": str(path), "labels": asked.classify(_frames(path, enclave.manifest)).tolist()}
             for path in args.images
         ]
     emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
@@ -102,7 +110,7 @@ def _classify(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     with Device.open(args.folder) as device:
-        facts = _facts(device.status())
+        facts = _facts(device.status(), device.counter)
     emit(facts, args.json, lambda: _text(facts))
     return 0
 
@@ -119,6 +127,36 @@ def _follow(args: argparse.Namespace) -> int:
         device.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES))
         note(f"{args.folder} trusts root {device.root.fingerprint.hex()}")
     return 0
+
+
+class _Patient:
+    """Asks an enclave, and waits where the signed rate asks for it: a device starts with nothing saved up."""
+
+    def __init__(self, enclave: Enclave) -> None:
+        self._enclave = enclave
+        self._told = False
+
+    def classify(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels of frames.
+
+        Raises:
+            LimitError: The budget is spent, or the rate asks for more than `_LONGEST_WAIT_S`.
+        """
+        left = _LONGEST_WAIT_S
+        while True:
+            try:
+                return self._enclave.classify_batch(frames)
+            except LimitError as error:
+                wait = error.retry_after_s
+                if wait is None:
+                    raise
+                if wait > left:
+                    raise LimitError(f"{error.message}: allowed in {wait:.0f} s", retry_after_s=wait) from error
+            if not self._told:
+                note(f"the policy's rate allows this in {wait:.1f} s: waiting")
+                self._told = True
+            time.sleep(wait)
+            left -= wait
 
 
 def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
@@ -146,7 +184,7 @@ def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
     return frame if manifest.dtype == "uint8" else frame.astype(np.float32) / np.float32(255)
 
 
-def _facts(status: DeviceStatus) -> dict[str, Any]:
+def _facts(status: DeviceStatus, counter: Callable[[str], int]) -> dict[str, Any]:
     return {
         "ueid": status.ueid.hex(),
         "device_class": status.device_class,
@@ -158,17 +196,19 @@ def _facts(status: DeviceStatus) -> dict[str, Any]:
         "confirmed": status.record.confirmed,
         "trial": status.record.trial,
         "tries": status.record.tries,
-        "images": {slot: _image_facts(manifest) for slot, manifest in status.images.items()},
+        "images": {slot: _image_facts(manifest, counter) for slot, manifest in status.images.items()},
     }
 
 
-def _image_facts(manifest: Manifest) -> dict[str, object]:
+def _image_facts(manifest: Manifest, counter: Callable[[str], int]) -> dict[str, object]:
+    budget = manifest.policy.budget
     return {
         "buyer": manifest.buyer,
         "epoch": manifest.epoch,
         "sequence": manifest.sequence,
         "security_counter": manifest.security_counter,
-        "budget": manifest.policy.budget,
+        "budget": budget,
+        "remaining": None if budget is None else max(0, budget - counter(f"budget.{manifest.epoch}")),
         "not_after": manifest.not_after,
     }
 

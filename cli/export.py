@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import tomllib
 from dataclasses import asdict
 from datetime import datetime
@@ -17,6 +19,7 @@ from variegate.cli.console import (
     Progress,
     add_json_option,
     add_passphrase_option,
+    check_key_file,
     emit,
     note,
     passphrase_reader,
@@ -25,23 +28,30 @@ from variegate.cli.console import (
 from variegate.export import base as bases
 from variegate.export import weights
 from variegate.export.arrays import read_arrays
-from variegate.export.calibrate import Calibration, Tried, calibrate
-from variegate.export.contract import InputSpec
-from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport
-from variegate.export.fleet_list import Wanted, check_buyer, read_list
+from variegate.export.calibrate import Calibration, Tried, calibrate, candidates
+from variegate.export.contract import Contract, InputSpec
+from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport, prepare_folder
+from variegate.export.fleet_list import Wanted, check_buyer, check_number, read_list
+from variegate.export.fuse import frame_shape
 from variegate.export.registry import Registry
-from variegate.export.release import make_release, measure
-from variegate.export.rewriters import KINDS, Rewriter, from_parameters, to_parameters
+from variegate.export.release import CANARIES, check_name, check_new, make_release, measure
+from variegate.export.rewriters import KINDS, Qim, Rewriter, from_parameters, to_parameters
 from variegate.export.sealing import Terms
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Policy
 from variegate.keys.rotation import Revocations
 from variegate.keys.seller import Seller
+from variegate.keys.signing import SellerRoot
 from variegate.keys.uri import open_signer
 
 _RANK = 4
 _LIST_LIMIT = 64
+_SHOWN = 32
+"""Characters of a buyer id in a table."""
+_MAX_NUMBER = (1 << 63) - 1
+_MAX_VENDOR = 128
+_UEID = re.compile("[0-9a-f]{1,66}")
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -66,23 +76,33 @@ def _add_prepare(commands: Any) -> None:
     )
     p.add_argument("--weights", type=Path, help="safetensors file with the torch module's weights")
     p.add_argument("--shape", type=_numbers, metavar="C,H,W", help="shape of one image, for a torch module")
-    p.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW")
+    p.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW", help="axes of the base's input (%(default)s)")
     p.add_argument("--value-range", choices=("unit", "byte"), default="unit", help="pixels as the base wants them")
     p.add_argument("--mean", type=_floats, default=(), metavar="R,G,B", help="mean that the base wants subtracted")
     p.add_argument("--std", type=_floats, default=(), metavar="R,G,B", help="deviation that it wants divided by")
-    p.add_argument("--outputs", choices=("auto", "logits", "probabilities"), default="auto")
-    p.add_argument("--class-names", type=Path, metavar="FILE", help="one name a line")
-    p.add_argument("--dtype", choices=("uint8", "float32"), default="uint8", help="frames that devices will pass")
-    p.add_argument("--rewriter", choices=sorted(KINDS), default="qim")
     p.add_argument(
-        "--validation", type=Path, metavar="NPZ", help="arrays x (images) and y (classes), unseen by the base"
+        "--outputs",
+        choices=("auto", "logits", "probabilities"),
+        default="auto",
+        help="what the base's scores are (%(default)s: read from the graph)",
+    )
+    p.add_argument("--class-names", type=Path, metavar="FILE", help="one name a line, UTF-8")
+    p.add_argument("--dtype", choices=("uint8", "float32"), default="uint8", help="frames that devices will pass")
+    p.add_argument("--rewriter", choices=sorted(KINDS), default="qim", help="what tells copies apart (%(default)s)")
+    p.add_argument(
+        "--validation", type=Path, metavar="NPZ", help="arrays x (N, C, H, W) and y (classes), unseen by the base"
     )
     p.add_argument(
         "--loss", type=float, default=0.5, metavar="POINTS", help="accuracy that a copy may cost (%(default)s)"
     )
-    p.add_argument("--parameters", type=Path, metavar="TOML", help="rewriter parameters, instead of calibration")
+    p.add_argument(
+        "--parameters",
+        type=Path,
+        metavar="TOML",
+        help="rewriter parameters, instead of calibration; what is left out is as strong as calibration begins",
+    )
     p.add_argument("--name", help="name of the release (default: the folder's)")
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the release; holds none yet")
     add_json_option(p)
     p.set_defaults(run=_prepare)
 
@@ -95,7 +115,7 @@ def _add_copy(commands: Any) -> None:
         "variegate export copy release/ --seller seller.key --buyer acme --device camera7.json --out copies/",
     )
     _add_sealing(p)
-    p.add_argument("--buyer", required=True)
+    p.add_argument("--buyer", required=True, help="buyer id, 1 to 128 printable characters")
     p.add_argument("--device", type=Path, required=True, metavar="JSON", help="the device's public identity")
     p.add_argument("--epoch", type=int, default=0, help="the buyer's key epoch (%(default)s)")
     p.add_argument("--security-counter", type=int, default=0, help="rollback counter (%(default)s)")
@@ -126,7 +146,7 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
     p.add_argument("release", type=Path, metavar="RELEASE", help="folder made by: variegate export prepare")
     p.add_argument("--seller", type=Path, required=True, metavar="KEY", help="the seller's key file")
     p.add_argument("--signer", metavar="URI", help="who signs, as in file:next.key (default: the seller's key file)")
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the copies; made when missing")
     p.add_argument(
         "--registry", type=Path, metavar="FILE", help="SQLite registry (default: registry.sqlite beside RELEASE)"
     )
@@ -143,9 +163,9 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
 
 def _add_registry(commands: Any) -> None:
     p = _command(commands, "registry", "who got what", "variegate export registry registry.sqlite --buyer acme --json")
-    p.add_argument("path", type=Path)
-    p.add_argument("--buyer")
-    p.add_argument("--ueid", help="hexadecimal")
+    p.add_argument("path", type=Path, metavar="FILE", help="the SQLite registry")
+    p.add_argument("--buyer", help="only this buyer's copies")
+    p.add_argument("--ueid", metavar="HEX", help="only this device's, or those whose ueid begins so")
     add_json_option(p)
     p.set_defaults(run=_registry)
 
@@ -162,6 +182,10 @@ def _command(commands: Any, name: str, line: str, example: str) -> argparse.Argu
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    if not (math.isfinite(args.loss) and args.loss >= 0):
+        raise MisuseError("--loss must be a number of points from 0")
+    check_new(args.out)
+    name = check_name(args.out.resolve().name if args.name is None else args.name)
     spec = InputSpec(
         layout=args.layout,
         value_range=args.value_range,
@@ -175,9 +199,9 @@ def _prepare(args: argparse.Namespace) -> int:
     images, truth = _validation(args, base)
     calibration = None
     if args.parameters is not None:
-        rewriter = _read_parameters(args.parameters, args.rewriter)
+        rewriter = _read_parameters(args.parameters, args.rewriter, base.contract)
     elif truth is None:
-        rewriter = from_parameters({"kind": args.rewriter})
+        rewriter = next(candidates(args.rewriter, base.contract))
         note("no --validation: default parameters, and what they cost in accuracy is not known")
     else:
         calibration = calibrate(
@@ -190,7 +214,6 @@ def _prepare(args: argparse.Namespace) -> int:
             progress=_show_tried,
         )
         rewriter = calibration.rewriter
-    name = args.name or args.out.resolve().name
     release, report = make_release(name, base, rewriter, images)
     release.save(args.out, calibration)
     data = {
@@ -199,12 +222,15 @@ def _prepare(args: argparse.Namespace) -> int:
         "parity": asdict(report),
         "calibration": None if calibration is None else asdict(calibration.tried[-1]),
     }
-    emit(data, args.json, lambda: _prepared(args.out, rewriter, calibration, report.images))
+    emit(data, args.json, lambda: _prepared(args.out, rewriter, base.contract, calibration, report.images))
     return 0
 
 
-def _prepared(out: Path, rewriter: Rewriter, calibration: Calibration | None, images: int) -> str:
+def _prepared(out: Path, rewriter: Rewriter, contract: Contract, calibration: Calibration | None, images: int) -> str:
     rows = [("release", str(out)), ("rewriter", json.dumps(to_parameters(rewriter)))]
+    if isinstance(rewriter, Qim):
+        steps = ", ".join(f"{step:.3g}" for step in rewriter.real_steps(contract))
+        rows.append(("attractors", f"B = {rewriter.messages} messages for each class, d = {steps}"))
     if calibration is not None:
         last = calibration.tried[-1]
         rows.append(("accuracy", f"{100 * last.accuracy:.2f} % over {calibration.copies} copies"))
@@ -221,44 +247,54 @@ def _load_base(args: argparse.Namespace, spec: InputSpec) -> bases.Base:
     if ":" not in args.base:
         if args.weights or args.shape:
             raise MisuseError("--weights and --shape belong to a torch module")
-        return bases.load_base(Path(args.base), spec)
+        return bases.load_base(_existing(Path(args.base)), spec)
     if args.shape is None or len(args.shape) != _RANK - 1:
         raise MisuseError("a torch module needs --shape, as in 3,32,32")
     module = weights.module_from_spec(args.base)
     if args.weights is not None:
-        weights.load_weights(module, args.weights)
+        weights.load_weights(module, _existing(args.weights))
     return bases.from_torch(module, args.shape, spec)
 
 
 def _validation(args: argparse.Namespace, base: bases.Base) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """Images as devices will pass them, and their classes when a set was given."""
-    shape = base.contract.image_shape
+    shape = frame_shape(base.contract)
     if args.validation is None:
         noise = np.random.default_rng(0).integers(0, 256, (256, *shape), dtype=np.uint8)
         return (noise if args.dtype == "uint8" else noise / np.float32(255)), None
     images, truth = read_arrays(args.validation, ("x", "y"))
     if images.shape[1:] != shape or truth.shape != images.shape[:1] or truth.dtype.kind not in "iu":
         raise MisuseError(f"validation images must be (N, {', '.join(map(str, shape))}) with N whole classes")
+    if len(images) < CANARIES:
+        raise MisuseError(
+            f"{args.validation} is empty" if not len(images) else f"{args.validation} holds {len(images)} images",
+            hint=f"give {CANARIES} at least, better a thousand",
+        )
     if truth.min(initial=0) < 0 or truth.max(initial=0) >= base.contract.classes:
         raise MisuseError(f"validation classes must lie in 0..{base.contract.classes - 1}")
     if str(images.dtype) not in {"uint8", "float32"} or str(images.dtype) != args.dtype:
         raise MisuseError(f"validation images are {images.dtype}, devices will pass {args.dtype}", hint="see --dtype")
+    # As one condition: what is not a number is in no range.
+    if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
+        raise MisuseError("validation images must be finite and lie in 0..1", hint="divide bytes by 255")
     return images, truth.astype(np.int64)
 
 
-def _read_parameters(path: Path, kind: str) -> Rewriter:
+def _read_parameters(path: Path, kind: str, contract: Contract) -> Rewriter:
+    """Parameters from a file; those it leaves out are the first candidate's, which fits the image size."""
     try:
-        table_ = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table_ = tomllib.loads(_read(path).decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise MisuseError(f"{path} cannot be read as TOML: {error}") from error
     if table_.pop("schema", None) != 1:
         raise MisuseError(f"{path}: schema is missing or not 1")
-    return from_parameters({"kind": kind, **table_})
+    first = next(candidates(str(table_.get("kind", kind)), contract))
+    return from_parameters({**to_parameters(first), **table_})
 
 
 def _copy(args: argparse.Namespace) -> int:
-    if min(args.epoch, args.security_counter) < 0:
-        raise MisuseError("epoch and security counter may not be negative")
+    check_number(args.epoch, "--epoch")
+    check_number(args.security_counter, "--security-counter")
     device = DevicePublic.from_json(_read(args.device))
     wanted = Wanted(
         buyer=check_buyer(args.buyer), device=device, epoch=args.epoch, security_counter=args.security_counter
@@ -267,15 +303,20 @@ def _copy(args: argparse.Namespace) -> int:
 
 
 def _fleet(args: argparse.Namespace) -> int:
-    return _export(args, read_list(args.list), cohort=args.cohort, jobs=max(1, args.jobs))
+    if args.jobs < 1:
+        raise MisuseError("--jobs must be at least 1")
+    return _export(args, read_list(args.list), cohort=args.cohort, jobs=args.jobs)
 
 
 def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | None, jobs: int) -> int:
     terms = _terms(args)
-    seller = Seller.load(args.seller, passphrase_reader(args.passphrase_file)())
-    _refuse_revoked(args, seller, wanted)
-    signer = open_signer(args.signer, passphrase_reader(args.passphrase_file)) if args.signer else None
+    seller = Seller.load(check_key_file(args.seller), passphrase_reader(args.passphrase_file)())
+    signer = None if args.signer is None else open_signer(args.signer, passphrase_reader(args.passphrase_file))
     exporter = Exporter(args.release, seller, terms, args.out, cohort, signer)
+    # Release and folder come before the registry, so that a wrong one leaves no empty registry behind.
+    note(f"release: {exporter.release.name}, base sha256 {exporter.release.base_digest.hex()[:16]}")
+    _refuse_revoked(args, exporter.root, wanted)
+    prepare_folder(args.out)
     registry = args.registry or args.release.resolve().parent / "registry.sqlite"
     with Registry(registry) as entered, Progress("copies", len(wanted)) as progress:
         seen = 0
@@ -297,27 +338,28 @@ def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | Non
 
 
 def _exported(report: FleetReport, registry: Path, cohort: str | None) -> str:
-    rows = [("made", str(report.made)), ("there already", str(report.skipped)), ("folder", str(report.folder))]
+    rows = [("made", str(report.made)), ("kept", str(report.skipped)), ("folder", str(report.folder))]
     if cohort is not None:
         rows.append(("component", str(report.folder / COMPONENT_FILE)))
     return table([*rows, ("registry", str(registry))])
 
 
 def _terms(args: argparse.Namespace) -> Terms:
-    for name in ("budget", "rate_per_hour", "burst"):
+    for name, least in (("budget", 1), ("rate_per_hour", 1), ("burst", 1), ("grace", 0), ("not_after", 0)):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MisuseError(f"--{name.replace('_', '-')} must be at least 1")
-    if args.grace < 0:
-        raise MisuseError("--grace may not be negative")
+        if value is not None and not least <= value <= _MAX_NUMBER:
+            bounds = "lie from 1970 on" if name == "not_after" else f"lie in {least}..{_MAX_NUMBER}"
+            raise MisuseError(f"--{name.replace('_', '-')} must {bounds}")
+    if not 1 <= len(args.vendor) <= _MAX_VENDOR or not args.vendor.isprintable():
+        raise MisuseError(f"--vendor has 1 to {_MAX_VENDOR} printable characters")
     policy = Policy(budget=args.budget, rate_per_hour=args.rate_per_hour, burst=args.burst, grace_s=args.grace)
     return Terms(vendor=args.vendor, policy=policy, not_after=args.not_after)
 
 
-def _refuse_revoked(args: argparse.Namespace, seller: Seller, wanted: list[Wanted]) -> None:
+def _refuse_revoked(args: argparse.Namespace, root: SellerRoot, wanted: list[Wanted]) -> None:
     if args.revoked is None:
         return
-    revoked = Revocations.verify(_read(args.revoked), seller.root, 0)
+    revoked = Revocations.verify(_read(args.revoked), root, 0)
     hit = [w for w in wanted if revoked.contains(w.device.ueid)]
     if hit:
         raise RefusedError(
@@ -330,14 +372,33 @@ def _refuse_revoked(args: argparse.Namespace, seller: Seller, wanted: list[Wante
 def _registry(args: argparse.Namespace) -> int:
     if not args.path.exists():
         raise MisuseError(f"there is no registry at {args.path}")
-    with Registry(args.path) as registry:
-        rows = [asdict(row) for row in registry.rows(buyer=args.buyer, ueid=args.ueid)]
+    buyer = None if args.buyer is None else check_buyer(args.buyer)
+    ueid = None if args.ueid is None else args.ueid.lower()
+    if ueid is not None and _UEID.fullmatch(ueid) is None:
+        raise MisuseError("--ueid is 1 to 66 hexadecimal digits")
+    with Registry(args.path, read_only=True) as registry:
+        rows = [asdict(row) for row in registry.rows(buyer=buyer, ueid=ueid)]
     columns = ("made", "release", "buyer", "ueid", "epoch", "sequence", "file")
-    shown = [[row[c][:18] if c == "ueid" else row[c] for c in columns] for row in rows[-_LIST_LIMIT:]]
+    shown = [[_cell(c, row[c]) for c in columns] for row in rows[-_LIST_LIMIT:]]
     emit(rows, args.json, lambda: table(shown, columns) if rows else "no copies")
     if len(rows) > _LIST_LIMIT and not args.json:
         note(f"the last {_LIST_LIMIT} of {len(rows)}; --json prints all")
     return 0
+
+
+def _cell(column: str, value: str | int) -> str | int:
+    """A value as a table shows it."""
+    if column == "ueid":
+        return str(value)[:18]
+    if column == "buyer" and len(str(value)) > _SHOWN:
+        return f"{str(value)[: _SHOWN - 3]}..."
+    return value
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise MisuseError(f"cannot read {path}: no such file or directory")
+    return path
 
 
 def _read(path: Path) -> bytes:
@@ -348,19 +409,36 @@ def _read(path: Path) -> bytes:
 
 
 def _class_names(path: Path | None) -> tuple[str, ...]:
-    return () if path is None else tuple(_read(path).decode("utf-8", "replace").splitlines())
+    if path is None:
+        return ()
+    try:
+        names = tuple(_read(path).decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise MisuseError(f"{path} is not UTF-8 text") from error
+    if not all(name and name.isprintable() for name in names) or len(set(names)) != len(names) or not names:
+        raise MisuseError(f"{path}: class names must be different and printable, one on each line")
+    return names
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("give whole numbers, as in 3,32,32") from None
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("give numbers, as in 0.5,0.5,0.5") from None
 
 
 def _moment(text: str) -> int:
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("give date, time and zone, as in 2027-01-01T00:00:00+00:00") from None
     if moment.tzinfo is None:
         raise argparse.ArgumentTypeError("give a time zone, as in 2027-01-01T00:00:00+00:00")
     return int(moment.timestamp())

@@ -8,8 +8,16 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from variegate.cli.console import add_json_option, add_passphrase_option, emit, note, passphrase_reader, table
-from variegate.keys import keyfile
+from variegate.cli.console import (
+    add_json_option,
+    add_passphrase_option,
+    check_key_file,
+    emit,
+    note,
+    passphrase_reader,
+    table,
+)
+from variegate.keys import cbor, keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
@@ -41,7 +49,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     device.set_defaults(run=_generate_device)
 
     show = _command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
-    show.add_argument("path", type=Path, help="key file, device identity or seller root")
+    show.add_argument("path", type=Path, help="key file, device identity, seller root or revocation list")
     add_passphrase_option(show)
     add_json_option(show)
     show.set_defaults(run=_show)
@@ -59,19 +67,23 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_passphrase_option(root)
     root.set_defaults(run=_root)
 
-    example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --list revoked.list"
+    example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --revoked revoked.list"
     turn = _command(commands, "rotate", "new signing keys under the same master secret", example)
     turn.add_argument("path", type=Path, metavar="OLD", help="the seller's key file so far")
     _add_out(turn, "key file to write; same passphrase")
     turn.add_argument("--statement", type=Path, required=True, help="file to write: the new root, signed by the old")
-    turn.add_argument("--list", type=Path, help="revocation list, to be signed again with the new keys")
+    turn.add_argument(
+        "--revoked", type=Path, metavar="FILE", help="revocation list, to be signed again with the new keys"
+    )
     add_passphrase_option(turn)
     turn.set_defaults(run=_rotate)
 
-    example = "variegate keys revoke seller.key --list revoked.list --ueid 01ab..."
+    example = "variegate keys revoke seller.key --revoked revoked.list --ueid 01ab..."
     revoke = _command(commands, "revoke", "make or extend the signed list of revoked devices", example)
     revoke.add_argument("path", type=Path, metavar="SELLER", help="the seller's key file")
-    revoke.add_argument("--list", type=Path, required=True, help="the list; extended when it is there")
+    revoke.add_argument(
+        "--revoked", type=Path, required=True, metavar="FILE", help="the list; extended when it is there"
+    )
     revoke.add_argument("--ueid", nargs="+", required=True, metavar="HEX", help="devices, 66 digits each")
     add_passphrase_option(revoke)
     revoke.set_defaults(run=_revoke)
@@ -94,20 +106,25 @@ def _generate_device(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     facts = _facts(args.path, _passphrase(args))
-    rows = [(f"{name.replace('_', ' ')}:", str(value)) for name, value in facts.items() if name not in _LONG]
+    rows = [
+        (f"{name.replace('_', ' ')}:", str(line))
+        for name, value in facts.items()
+        if name not in _LONG
+        for line in (value if isinstance(value, list) else [value])
+    ]
     emit(facts, args.json, lambda: table(rows))
     return 0
 
 
 def _identity(args: argparse.Namespace) -> int:
-    public = DeviceIdentity.load(args.path, _passphrase(args)()).public
+    public = DeviceIdentity.load(check_key_file(args.path), _passphrase(args)()).public
     write_atomic(args.out, public.to_json().encode(), mode=PUBLIC)
     note(f"wrote {args.out}; fingerprint {public.fingerprint.hex()}")
     return 0
 
 
 def _root(args: argparse.Namespace) -> int:
-    root = Seller.load(args.path, _passphrase(args)()).root
+    root = Seller.load(check_key_file(args.path), _passphrase(args)()).root
     write_atomic(args.out, root.to_bytes(), mode=PUBLIC)
     note(f"wrote {args.out}; root {root.fingerprint.hex()}")
     return 0
@@ -115,10 +132,10 @@ def _root(args: argparse.Namespace) -> int:
 
 def _rotate(args: argparse.Namespace) -> int:
     passphrase = _passphrase(args)
-    old = Seller.load(args.path, passphrase())
+    old = Seller.load(check_key_file(args.path), passphrase())
     revoked = None
-    if args.list is not None:
-        revoked = Revocations.verify(read_capped(args.list, limit=MAX_STATEMENT_BYTES), old.root, 0)
+    if args.revoked is not None:
+        revoked = Revocations.verify(read_capped(args.revoked, limit=MAX_STATEMENT_BYTES), old.root, 0)
     new, statement = rotate(old)
     with contextlib.ExitStack() as undo:
         # The key first: a statement whose key was never saved would hand the devices to nobody.
@@ -127,7 +144,7 @@ def _rotate(args: argparse.Namespace) -> int:
         write_atomic(args.statement, statement, mode=PUBLIC)
         undo.callback(args.statement.unlink)
         if revoked is not None:
-            write_atomic(args.list, revoked.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
+            write_atomic(args.revoked, revoked.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
         undo.pop_all()
     note(f"wrote {args.out} and {args.statement}; new root {new.root.fingerprint.hex()}")
     note(f"keep {args.path} until every device has followed")
@@ -136,14 +153,14 @@ def _rotate(args: argparse.Namespace) -> int:
 
 def _revoke(args: argparse.Namespace) -> int:
     ueids = [_ueid(text) for text in args.ueid]
-    seller = Seller.load(args.path, _passphrase(args)())
-    there = args.list.exists()
+    seller = Seller.load(check_key_file(args.path), _passphrase(args)())
+    there = args.revoked.exists()
     revoked = Revocations()
     if there:
-        revoked = Revocations.verify(read_capped(args.list, limit=MAX_STATEMENT_BYTES), seller.root, 0)
+        revoked = Revocations.verify(read_capped(args.revoked, limit=MAX_STATEMENT_BYTES), seller.root, 0)
     revoked = revoked.extended(ueids)
-    write_atomic(args.list, revoked.sign(seller.signer), mode=PUBLIC, overwrite=there)
-    note(f"wrote {args.list}; serial {revoked.serial}, {len(revoked.ueids)} devices")
+    write_atomic(args.revoked, revoked.sign(seller.signer), mode=PUBLIC, overwrite=there)
+    note(f"wrote {args.revoked}; serial {revoked.serial}, {len(revoked.ueids)} devices")
     return 0
 
 
@@ -160,9 +177,9 @@ def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
     if head.startswith(b"{"):
         return _device_facts(DevicePublic.from_json(head))
     try:
-        return _root_facts(SellerRoot.from_bytes(head))
+        return _revoked_facts(head) or _root_facts(SellerRoot.from_bytes(head))
     except RefusedError:
-        message = f"{path} is no key file, device identity or seller root"
+        message = f"{path} is no key file, device identity, seller root or revocation list"
         raise RefusedError(Refusal.KEY, message) from None
 
 
@@ -173,6 +190,25 @@ def _root_facts(root: SellerRoot) -> dict[str, object]:
         "ed25519": root.ed25519.hex(),
         "mldsa65": base64.b64encode(root.mldsa65).decode(),
     }
+
+
+def _revoked_facts(data: bytes) -> dict[str, object] | None:
+    """What a revocation list says; there is no root here to check its signatures with."""
+    try:
+        match cbor.decode(data, limit=MAX_STATEMENT_BYTES):
+            case [[bytes(), dict(), bytes(payload), bytes()], *_]:
+                match cbor.decode(payload, limit=MAX_STATEMENT_BYTES):
+                    case [1, int(serial), [*ueids]] if all(isinstance(ueid, bytes) for ueid in ueids):
+                        return {
+                            "kind": "revocation list",
+                            "signature": "not checked",
+                            "serial": serial,
+                            "devices": len(ueids),
+                            "ueid": [ueid.hex() for ueid in ueids],
+                        }
+    except RefusedError:
+        pass
+    return None
 
 
 def _device_facts(public: DevicePublic) -> dict[str, object]:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: --help, --version, usage
         return stop.code if isinstance(stop.code, int) else _USAGE
     except KeyboardInterrupt:
+        print("\nvariegate: interrupted; run again to go on", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout again at exit and would complain.

@@ -154,11 +154,11 @@ def fleet(model: Model, seller: Seller, folder: Path, budget: int) -> Iterator[F
         terms = Terms(vendor="Variegate demo", policy=Policy(budget=budget))
         copies = dict(zip(BUYERS, seal_copies(model.release, seller, orders, terms), strict=True))
         cars = tuple(_deliver(name, device, copies[name], folder) for name, device in devices.items())
-        yield Fleet(cars, _flash_wrong(devices["A"], folder / "B.vgcopy"))
+        yield Fleet(cars, _flash_wrong(devices["A"], folder / "B.vgc"))
 
 
 def _deliver(name: str, device: Device, sealed: SealedCopy, folder: Path) -> Car:
-    path = folder / f"{name}.vgcopy"
+    path = folder / f"{name}.vgc"
     path.write_bytes(sealed.to_bytes())
     report = flash(device, path)
     return Car(

@@ -5,10 +5,12 @@ Confirming is the order of events that neither bricks nor lets an old image back
     1. the image on trial boots and passes its self-test
     2. the boot record says `passed`
     3. the security counter rises to the image's
-    4. the boot record makes it the confirmed one
+    4. the chip notes the image's digest as the confirmed one, and forgets the root before a rotation
+    5. the boot record makes it the confirmed one
 
-A power cut before 2 leaves the old image, whose counter was not touched. From 2 on, the next boot does what
-is left of 3 and 4, both of which may be done twice.
+Before 2 the chip notes the digest of what passed, and 3 happens for nothing else: the record is the disk's, and
+whoever holds the disk writes it. A power cut before 2 leaves the old image, whose counter was not touched. From 2 on,
+the next boot does what is left of 3 to 5, each of which may be done twice.
 """
 
 from __future__ import annotations
@@ -21,11 +23,10 @@ from typing import Self
 
 from variegate.device_sim.hardware import Hardware
 from variegate.device_sim.slots import SLOTS, TRIES, BootRecord
-from variegate.device_sim.trust import Trust
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
 from variegate.keys.envelope import open_envelope
-from variegate.keys.errors import DeviceError, RefusedError
+from variegate.keys.errors import DeviceError, Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
 from variegate.keys.rotation import follow
@@ -33,6 +34,8 @@ from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
 from variegate.runtime.enclave import Enclave
 
 _BOOTS, _LIFECYCLE = "boots", "lifecycle"
+_PASSED = "passed"
+"""Burnt value: SHA-256 of the envelope that passed its self-test last."""
 
 
 class Lifecycle(StrEnum):
@@ -97,8 +100,8 @@ class Device(Hardware):
                 return self._running
         if record.confirmed is None:
             raise DeviceError("the device has no image", hint="flash one")
-        artefact = self._image(record.confirmed)
-        self._running = Enclave.open(artefact, self._trusting(artefact.envelope))
+        artefact, platform = self._image(record.confirmed, confirmed=True)
+        self._running = Enclave.open(artefact, platform)
         return self._running
 
     def _on_trial(self, record: BootRecord, slot: str) -> Enclave | None:
@@ -107,7 +110,7 @@ class Device(Hardware):
             # Counted before it runs: an image that takes the device down with it must not be tried for ever.
             record = self.slots.write(replace(record, tries=record.tries - 1))
             try:
-                return self._tested(slot)
+                return self._tested(self._image(slot)[0])
             except RefusedError:
                 pass  # recorded in the log where it was refused
         else:
@@ -134,12 +137,19 @@ class Device(Hardware):
         if record.trial is None:
             return
         try:
-            self._tested(record.trial).close()
+            artefact, _ = self._image(record.trial)
+            self._tested(artefact).close()
         except RefusedError:
             self.drop_trial(record)
             raise
+        self._fuses.burn(_PASSED, sha256(artefact.envelope))
         self.slots.write(replace(record, passed=True))
-        self.settle()
+        if self.settle().confirmed != record.trial:
+            raise DeviceError("the image on trial could not be confirmed", hint="flash it again")
+
+    def confirms(self, envelope: bytes) -> bool:
+        """Whether this is the envelope of the image confirmed last; the chip says so, not the disk."""
+        return self._trust.envelope == sha256(envelope)
 
     def settle(self) -> BootRecord:
         """Completes a confirmation that a power cut interrupted.
@@ -154,14 +164,29 @@ class Device(Hardware):
         if record.trial is None or not record.passed:
             return record
         try:
-            artefact = self.slots.read(record.trial)
-            manifest = admit(artefact.envelope, self).manifest
-            component.check(artefact.component, manifest.component)
+            envelope, manifest = self._passed(record.trial)
         except RefusedError as error:  # the disk is not what this device wrote: restored, or damaged
-            self.record("refused", f"confirm: {error.refusal}: {error.message}")
-            return self.drop_trial(record)
+            reason = f"confirm: {error.refusal}: {error.message}"
+        else:
+            return self._make_confirmed(record, envelope, manifest)
+        self.record("refused", reason)
+        return self.drop_trial(record)
+
+    def _passed(self, slot: str) -> tuple[bytes, Manifest]:
+        """The image in a slot, when it is the one that this device has tested."""
+        envelope = self.slots.envelope(slot)
+        if self._fuses.load(_PASSED) != sha256(envelope):
+            raise RefusedError(Refusal.SELF_TEST, f"image in slot {slot} did not pass a self-test here")
+        manifest = admit(envelope, self).manifest
+        component.check(self.slots.component(slot), manifest.component)
+        return envelope, manifest
+
+    def _make_confirmed(self, record: BootRecord, envelope: bytes, manifest: Manifest) -> BootRecord:
+        if self._running is not None and self._running.manifest != manifest:
+            self._stop()
         self.advance(SECURITY_COUNTER, manifest.security_counter)
         self.advance(_LIFECYCLE, 1)
+        self._pin(self._trust.confirming(envelope))
         record = self.slots.write(replace(record, confirmed=record.trial, trial=None, tries=0, passed=False))
         self.record("confirmed", f"sequence {manifest.sequence} in slot {record.confirmed}")
         return record
@@ -186,14 +211,10 @@ class Device(Hardware):
             RefusedError: `ARTEFACT`, when it does not follow from the pinned root; the log has the reason.
             DeviceError: The hardware failed.
         """
-        with uniform(self, "follow"):
-            root, serial = follow(self._trust.root, self._trust.serial, statement)
-        earlier, digest = None, None
-        record = self.settle()
-        if record.confirmed is not None:
-            envelope = self.slots.read(record.confirmed).envelope
-            earlier, digest = self._trust.of(envelope), sha256(envelope)
-        self._pin(Trust(serial, root, earlier, digest))
+        trust = self._trust
+        root, serial = uniform(self, "follow", lambda: follow(trust.root, trust.serial, statement))
+        self.settle()  # what passed under the root pinned now is confirmed under it
+        self._pin(self._trust.following(root, serial))
         self.record("followed", f"root {root.fingerprint.hex()}, serial {serial}")
 
     def status(self) -> DeviceStatus:
@@ -220,17 +241,23 @@ class Device(Hardware):
         super().close()
 
     def _stop(self) -> None:
-        # Two enclaves at once would each reserve budget from the counter as they last saw it.
         if self._running is not None:
             self._running.close()
             self._running = None
 
-    def _image(self, slot: str) -> Artefact:
-        with uniform(self, f"slot {slot}"):
-            return self.slots.read(slot)
+    def _image(self, slot: str, *, confirmed: bool = False) -> tuple[Artefact, Self]:
+        """The image in a slot and the device with the root that it counts under."""
 
-    def _tested(self, slot: str) -> Enclave:
-        enclave = Enclave.open(self._image(slot), self)
+        def load() -> tuple[Artefact, Self]:
+            envelope = self.slots.envelope(slot)
+            platform = self._trusting(envelope) if confirmed else self
+            admit(envelope, platform)  # before as much as a gigabyte is read
+            return Artefact(envelope, self.slots.component(slot)), platform
+
+        return uniform(self, f"slot {slot}", load)
+
+    def _tested(self, artefact: Artefact) -> Enclave:
+        enclave = Enclave.open(artefact, self)
         try:
             enclave.self_test()
         except BaseException:
@@ -240,13 +267,16 @@ class Device(Hardware):
 
     def _trusting(self, envelope: bytes) -> Self:
         """This device with the root that a confirmed envelope counts under."""
+        root = self._trust.of(envelope)
+        if root == self._root:
+            return self  # not a copy: the rate is counted for each platform
         view = copy.copy(self)
-        view._root = self._trust.of(envelope)  # noqa: SLF001  the same class
+        view._root = root  # noqa: SLF001  the same class
         return view
 
     def _manifest(self, slot: str) -> Manifest | None:
         try:
-            envelope = self.slots.read(slot).envelope
+            envelope = self.slots.envelope(slot)
             return open_envelope(envelope, self._trust.of(envelope)).manifest
         except RefusedError:
             return None

@@ -18,8 +18,8 @@ from variegate.device_sim.storage import Storage
 from variegate.keys import component, merkle
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, MAX_COMPONENT_BYTES, Layout
-from variegate.keys.errors import Refusal, RefusedError
-from variegate.keys.manifest import ComponentRef
+from variegate.keys.errors import DeviceError, Refusal, RefusedError
+from variegate.keys.manifest import ComponentRef, Manifest
 from variegate.runtime.admission import admit, uniform
 
 _SYNC_BYTES = 1 << 20
@@ -82,17 +82,19 @@ def flash(
         MisuseError: A file cannot be read.
     """
     with ExitStack() as stack:
-        with uniform(device, "flash"):
-            source = stack.enter_context(opened(artefact, component_file))
+        source = uniform(device, "flash", lambda: stack.enter_context(opened(artefact, component_file)))
         return _install(device, source, confirm=confirm, progress=progress)
 
 
 def _install(device: Device, source: Source, *, confirm: bool, progress: Progress | None) -> FlashReport:
-    with uniform(device, "flash"):
-        manifest = admit(source.envelope, device).manifest
-        plan = _plan(source, manifest.component)
+    manifest, plan = uniform(device, "flash", lambda: _admitted(device, source))
     record = device.settle()
-    if record.confirmed is not None and _holds(device, record.confirmed, source.envelope, manifest.component):
+    # The chip is asked whether this image was confirmed: the record is the disk's, and the disk may be an attacker's.
+    if (
+        record.confirmed is not None
+        and device.confirms(source.envelope)
+        and _holds(device, record.confirmed, source.envelope, manifest.component)
+    ):
         device.drop_trial(record)
         return FlashReport(
             slot=record.confirmed,
@@ -103,15 +105,22 @@ def _install(device: Device, source: Source, *, confirm: bool, progress: Progres
         )
     slot = device.drop_trial(record).inactive  # off trial first: a half-written slot is never booted
     envelope_name, component_name = files(slot)
-    with uniform(device, "flash"):
-        written = _stream(device.slots.storage, component_name, source, plan, progress)
-    _store(device.slots.storage, envelope_name, source.envelope)
+    storage = device.slots.storage
+    written = uniform(device, "flash", lambda: _stream(storage, component_name, source, plan, progress))
+    _store(storage, envelope_name, source.envelope)
     device.try_slot(slot)
     if confirm:
         device.confirm()
+        if device.slots.record().confirmed != slot:
+            raise DeviceError("the disk did not keep which image is confirmed", hint="flash again")
     return FlashReport(
         slot=slot, sequence=manifest.sequence, chunks=plan.layout.chunks, written=written, confirmed=confirm
     )
+
+
+def _admitted(device: Device, source: Source) -> tuple[Manifest, _Plan]:
+    manifest = admit(source.envelope, device).manifest
+    return manifest, _plan(source, manifest.component)
 
 
 def _plan(source: Source, ref: ComponentRef) -> _Plan:
@@ -126,11 +135,12 @@ def _plan(source: Source, ref: ComponentRef) -> _Plan:
 def _holds(device: Device, slot: str, envelope: bytes, ref: ComponentRef) -> bool:
     """Whether a slot holds just this image, undamaged."""
     try:
-        image = device.slots.read(slot)
-        component.check(image.component, ref)
+        if device.slots.envelope(slot) != envelope:
+            return False
+        component.check(device.slots.component(slot), ref)
     except RefusedError:
         return False
-    return image.envelope == envelope
+    return True
 
 
 def _stream(

@@ -46,6 +46,7 @@ class Fuses:
             DeviceError: Another process holds the device, or the counters were damaged.
         """
         self._folder = folder
+        self._process = os.getpid()
         self._guard = threading.Lock()
         self._open: list[int] = []
         self._log: int | None = None  # None: off, or broken
@@ -64,9 +65,12 @@ class Fuses:
 
         Raises:
             MisuseError: `name` is empty or too long.
+            DeviceError: The chip is off, or another process turned it on.
         """
         _encoded(name)
+        self._here()
         with self._guard:
+            self._counters()
             return self._values.get(name, 0)
 
     def advance(self, name: str, value: int) -> None:
@@ -78,6 +82,7 @@ class Fuses:
         """
         if not 0 <= value <= MAX_VALUE:
             raise MisuseError(f"counter {name} cannot hold {value}")
+        self._here()
         with self._guard:
             if value > self._values.get(name, 0):
                 self._raise(name, value)
@@ -96,6 +101,7 @@ class Fuses:
         """
         if not 0 <= limit <= MAX_VALUE:
             raise MisuseError(f"counter {name} cannot hold {limit}")
+        self._here()
         with self._guard:
             value = self._values.get(name, 0)
             granted = min(most, limit - value)
@@ -122,6 +128,7 @@ class Fuses:
         Raises:
             DeviceError: The chip failed.
         """
+        self._here()
         path = self._folder / name
         with _chip():
             return path.read_bytes() if path.exists() else None
@@ -132,7 +139,9 @@ class Fuses:
         Raises:
             DeviceError: The chip failed.
         """
+        self._here()
         with self._guard:
+            self._counters()
             write_atomic(self._folder / name, value, overwrite=True)
 
     def close(self) -> None:
@@ -149,6 +158,12 @@ class Fuses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _here(self) -> None:
+        # A fork shares the lock but not the counters: each side would count on its own. Before `_guard` is taken,
+        # which a fork may copy while it is held.
+        if os.getpid() != self._process:
+            raise DeviceError("the device was opened by another process", hint="open it after the fork")
 
     def _counters(self) -> int:
         if self._log is None:

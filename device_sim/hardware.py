@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -59,17 +60,18 @@ class Hardware:
             The device, on.
 
         Raises:
-            MisuseError: `folder` exists.
+            MisuseError: `folder` exists, or the folder that it shall lie in does not.
             DeviceError: The real disk failed.
         """
         if folder.exists():
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
-        partial = folder.with_name(f".{folder.name}.new")
+        if not folder.parent.is_dir():
+            raise MisuseError(f"{folder.parent} is no folder", hint="make it first")
         identity = DeviceIdentity.generate(device_class, kem=kem)
         with disk(), ExitStack() as undo:
+            partial = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
             undo.callback(shutil.rmtree, partial, ignore_errors=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "disk").mkdir(parents=True)
+            (partial / "disk").mkdir()
             (partial / "fuses").mkdir(mode=0o700)
             with Fuses(partial / "fuses") as fuses:
                 fuses.burn(_IDENTITY, identity.to_bytes())
@@ -130,7 +132,11 @@ class Hardware:
         return self._identity.unwrap(sealed, info)
 
     def counter(self, name: str) -> int:
-        """Value of a monotonic counter; 0 for one never advanced."""
+        """Value of a monotonic counter; 0 for one never advanced.
+
+        Raises:
+            DeviceError: The device is off, or another process turned it on.
+        """
         return self._fuses.counter(name)
 
     def advance(self, name: str, value: int) -> None:

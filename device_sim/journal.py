@@ -44,5 +44,7 @@ class Journal:
         Raises:
             DeviceError: The disk failed.
         """
-        kept = b"".join(self._storage.read(name) for name in (_BEFORE, _NOW) if self._storage.exists(name))
+        disk = self._storage
+        # No more than was written: whoever holds the disk may have left a file of any length.
+        kept = b"".join(disk.read(name, 0, MAX_BYTES) for name in (_BEFORE, _NOW) if disk.exists(name))
         return kept.decode("ascii", "replace").splitlines()

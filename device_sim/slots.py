@@ -6,7 +6,8 @@
     copy = SHA-256(body) || length of body (2, big-endian) || body
     body = deterministic CBOR [generation, confirmed, trial, tries, passed]
 
-The record only prefers: every image is checked in full before it runs, whatever the record says.
+The record lies on the disk and is believed in nothing that matters: every image is checked in full before it runs,
+and the chip holds the digests of what passed its self-test and of what was confirmed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from dataclasses import astuple, dataclass, replace
 
 from variegate.device_sim.storage import Storage
 from variegate.keys import cbor
-from variegate.keys.artefact import Artefact
 from variegate.keys.component import MAX_COMPONENT_BYTES
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import DeviceError, Refusal, RefusedError
 from variegate.keys.primitives import HASH_BYTES, sha256
 from variegate.keys.signing import MAX_STATEMENT_BYTES
 
@@ -28,7 +28,7 @@ _FILE = "boot"
 _COPY_BYTES = 4096  # the largest physical sector: a torn write of one copy cannot reach the other
 _LENGTH_BYTES = 2
 _MAX_BODY = 256
-_MOST = (MAX_STATEMENT_BYTES, MAX_COMPONENT_BYTES)  # before anything is read into memory
+_GENERATIONS = 1 << 62  # no device writes so often; a record from beyond would hide all that follow
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class BootRecord:
         try:
             match cbor.decode(body, limit=_MAX_BODY):
                 case [
-                    int(generation),
+                    generation,
                     None | "a" | "b" as confirmed,
                     None | "a" | "b" as trial,
-                    int(tries),
+                    tries,
                     bool(passed),
-                ]:
+                ] if _within(generation, _GENERATIONS - 1) and _within(tries, TRIES):
                     return cls(generation, confirmed, trial, tries, passed)
         except RefusedError:
             pass
@@ -113,7 +113,7 @@ class Slots:
             The record with its new generation.
 
         Raises:
-            DeviceError: The disk failed.
+            DeviceError: The disk failed, or it does not give back what was written.
         """
         record = replace(record, generation=self.record().generation + 1)
         if not self.storage.exists(_FILE):
@@ -121,22 +121,37 @@ class Slots:
             self.storage.fsync_dir()
         self.storage.write(_FILE, record.generation % 2 * _COPY_BYTES, record.to_bytes())
         self.storage.fsync(_FILE)
+        if self.record() != record:  # forged to be the last generation, or worn out
+            raise DeviceError("the device's boot record does not take a change", hint="give the device a blank disk")
         return record
 
-    def read(self, slot: str) -> Artefact:
-        """The image in a slot; nothing is checked.
+    def envelope(self, slot: str) -> bytes:
+        """The envelope in a slot; nothing is checked but its length.
 
         Raises:
-            RefusedError: `MALFORMED`, when the slot is empty; `TOO_LARGE`.
+            RefusedError: `MALFORMED`, when there is none; `TOO_LARGE`.
             DeviceError: The disk failed.
         """
-        for name, most in zip(files(slot), _MOST, strict=True):
-            if not self.storage.exists(name):
-                raise RefusedError(Refusal.MALFORMED, f"slot {slot} is empty")
-            if self.storage.size(name) > most:
-                raise RefusedError(Refusal.TOO_LARGE, f"slot {slot} holds more than {most} bytes")
-        envelope, component = (self.storage.read(name) for name in files(slot))
-        return Artefact(envelope, component)
+        return self._read(slot, files(slot)[0], MAX_STATEMENT_BYTES)
+
+    def component(self, slot: str) -> bytes:
+        """The component in a slot, whole in memory; nothing is checked but its length.
+
+        Raises:
+            RefusedError, DeviceError: As `envelope`.
+        """
+        return self._read(slot, files(slot)[1], MAX_COMPONENT_BYTES)
+
+    def _read(self, slot: str, name: str, most: int) -> bytes:
+        if not self.storage.exists(name):
+            raise RefusedError(Refusal.MALFORMED, f"slot {slot} is empty")
+        if self.storage.size(name) > most:
+            raise RefusedError(Refusal.TOO_LARGE, f"slot {slot} holds more than {most} bytes")
+        return self.storage.read(name)
+
+
+def _within(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
 
 
 def files(slot: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,20 +83,31 @@ def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source
         path, start = artefact, _HEAD_BYTES + len(envelope)
     else:
         path, start, envelope = component, 0, head
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    with file:
+    with _open(path) as file:
         yield _File(path, file, start, envelope)
 
 
 def _head(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
+    with _open(path) as file:
+        try:
             return file.read(most)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """Opens a regular file: it is read twice and at any place, which a pipe does not allow."""
+    if "\0" in str(path):
+        raise MisuseError(f"{str(path)!r} is no path", hint="give the path of a file")
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for ever.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise MisuseError(f"{path} is not a regular file", hint="give the path of a file")
+    return file
 
 
 def _unreadable(path: Path, error: OSError) -> MisuseError:

@@ -31,6 +31,6 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise RefusedError(
             Refusal.MALFORMED,
-            f"{path.name} is not an .npz file with {' and '.join(names)}",
+            f"{path} is not an .npz file with {' and '.join(names)}",
             hint="numpy.savez(path, " + ", ".join(f"{name}=..." for name in names) + ")",
         ) from error

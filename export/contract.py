@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ Layout = Literal["NCHW", "NHWC"]
 Outputs = Literal["logits", "probabilities"]
 
 CHANNEL_COUNTS = (1, 3, 4)
+MAX_VALUES = 1 << 24
+"""Values of one image, 64 MiB of float32: checks answer a dozen at once."""
 MINIMUM_CLASSES = 2
 SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may lie from 1."""
@@ -101,8 +103,13 @@ def check_shape(shape: tuple[int, int, int], spec: InputSpec) -> None:
     """Checks the shape of one image against the specification.
 
     Raises:
-        RefusedError: `CONTRACT`: a wrong channel count, or a mean or std that does not fit it.
+        RefusedError: `CONTRACT`: a side below 1, an image too large, a wrong channel count, or a mean or std
+            that does not fit it.
     """
+    if min(shape) < 1:
+        raise refused("every side of an image must be at least 1", "give channels, height and width as 3,32,32")
+    if prod(shape) > MAX_VALUES:
+        raise refused(f"an image has more than {MAX_VALUES} values", "use smaller images")
     if spec.layout not in ("NCHW", "NHWC") or spec.value_range not in _SCALES:
         raise refused("layout or value range is unknown", "use NCHW or NHWC, and unit or byte")
     channels = shape[0] if spec.layout == "NCHW" else shape[2]

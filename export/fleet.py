@@ -6,9 +6,13 @@ rows added to the registry. Whatever is killed in between is made again with the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
+import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +27,16 @@ from variegate.export.registry import Registry, Row, now, parameters_text
 from variegate.export.release import Release
 from variegate.export.rewriters import to_parameters
 from variegate.export.sealing import CopyOrder, SealedCopy, SharedComponent, Terms, seal_copies, share_component
-from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.artefact import Artefact
+from variegate.keys.envelope import open_envelope
+from variegate.keys.errors import DeviceError, MisuseError, RefusedError
 from variegate.keys.files import write_atomic
 from variegate.keys.primitives import sha256
 from variegate.keys.seller import Seller
-from variegate.keys.signing import Signer
+from variegate.keys.signing import SellerRoot, Signer
 
+_BUYER_BYTES = 100
+"""Of a file's name; ueid and sequence keep it unique."""
 BATCH = 64
 """Copies under one batch signature: what a kill can lose, and how often progress shows."""
 COMPONENT_FILE = "component.vgb"
@@ -50,9 +58,11 @@ class FleetReport:
 
 
 def file_name(order: CopyOrder, *, shared: bool) -> str:
-    """Name of the file handed out; buyers with odd characters are percent-encoded."""
+    """Name of the file handed out; buyers with odd characters are percent-encoded, long ones are cut."""
     kind = "vge" if shared else "vgc"
-    return f"{quote(order.buyer, safe=' ')}-{order.device.ueid[1:9].hex()}-{order.sequence}.{kind}"
+    # A cut through %C3 leaves nothing of it.
+    buyer = re.sub("%.?$", "", quote(order.buyer, safe=" ")[:_BUYER_BYTES])
+    return f"{buyer}-{order.device.ueid[1:9].hex()}-{order.sequence}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,11 @@ class Exporter:
     def release(self) -> Release:
         """The release, read once."""
         return Release.load(self.release_folder)
+
+    @property
+    def root(self) -> SellerRoot:
+        """What devices must have pinned to take these copies."""
+        return (self.signer or self.seller.signer).root
 
     @cached_property
     def shared(self) -> SharedComponent | None:
@@ -110,7 +125,7 @@ class Exporter:
         """
         if self.signer is not None and jobs > 1:
             raise MisuseError("a signer of its own works in one process", hint="leave out --jobs")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        prepare_folder(self.folder)
         if self.shared is not None:
             write_atomic(self.folder / COMPONENT_FILE, bytes(self.shared.file), mode=0o644, overwrite=True)
         orders = self._missing(wanted, registry)
@@ -133,19 +148,25 @@ class Exporter:
         release, shared = self.release, self.shared
         parameters = parameters_text(to_parameters(release.template.rewriter))
         suffix = ".vgc" if shared is None else ".vge"
-        there = {
-            (row.buyer, row.ueid, row.epoch, row.security_counter)
-            for row in registry.rows()
-            if (row.release, row.base, row.parameters) == (release.name, release.base_digest.hex(), parameters)
-            and (shared is None or row.component == shared.ref.root.hex())
-            and row.file.endswith(suffix)
-            and _is_whole(self.folder / row.file, row.artefact)
-        }
+        asked = {(w.buyer, w.device.ueid.hex(), w.epoch, w.security_counter) for w in wanted}
+        # The last whole file counts: a device may have taken it and would refuse the ones before.
+        there: dict[tuple[str, str, int, int], Row] = {}
+        for row in registry.rows():
+            key = (row.buyer, row.ueid, row.epoch, row.security_counter)
+            if (
+                key in asked
+                and (row.release, row.base, row.parameters) == (release.name, release.base_digest.hex(), parameters)
+                and (shared is None or row.component == shared.ref.root.hex())
+                and row.file.endswith(suffix)
+                and _is_whole(self.folder / row.file, row.artefact)
+            ):
+                there[key] = row
         sequences = dict(registry.latest_sequences())
         orders = []
         for w in wanted:
             ueid = w.device.ueid.hex()
-            if (w.buyer, ueid, w.epoch, w.security_counter) in there:
+            row_there = there.get((w.buyer, ueid, w.epoch, w.security_counter))
+            if row_there is not None and self._is_as_asked(self.folder / row_there.file, w):
                 continue
             sequences[ueid] = sequences.get(ueid, 0) + 1
             orders.append(
@@ -159,6 +180,19 @@ class Exporter:
             )
         return orders
 
+    def _is_as_asked(self, path: Path, wanted: Wanted) -> bool:
+        """Whether a whole file was sealed on these terms, for this class, under the root of today's signer."""
+        try:
+            data = path.read_bytes()
+            envelope = Artefact.from_bytes(data).envelope if self.shared is None else data
+            manifest = open_envelope(envelope, self.root).manifest
+        except (OSError, RefusedError):
+            return False
+        terms = self.terms
+        sealed = (manifest.vendor, manifest.policy, manifest.not_after, manifest.measurements, manifest.device_class)
+        asked = (terms.vendor, terms.policy, terms.not_after, terms.measurements, wanted.device.device_class)
+        return sealed == asked
+
     def _run(self, orders: Sequence[CopyOrder], jobs: int) -> Iterator[list[Row]]:
         """Rows of each batch as it is finished."""
         # itertools.batched came with Python 3.12.
@@ -170,7 +204,8 @@ class Exporter:
         start = (self.release_folder, self.seller.to_secret(), self.terms, self.folder, self.cohort)
         with ProcessPoolExecutor(jobs, context, _start_worker, start) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
-            running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
+            with _no_interrupts():
+                running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
             try:
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -188,6 +223,7 @@ _worker: Exporter | None = None
 
 
 def _start_worker(release: Path, secret: bytes, terms: Terms, folder: Path, cohort: str | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _worker  # noqa: PLW0603  a worker's one state, set before its first batch
     _worker = Exporter(release, Seller.from_secret(secret), terms, folder, cohort)
 
@@ -196,6 +232,39 @@ def _work(orders: Sequence[CopyOrder]) -> list[Row]:
     if _worker is None:
         raise MisuseError("worker was not started")
     return _worker.make(orders)
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ignores Ctrl-C while workers start: they inherit it, and leave the word to this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it is interrupted
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder, and removes what a killed run left half-written.
+
+    Raises:
+        MisuseError: When it is no folder or may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*folder.glob(".*.vgc.part"), *folder.glob(".*.vge.part")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MisuseError(f"cannot write to {folder}: permission denied")
+
+
+def _cannot_write(folder: Path, error: OSError) -> MisuseError:
+    return MisuseError(f"cannot write to {folder}: {(error.strerror or type(error).__name__).lower()}")
 
 
 def _is_whole(path: Path, digest: str) -> bool:
@@ -226,9 +295,12 @@ def _write_batch(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
         finally:
             os.close(handle)
     except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        # Whatever has not got its name by now, never will: an interrupt ends here as well.
         for path in partial:
-            path.unlink(missing_ok=True)
-        raise MisuseError(f"cannot write to {folder}: {error.strerror}") from error
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _row(release: Release, copy: SealedCopy, name: str, data: bytes) -> Row:

@@ -11,6 +11,7 @@ from variegate.keys.identity import DevicePublic
 
 _COLUMNS = {"buyer", "device", "epoch", "security_counter"}
 _MAX_BUYER = 128
+_MAX_NUMBER = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +38,25 @@ def read_list(path: Path) -> list[Wanted]:
         MisuseError: Naming the line, when anything is missing, unknown, double or out of range.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # Spreadsheets write a byte-order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            columns = set(reader.fieldnames or ())
-            if not {"buyer", "device"} <= columns <= _COLUMNS:
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            if not {"buyer", "device"} <= set(columns) <= _COLUMNS or len(set(columns)) != len(columns):
                 raise MisuseError(
-                    f"{path.name}: columns are {', '.join(sorted(columns)) or 'missing'}",
+                    f"{path}: columns are {', '.join(sorted(columns)) or 'missing'}",
                     hint="needed are buyer, device; allowed are epoch, security_counter",
                 )
+            reader.fieldnames = columns
             out = [_read_line(path, reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MisuseError(f"{path.name} cannot be read as CSV") from error
+    except OSError as error:
+        raise MisuseError(f"cannot read {path}: {_reason(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MisuseError(f"{path} cannot be read as CSV") from error
+    if not out:
+        raise MisuseError(f"{path}: the list is empty", hint="give each device a line")
     if len({(w.device.ueid, w.epoch) for w in out}) != len(out):
-        raise MisuseError(f"{path.name}: a device stands in it twice for one epoch")
+        raise MisuseError(f"{path}: a device stands in it twice for one epoch")
     return out
 
 
@@ -57,16 +64,37 @@ def _read_line(path: Path, line: int, row: dict[str, str]) -> Wanted:
     try:
         if None in row or None in row.values():
             raise MisuseError("wrong number of fields")
-        numbers = {n: int(row[n]) for n in ("epoch", "security_counter") if row.get(n)}
-        if min(numbers.values(), default=0) < 0:
-            raise MisuseError("numbers may not be negative")
-        buyer = check_buyer(row["buyer"])
-        device = DevicePublic.from_json((path.parent / row["device"]).read_bytes())
+        cells = {name: cell.strip() for name, cell in row.items()}
+        numbers = {n: check_number(int(cells[n]), n) for n in ("epoch", "security_counter") if cells.get(n)}
+        buyer = check_buyer(cells["buyer"])
+        device = _read_device(path.parent / cells["device"])
         return Wanted(buyer=buyer, device=device, **numbers)
-    except (ValueError, OSError) as error:
-        raise MisuseError(f"{path.name}, line {line}: a number or the device file cannot be read") from error
+    except ValueError as error:
+        raise MisuseError(f"{path}, line {line}: a number or a file's name cannot be read") from error
     except VariegateError as error:
-        raise MisuseError(f"{path.name}, line {line}: {error.message}", hint=error.hint) from error
+        raise MisuseError(f"{path}, line {line}: {error.message}", hint=error.hint) from error
+
+
+def _read_device(path: Path) -> DevicePublic:
+    try:
+        return DevicePublic.from_json(path.read_bytes())
+    except OSError as error:
+        raise MisuseError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
+
+
+def check_number(value: int, name: str) -> int:
+    """A number that manifest and registry can hold, 0 to 2^63 - 1.
+
+    Raises:
+        MisuseError: For any other, with its name.
+    """
+    if not 0 <= value <= _MAX_NUMBER:
+        raise MisuseError(f"{name} must lie in 0..{_MAX_NUMBER}")
+    return value
 
 
 def check_buyer(buyer: str) -> str:

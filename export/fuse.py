@@ -3,7 +3,7 @@
 The base was traced once; a copy is this template plus the tensors that a seed expands to. So nothing is
 re-traced or simplified for a buyer, and all copies of a release share one graph, to the byte.
 
-    image -> [Cast, Div 255 for uint8] -> base -> [Softmax] -> rewriter -> ArgMax -> label
+    image -> [Cast, Div 255 for uint8] -> [Transpose for NHWC] -> base -> [Softmax] -> rewriter -> ArgMax -> label
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ class Template:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a frame, as the base lays it out."""
-        return self.contract.image_shape
+        """Of a frame, (C, H, W) whatever the base's layout: a device's frames do not depend on the base."""
+        return frame_shape(self.contract)
+
+
+def frame_shape(contract: Contract) -> tuple[int, int, int]:
+    """(C, H, W)."""
+    return contract.channels, contract.height, contract.width
 
 
 def fuse(base: Base, rewriter: Rewriter, dtype: str) -> Template:
@@ -77,10 +82,11 @@ def fuse(base: Base, rewriter: Rewriter, dtype: str) -> Template:
     ops = OnnxOps(onnx.GraphProto(name="g"))
     graph = ops.graph
     pixels, unit = _front(ops, contract, dtype)
+    seen = ops.node("Transpose", unit, perm=[0, 2, 3, 1]) if contract.layout == "NHWC" else unit
     for node in base.model.graph.node:
         copied = graph.node.add()
         copied.CopyFrom(node)
-        copied.input[:] = [unit if name == IMAGE else name for name in node.input]
+        copied.input[:] = [seen if name == IMAGE else name for name in node.input]
     graph.initializer.extend(base.model.graph.initializer)
     probabilities = SCORES
     if contract.outputs == "logits":
@@ -114,15 +120,14 @@ def reference_scores(
     keyed: dict[str, NDArray[Any]],
 ) -> NDArray[np.float32]:
     """The copy's scores in numpy, float32 (N, classes); `images` as the device takes them."""
-    pixels = images.transpose(0, 3, 1, 2) if contract.layout == "NHWC" else images
-    pixels = pixels.astype(np.float32)
+    pixels = images.astype(np.float32)
     unit = np.divide(pixels, 255 if images.dtype == np.uint8 else 1, dtype=np.float32)
     return rewriter.scores(NumpyOps(), Inputs(pixels, unit, probabilities, keyed), contract)
 
 
 def _front(ops: OnnxOps, contract: Contract, dtype: str) -> tuple[str, str]:
     """Adds the graph's image input; names of pixels (0..255 for uint8) and unit (0..1)."""
-    ops.graph.input.append(_value(IMAGE, _ELEMENT[dtype], *contract.image_shape))
+    ops.graph.input.append(_value(IMAGE, _ELEMENT[dtype], *frame_shape(contract)))
     if dtype == "float32":
         return IMAGE, IMAGE
     pixels = ops.node("Cast", IMAGE, to=TensorProto.FLOAT)
@@ -138,8 +143,6 @@ def _append(
 ) -> None:
     """Appends the rewriter and the final ArgMax; `names` are those of pixels, unit and probabilities."""
     pixels, unit, probabilities = names
-    if contract.layout == "NHWC":
-        pixels, unit = (ops.node("Transpose", name, perm=[0, 3, 1, 2]) for name in (pixels, unit))
     keyed = {tensor.name: tensor.name for tensor in tensors}
     scores = rewriter.scores(ops, Inputs(pixels, unit, probabilities, keyed), contract)
     ops.node("ArgMax", scores, axis=1, keepdims=0, output=LABEL)

@@ -103,14 +103,17 @@ def read_file(path: Path, limits: Limits) -> bytes:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RefusedError(Refusal.MALFORMED, f"{path.name} is no regular file")
+                raise RefusedError(Refusal.MALFORMED, f"{path} is no regular file")
             data = file.read(limits.file_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise RefusedError(Refusal.MALFORMED, f"cannot read {path.name}: {error}") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise RefusedError(Refusal.MALFORMED, f"cannot read {path}: {reason}") from error
+    except ValueError as error:
+        raise RefusedError(Refusal.MALFORMED, "the name of a file holds a zero byte") from error
     if len(data) > limits.file_bytes:
         raise RefusedError(
             Refusal.TOO_LARGE,
-            f"{path.name} is larger than {limits.file_bytes} bytes",
+            f"{path} is larger than {limits.file_bytes} bytes",
             hint="raise Limits.file_bytes if the file is yours",
         )
     return data

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -78,16 +79,20 @@ class Registry:
     """An open registry; a context manager.
 
     Args:
-        path: The SQLite file; made when it is missing.
+        path: The SQLite file; made when it is missing or empty, unless it is only read.
+        read_only: Whether nothing may be written.
 
     Raises:
+        MisuseError: When the file cannot be opened.
         RefusedError: `MALFORMED`, when the file is not a registry of this version.
     """
 
-    def __init__(self, path: Path) -> None:
-        new = not path.exists() or path.stat().st_size == 0
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        new = not read_only and (not path.exists() or path.stat().st_size == 0)
+        # As a URI: the mode is what keeps a reader from making the file.
+        uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._db = sqlite3.connect(uri, isolation_level=None, timeout=30, uri=True)
             self._db.execute("PRAGMA synchronous = FULL")
             if new:
                 path.chmod(0o600)
@@ -97,10 +102,12 @@ class Registry:
                 )
             found = tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS)
         except sqlite3.DatabaseError as error:
-            raise RefusedError(Refusal.MALFORMED, f"{path.name} is not a registry: {error}") from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+                raise MisuseError(f"cannot open {path}", hint="name a file in a folder that exists") from None
+            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry: {error}") from None
         if found != (_APPLICATION, _VERSION):
             self._db.close()
-            raise RefusedError(Refusal.MALFORMED, f"{path.name} is not a registry of version {_VERSION}")
+            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry of version {_VERSION}")
 
     def __enter__(self) -> Self:
         return self
@@ -130,9 +137,14 @@ class Registry:
             self._db.execute("COMMIT")
 
     def rows(self, *, buyer: str | None = None, ueid: str | None = None) -> Iterator[Row]:
-        """Rows in the order in which they were made."""
+        """Rows in the order in which they were made.
+
+        Args:
+            buyer: Only this buyer's.
+            ueid: Only those of devices whose ueid begins with these digits, lower case.
+        """
         query = f"SELECT {', '.join(_COLUMNS)} FROM copies"  # noqa: S608  constants
-        query += " WHERE (?1 IS NULL OR buyer = ?1) AND (?2 IS NULL OR ueid = ?2) ORDER BY id"
+        query += " WHERE (?1 IS NULL OR buyer = ?1) AND (?2 IS NULL OR substr(ueid, 1, length(?2)) = ?2) ORDER BY id"
         with self._errors():
             for values in self._db.execute(query, (buyer, ueid)):
                 yield Row(**dict(zip(_COLUMNS, values, strict=True)))

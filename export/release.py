@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from variegate.export.rewriters import Rewriter, from_parameters, to_parameters
 from variegate.keys.artefact import Payload
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import write_atomic
+from variegate.keys.manifest import DTYPES
 from variegate.keys.primitives import sha256
 
 SCHEMA = 1
@@ -76,18 +78,21 @@ class Release:
         """Writes the release into a new folder.
 
         Raises:
-            MisuseError: When the folder holds a release already.
+            MisuseError: As `check_new`, or when the folder cannot be made.
         """
-        if (folder / _MANIFEST).exists():
-            raise MisuseError(f"{folder} holds a release already", hint="choose another --out")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_new(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise MisuseError(f"cannot make {folder}: {(error.strerror or '').lower()}") from error
         packed = io.BytesIO()
         np.savez_compressed(packed, images=self.parity.images, probabilities=self.parity.probabilities)
-        write_atomic(folder / _PAYLOAD, self.payload)
-        write_atomic(folder / _PARITY, packed.getvalue())
+        # Without release.toml, these are what a killed run left behind.
+        write_atomic(folder / _PAYLOAD, self.payload, overwrite=True)
+        write_atomic(folder / _PARITY, packed.getvalue(), overwrite=True)
         if calibration is not None:
             curve = {**asdict(calibration), "rewriter": to_parameters(calibration.rewriter)}
-            write_atomic(folder / _CURVE, json.dumps(curve, indent=2).encode(), mode=0o644)
+            write_atomic(folder / _CURVE, json.dumps(curve, indent=2).encode(), mode=0o644, overwrite=True)
         # Last, so that a folder with this file is whole.
         write_atomic(folder / _MANIFEST, self._to_toml().encode(), mode=0o644)
 
@@ -102,7 +107,7 @@ class Release:
         try:
             table = tomllib.loads((folder / _MANIFEST).read_text("utf-8"))
             payload = (folder / _PAYLOAD).read_bytes()
-            parity = ParitySet(*read_arrays(folder / _PARITY, ("images", "probabilities")))
+            parity = _read_parity(folder / _PARITY)
         except FileNotFoundError as error:
             raise MisuseError(
                 f"{folder} is not a release folder", hint="make one with: variegate export prepare"
@@ -122,9 +127,35 @@ class Release:
         lines: list[str] = []
         for title, values in sections.items():
             lines += [f"\n[{title}]"] if title else []
-            # JSON's numbers, strings and lists are TOML's as well.
-            lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+            # JSON's numbers, strings and lists are TOML's as well; its surrogate escapes are not.
+            lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
         return "\n".join(lines) + "\n"
+
+
+def check_name(name: str) -> str:
+    """A release's name of 1 to 60 printable characters.
+
+    Raises:
+        MisuseError: For any other.
+    """
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise MisuseError(f"a release's name has 1 to {MAX_NAME} printable characters", hint="see --name")
+    return name
+
+
+def check_new(folder: Path) -> None:
+    """Checks that a release can be written here, before work is spent on it.
+
+    Raises:
+        MisuseError: When the path is a file, lies in one, may not be written, or holds a release already.
+    """
+    if (folder / _MANIFEST).exists():
+        raise MisuseError(f"{folder} holds a release already", hint="choose another --out")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise MisuseError(f"{nearest} is not a folder", hint="choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise MisuseError(f"{nearest} may not be written", hint="choose another --out")
 
 
 def make_release(
@@ -148,8 +179,7 @@ def make_release(
         MisuseError: When name or images do not fit.
         RefusedError: `PARITY`, when labels differ.
     """
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        raise MisuseError(f"a release's name has 1 to {MAX_NAME} printable characters")
+    check_name(name)
     template = fuse(base, rewriter, str(images.dtype))
     if images.shape[1:] != template.shape or len(images) < CANARIES:
         raise MisuseError(f"parity images must be at least {CANARIES} of shape {template.shape}")
@@ -161,11 +191,20 @@ def make_release(
 
 
 def measure(base: Base, images: NDArray[Any]) -> ParitySet:
-    """Lets the base answer images once."""
+    """Lets the base answer images (N, C, H, W) once."""
     floats = images / np.float32(255) if images.dtype == np.uint8 else images
+    if base.contract.layout == "NHWC":
+        floats = floats.transpose(0, 2, 3, 1)
     scores = base.scores(np.ascontiguousarray(floats, np.float32))
     probabilities = scores if base.contract.outputs == "probabilities" else softmax(scores)
     return ParitySet(images, probabilities)
+
+
+def _read_parity(path: Path) -> ParitySet:
+    try:
+        return ParitySet(*read_arrays(path, ("images", "probabilities")))
+    except RefusedError as error:
+        raise RefusedError(error.refusal, error.message, hint="prepare the release again") from error
 
 
 def _from_parts(table: dict[str, Any], payload: bytes, parity: ParitySet) -> Release:
@@ -179,8 +218,28 @@ def _from_parts(table: dict[str, Any], payload: bytes, parity: ParitySet) -> Rel
     try:
         contract = Contract(**{**table["contract"], "class_names": tuple(table["contract"]["class_names"])})
         base_digest = bytes.fromhex(digests["base"])
+        rewriter = from_parameters(dict(table["rewriter"]))
     except (TypeError, KeyError, ValueError) as error:
-        raise MisuseError("release.toml: contract or sha256 has unknown or missing keys") from error
+        raise MisuseError("release.toml: rewriter, contract or sha256 has unknown or missing keys") from error
     parts = Payload.from_bytes(payload)
-    template = Template(bytes(parts.graph), parts.tensors, contract, from_parameters(table["rewriter"]), table["dtype"])
-    return Release(str(table["name"]), template, parity, base_digest)
+    if not _fits(contract, rewriter, table["dtype"], parts):
+        raise RefusedError(
+            Refusal.MALFORMED, "release.toml does not describe payload.bin", hint="prepare the release again"
+        )
+    template = Template(bytes(parts.graph), parts.tensors, contract, rewriter, table["dtype"])
+    if parity.images.shape[1:] != template.shape or parity.probabilities.shape[1:] != (contract.classes,):
+        raise RefusedError(Refusal.MALFORMED, "parity.npz does not fit release.toml", hint="prepare the release again")
+    return Release(check_name(str(table["name"])), template, parity, base_digest)
+
+
+def _fits(contract: Contract, rewriter: Rewriter, dtype: object, parts: Payload) -> bool:
+    """Whether contract and rewriter, edited perhaps, ask for the tensors that the payload's graph lacks."""
+    sizes = (contract.channels, contract.height, contract.width, contract.classes)
+    if dtype not in DTYPES or any(type(size) is not int or size < 1 for size in sizes):
+        return False
+    if contract.layout not in ("NCHW", "NHWC") or contract.outputs not in ("logits", "probabilities"):
+        return False
+    try:
+        return rewriter.tensors(contract, str(dtype)) == parts.tensors
+    except MisuseError:
+        return False

@@ -11,6 +11,7 @@ from variegate.export.release import CANARIES, Release
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
 from variegate.keys.envelope import Order, SealedKeys, seal_batch
+from variegate.keys.errors import MisuseError, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef, Manifest, Policy
 from variegate.keys.primitives import sha256
@@ -130,6 +131,7 @@ def seal_copies(
         The copies, in the order of `orders`.
 
     Raises:
+        MisuseError: When an order or the terms hold what no device would read.
         RefusedError: `PARITY`, when a copy's labels differ from its reference; nothing is sealed then.
     """
     head = release.parity.head(max(PARITY_HEAD, CANARIES))
@@ -142,7 +144,7 @@ def seal_copies(
             file, ref = component.seal(release.payload, cek, os.urandom(COMPONENT_ID_BYTES))
         else:
             cek, file, ref = shared.cek, None, shared.ref
-        manifest = _manifest(release, order, terms, ref, canaries)
+        manifest = _readable(_manifest(release, order, terms, ref, canaries))
         keys = SealedKeys(cek, seed)
         envelopes_for.append(Order(manifest, keys, order.device.kem, order.device.kem_public))
         prepared.append((order, manifest, file))
@@ -158,6 +160,21 @@ def _judge(release: Release, seed: bytes, head: ParitySet) -> bytes:
     report, labels = release.judge.check(seed, head)
     report.require()
     return sha256(labels[:CANARIES].astype("<i8").tobytes())
+
+
+def _readable(manifest: Manifest) -> Manifest:
+    """The manifest as a device reads it.
+
+    Raises:
+        MisuseError: When it would refuse it.
+    """
+    try:
+        return Manifest.from_bytes(manifest.to_bytes())
+    except RefusedError as error:
+        raise MisuseError(
+            f"no device would read this copy: {error.message}",
+            hint="numbers go from 0 to 2^63 - 1; vendor and buyer are 1 to 128 printable characters",
+        ) from error
 
 
 def _manifest(release: Release, order: CopyOrder, terms: Terms, ref: ComponentRef, canaries: bytes) -> Manifest:

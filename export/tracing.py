@@ -15,7 +15,16 @@ from variegate.export.canonical import OPSET
 from variegate.export.probe import refusing
 from variegate.keys.errors import Refusal, RefusedError
 
-_NOISY = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
+_NOISY = (
+    "torch.onnx",
+    "torch.export",
+    "torch._dynamo",
+    "torch._export",
+    "torch._subclasses",
+    "torch.fx",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 def traced(module: torch.nn.Module, shape: tuple[int, int, int]) -> bytes:

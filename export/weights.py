@@ -36,14 +36,14 @@ def load_weights(module: torch.nn.Module, path: Path, limits: Limits = _LIMITS) 
     """
     refuse_pickles(path)
     if path.suffix.lower() != ".safetensors":
-        raise RefusedError(Refusal.MALFORMED, f"{path.name} is no .safetensors file", hint=_CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} is no .safetensors file", hint=_CONVERT)
     data = read_file(path, limits)
     if data.startswith(_PICKLE_STARTS):
-        raise RefusedError(Refusal.MALFORMED, f"{path.name} holds a pickle, not safetensors", hint=_CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} holds a pickle, not safetensors", hint=_CONVERT)
     try:
         given = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(Refusal.MALFORMED, f"{path.name} is no valid safetensors file") from error
+        raise RefusedError(Refusal.MALFORMED, f"{path} is no valid safetensors file") from error
     wanted = module.state_dict()
     _refuse_names("lacks", wanted.keys() - given.keys(), path)
     _refuse_names("has unexpected", given.keys() - wanted.keys(), path)
@@ -59,9 +59,7 @@ def refuse_pickles(path: Path) -> None:
         RefusedError: `MALFORMED`, with the way to convert it.
     """
     if path.suffix.lower() in _PICKLED:
-        raise RefusedError(
-            Refusal.MALFORMED, f"{path.name} may be a pickle, which runs code when it is read", hint=_CONVERT
-        )
+        raise RefusedError(Refusal.MALFORMED, f"{path} may be a pickle, which runs code when it is read", hint=_CONVERT)
 
 
 def module_from_spec(spec: str) -> torch.nn.Module:
@@ -105,6 +103,6 @@ def _refuse_names(what: str, names: set[str], path: Path) -> None:
         shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         raise RefusedError(
             Refusal.MODEL,
-            f"{path.name} {what} {len(names)} tensors: {shown}",
+            f"{path} {what} {len(names)} tensors: {shown}",
             hint="are these the weights of this module?",
         )

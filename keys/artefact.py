@@ -7,7 +7,7 @@ recipe          deterministic CBOR [keyed tensors, canary frames]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from variegate.keys import cbor, recipe
 from variegate.keys.errors import Refusal, RefusedError
@@ -27,8 +27,8 @@ class Artefact:
         component: Component file.
     """
 
-    envelope: bytes
-    component: bytes | memoryview
+    envelope: bytes = field(repr=False)
+    component: bytes | memoryview = field(repr=False)
 
     def to_bytes(self) -> bytes:
         """The single file."""
@@ -60,8 +60,8 @@ class Payload:
     """
 
     tensors: tuple[KeyedTensor, ...]
-    canaries: bytes
-    graph: bytes | memoryview
+    canaries: bytes = field(repr=False)
+    graph: bytes | memoryview = field(repr=False)
 
     def to_bytes(self) -> bytes:
         """The component's plaintext."""

@@ -1,4 +1,4 @@
-"""Deterministic CBOR (RFC 8949 section 4.2.1), decoded strictly.
+"""Deterministic CBOR (RFC 8949 section 4.2.1) with small unsigned map keys, decoded strictly.
 
 `cbor2` does the coding. Before it sees hostile bytes a scan lets only the small subset pass that the formats
 use: no tags (cbor2 would build dates, regular expressions and big numbers from them), no floats, no

@@ -182,8 +182,10 @@ def _key(passphrase: str, kind: str, costs: Argon2Costs, salt: bytes) -> bytes:
     try:
         secret = unicodedata.normalize("NFC", passphrase).encode()
     except UnicodeEncodeError:
-        # The error quotes the passphrase; it is not chained.
-        raise MisuseError("passphrase is not valid text") from None
+        secret = None
+    if secret is None:
+        # Outside of the handler: the error caught there quotes the passphrase, and would be this one's context.
+        raise MisuseError("passphrase is not valid text")
     try:
         stretched = Argon2id(
             salt=salt,

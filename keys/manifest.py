@@ -17,6 +17,7 @@ MAX_MANIFEST_BYTES = 16 * 1024
 COMPONENT_ID_BYTES = 16
 UEID_BYTES = 33
 """EAT type 0x01 (RAND) and 32 bytes (RFC 9711 section 4.2.1)."""
+UEID_RAND = 0x01
 DTYPES = ("uint8", "float32")
 _MAX_TEXT = 128
 _MAX_UINT = (1 << 63) - 1
@@ -153,7 +154,7 @@ class Manifest:
                     security_counter=_uint(counter),
                     vendor=_text(vendor),
                     device_class=_text(device_class),
-                    ueid=_bytes(ueid, UEID_BYTES),
+                    ueid=_ueid(ueid),
                     buyer=_text(buyer),
                     epoch=_uint(epoch),
                     component=ComponentRef(
@@ -199,6 +200,13 @@ def _bytes(value: Any, length: int) -> bytes:
     if not isinstance(value, bytes) or len(value) != length:
         raise RefusedError(Refusal.MALFORMED, f"manifest holds bytes that should be {length} long")
     return value
+
+
+def _ueid(value: Any) -> bytes:
+    ueid = _bytes(value, UEID_BYTES)
+    if ueid[0] != UEID_RAND:
+        raise RefusedError(Refusal.MALFORMED, "ueid is not of EAT's type RAND")
+    return ueid
 
 
 def _measurement(item: Any) -> tuple[str, bytes]:

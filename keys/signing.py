@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from variegate.keys import cbor, merkle
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import HASH_BYTES, ed25519_verify, mldsa65_verify, sha256
 
 ALG_ED25519 = -19
@@ -110,7 +110,12 @@ def sign_batch(context: bytes, payloads: Sequence[bytes], signer: Signer) -> lis
 
     Returns:
         One encoded statement for each payload, each valid on its own.
+
+    Raises:
+        MisuseError: When there is no payload.
     """
+    if not payloads:
+        raise MisuseError("there is nothing to sign")
     root = signer.root
     tree = merkle.tree([merkle.leaf(payload) for payload in payloads])
     protected_batch = _protected(ALG_ML_DSA_65, root.mldsa65)

@@ -6,13 +6,15 @@ flashes also boots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from variegate.keys.envelope import Envelope, open_envelope
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.runtime.platform import Platform
+
+T = TypeVar("T")
 
 SECURITY_COUNTER = "security"
 """Name of the counter behind rollback protection."""
@@ -37,42 +39,47 @@ def admit(envelope: bytes, platform: Platform) -> Envelope:
         raise RefusedError(Refusal.WRONG_DEVICE, "artefact is for another device")
     if manifest.device_class != platform.device_class:
         raise RefusedError(Refusal.WRONG_CLASS, "artefact is for another class of device")
-    check_expiry(manifest, platform)
-    if manifest.security_counter < platform.counter(SECURITY_COUNTER):
-        raise RefusedError(Refusal.ROLLED_BACK, "artefact is older than what this device has confirmed")
+    check_current(manifest, platform)
     measured = platform.measurements()
     if any(measured.get(name) != value for name, value in manifest.measurements.items()):
         raise RefusedError(Refusal.SELF_TEST, "device does not measure what the artefact asks for")
     return opened
 
 
-def check_expiry(manifest: Manifest, platform: Platform) -> None:
-    """Holds the clock against `not_after` and the grace after it.
+def check_current(manifest: Manifest, platform: Platform) -> None:
+    """Holds clock and counter against the manifest: when it is opened, and again at every query.
 
     Raises:
-        RefusedError: `EXPIRED`.
+        RefusedError: `EXPIRED` past `not_after` and the grace, or `ROLLED_BACK`.
     """
     if manifest.not_after is not None and platform.now() > manifest.not_after + manifest.policy.grace_s:
         raise RefusedError(Refusal.EXPIRED, "artefact has expired")
+    if manifest.security_counter < platform.counter(SECURITY_COUNTER):
+        raise RefusedError(Refusal.ROLLED_BACK, "artefact is older than what this device has confirmed")
 
 
-@contextmanager
-def uniform(platform: Platform, action: str) -> Iterator[None]:
-    """Records why something was refused, and lets only one answer out.
+def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:
+    """Calls, and lets only one answer out when something is refused; the inner log has the reason.
 
     Args:
         platform: Keeps the inner log.
-        action: What was tried, for that log.
+        action: What is tried, for that log.
+        call: Does it.
+
+    Returns:
+        What `call` returns.
 
     Raises:
         RefusedError: `ARTEFACT`, in place of any other refusal.
     """
     try:
-        yield
+        return call()
     except RefusedError as error:
-        platform.record("refused", f"{action}: {error.refusal}: {error.message}")
-        raise RefusedError(
-            Refusal.ARTEFACT,
-            "artefact refused",
-            hint="the device's inner log has the reason; it is not told outwards",
-        ) from None
+        reason = f"{action}: {error.refusal}: {error.message}"
+    # Outside of the handler, so that the answer does not carry the reason as its context.
+    platform.record("refused", reason)
+    raise RefusedError(
+        Refusal.ARTEFACT,
+        "artefact refused",
+        hint="the device's inner log has the reason; it is not told outwards",
+    )

@@ -6,18 +6,37 @@ answered, so a crash, a restart or a restored backup can lose queries and never 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
-from variegate.keys.errors import LimitError
+from variegate.keys.errors import DeviceError, LimitError
 from variegate.keys.manifest import Policy
 from variegate.runtime.limits import LIMITS
 from variegate.runtime.platform import Platform
 
+_CLOCK_STEP_S = 0.001
+
+
+class _Bucket:
+    """Tokens of one device. It starts empty, so that restarting gains nothing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lock = threading.Lock()
+        self.clock = clock
+        self.tokens = 0.0
+        self.filled_at = clock()
+
+
+_buckets: WeakKeyDictionary[Platform, _Bucket] = WeakKeyDictionary()
+"""The rate is the device's: enclaves of one platform share its bucket."""
+_buckets_lock = threading.Lock()
+
 
 class Allowance:
-    """Budget and rate of one epoch on one device. Thread-safe."""
+    """Budget and rate of one epoch on one device. Thread-safe; of no use after a fork."""
 
     def __init__(
         self, policy: Policy, epoch: int, platform: Platform, clock: Callable[[], float] = time.monotonic
@@ -25,19 +44,18 @@ class Allowance:
         self._policy = policy
         self._platform = platform
         self._counter = f"budget.{epoch}"
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._process = os.getpid()
         self._ready = 0  # reserved on the counter and not yet answered; a restart loses these
-        # A bucket that starts empty: restarting gains nothing.
-        self._tokens = 0.0
-        self._filled_at = clock()
+        self._block = 1
+        with _buckets_lock:
+            self._bucket = _buckets.setdefault(platform, _Bucket(clock))
 
     @property
     def remaining(self) -> int | None:
         """Queries that may still be answered if the device is not restarted, or None for no bound."""
         if self._policy.budget is None:
             return None
-        with self._lock:
+        with self._bucket.lock:
             return max(0, self._policy.budget - self._platform.counter(self._counter)) + self._ready
 
     def take(self, count: int) -> None:
@@ -45,13 +63,16 @@ class Allowance:
 
         Raises:
             LimitError: When budget or rate forbids them.
-            DeviceError: When the counter could not be raised.
+            DeviceError: When the counter could not be raised, or this is not the process that opened the device.
         """
-        with self._lock:
+        if os.getpid() != self._process:
+            # A fork copies what is reserved; both sides would answer it.
+            raise DeviceError("device was opened by another process", hint="open it after the fork")
+        with self._bucket.lock:
             tokens = self._refill(count)
             self._reserve(count)
             self._ready -= count
-            self._tokens = tokens - count
+            self._bucket.tokens = tokens - count
 
     def _refill(self, count: int) -> float:
         """Fills the bucket up to now and returns its level; with no rate, just enough."""
@@ -59,16 +80,21 @@ class Allowance:
             return float(count)
         if count > self._policy.burst:
             raise LimitError(f"more than {self._policy.burst} queries at once are never allowed")
-        now, per_second = self._clock(), self._policy.rate_per_hour / 3600
-        self._tokens = min(self._policy.burst, self._tokens + (now - self._filled_at) * per_second)
-        self._filled_at = now
-        if self._tokens < count:
-            wait = (count - self._tokens) / per_second
-            raise LimitError("query rate exceeded", retry_after_s=wait)
-        return self._tokens
+        bucket, per_second = self._bucket, self._policy.rate_per_hour / 3600
+        now = bucket.clock()
+        bucket.tokens = min(self._policy.burst, bucket.tokens + (now - bucket.filled_at) * per_second)
+        bucket.filled_at = now
+        if bucket.tokens < count:
+            wait = (count - bucket.tokens) / per_second
+            # A little later than due, so that rounding does not refuse who waits exactly that long.
+            raise LimitError("query rate exceeded", retry_after_s=wait + _CLOCK_STEP_S)
+        return bucket.tokens
 
     def _reserve(self, count: int) -> None:
-        """Makes sure that `count` queries are reserved on the hardware's counter."""
+        """Makes sure that `count` queries are reserved on the hardware's counter.
+
+        Blocks double from one up to a cap, so that a process that asks little loses little.
+        """
         budget = self._policy.budget
         if budget is None:
             self._ready = count
@@ -76,8 +102,8 @@ class Allowance:
         missing = count - self._ready
         if missing <= 0:
             return
-        block = min(LIMITS.reserve, budget // LIMITS.reserve_share)
-        granted = self._platform.reserve(self._counter, missing, max(missing, block), budget)
+        granted = self._platform.reserve(self._counter, missing, max(missing, self._block), budget)
         if granted < missing:
             raise LimitError("query budget is spent")
         self._ready += granted
+        self._block = min(2 * self._block, LIMITS.reserve, max(1, budget // LIMITS.reserve_share))

@@ -20,7 +20,7 @@ from variegate.keys.artefact import Artefact, Payload
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
-from variegate.runtime.admission import admit, check_expiry, uniform
+from variegate.runtime.admission import admit, check_current, uniform
 from variegate.runtime.allowance import Allowance
 from variegate.runtime.engine import Engine
 from variegate.runtime.limits import LIMITS
@@ -106,14 +106,19 @@ class Enclave:
             RefusedError: `ARTEFACT`, whatever was wrong; the platform's inner log has the reason.
             DeviceError: When the device's own hardware fails.
         """
-        with uniform(platform, "open"):
-            envelope = admit(artefact.envelope, platform)
-            manifest = envelope.manifest
-            layout = component.check(artefact.component, manifest.component)
-            keys = envelope.unseal(platform.unwrap)
-            payload = Payload.from_bytes(component.unseal(artefact.component, layout, keys.cek))
-            engine = Engine(payload, keys.seed, manifest, threads=threads)
-            return cls(manifest, engine, payload.canaries, platform)
+        return uniform(platform, "open", lambda: cls._opened(artefact, platform, threads))
+
+    @classmethod
+    def _opened(cls, artefact: Artefact, platform: Platform, threads: int) -> Self:
+        envelope = admit(artefact.envelope, platform)
+        manifest = envelope.manifest
+        # Bytes of its own: nobody changes them between the check and the use.
+        file = bytes(artefact.component)
+        layout = component.check(file, manifest.component)
+        keys = envelope.unseal(platform.unwrap)
+        payload = Payload.from_bytes(component.unseal(file, layout, keys.cek))
+        engine = Engine(payload, keys.seed, manifest, threads=threads)
+        return cls(manifest, engine, payload.canaries, platform)
 
     @property
     def manifest(self) -> Manifest:
@@ -126,14 +131,16 @@ class Enclave:
         Raises:
             RefusedError: `ARTEFACT`, when the labels differ.
         """
-        with uniform(self._platform, "self-test"):
-            frame_bytes = math.prod(self._manifest.shape) * self._dtype.itemsize
-            if not self._canaries or len(self._canaries) % frame_bytes:
-                raise RefusedError(Refusal.SELF_TEST, "component has no whole canary frames")
-            flat = np.frombuffer(self._canaries, self._dtype)
-            labels = self._run(flat.reshape(-1, *self._manifest.shape))
-            if sha256(labels.astype("<i8").tobytes()) != self._manifest.canaries:
-                raise RefusedError(Refusal.SELF_TEST, "canary frames get other labels than the seller's")
+        uniform(self._platform, "self-test", self._compare_canaries)
+
+    def _compare_canaries(self) -> None:
+        frame_bytes = math.prod(self._manifest.shape) * self._dtype.itemsize
+        if not self._canaries or len(self._canaries) % frame_bytes:
+            raise RefusedError(Refusal.SELF_TEST, "component has no whole canary frames")
+        flat = np.frombuffer(self._canaries, self._dtype)
+        labels = self._run(flat.reshape(-1, *self._manifest.shape))
+        if sha256(labels.astype("<i8").tobytes()) != self._manifest.canaries:
+            raise RefusedError(Refusal.SELF_TEST, "canary frames get other labels than the seller's")
 
     def classify(self, frame: NDArray[Any]) -> int:
         """The label of one frame.
@@ -145,12 +152,12 @@ class Enclave:
             The class index.
 
         Raises:
-            RefusedError: `INPUT` for a wrong frame, `EXPIRED` past the policy's time.
+            RefusedError: `INPUT` for a wrong frame, `EXPIRED` past the policy's time, `ROLLED_BACK` once the device
+                has confirmed a newer copy, `MODEL` when the graph fails.
             LimitError: When budget or rate is spent.
+            MisuseError: When the enclave is closed.
         """
-        if not isinstance(frame, np.ndarray):
-            raise RefusedError(Refusal.INPUT, "frame is not a numpy array")
-        return int(self.classify_batch(frame[np.newaxis])[0])
+        return int(self._answer(self._own(frame, self._manifest.shape)[np.newaxis])[0])
 
     def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """The labels of many frames; all are answered or none is.
@@ -162,16 +169,9 @@ class Enclave:
             Class indices, int64 (N,).
 
         Raises:
-            RefusedError: `INPUT` for wrong frames, `EXPIRED` past the policy's time.
-            LimitError: When budget or rate is spent.
+            RefusedError, LimitError, MisuseError: As `classify`.
         """
-        self._check(frames)
-        check_expiry(self._manifest, self._platform)
-        self._allowance.take(len(frames))
-        labels = self._run(frames)
-        with self._lock:
-            self._answered += len(frames)
-        return labels
+        return self._answer(self._own(frames, (None, *self._manifest.shape)))
 
     def status(self) -> Status:
         """What this device says of itself."""
@@ -202,21 +202,45 @@ class Enclave:
     ) -> None:
         self.close()
 
-    def _check(self, frames: object) -> None:
-        wanted = self._manifest.shape
-        if not isinstance(frames, np.ndarray) or frames.dtype != self._dtype or frames.shape[1:] != wanted:
+    def _own(self, frames: object, wanted: tuple[int | None, ...]) -> NDArray[Any]:
+        """A plain copy of the caller's array: what is checked and charged is what runs.
+
+        A subclass may lie about itself, a mask may hide values, and another thread may resize or write.
+        """
+        if not isinstance(frames, np.ndarray):
+            raise RefusedError(Refusal.INPUT, "frames are not a numpy array")
+        self._check(np.ndarray.view(frames, np.ndarray), wanted)
+        own = np.array(frames, order="C", subok=False)
+        self._check(own, wanted)
+        # The comparison is also false for NaN.
+        if self._dtype == np.float32 and not (own.min() >= 0 and own.max() <= 1):
+            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
+        return own
+
+    def _check(self, frames: NDArray[Any], wanted: tuple[int | None, ...]) -> None:
+        shape = frames.shape
+        fits = len(shape) == len(wanted) and all(w in (None, s) for w, s in zip(wanted, shape, strict=True))
+        if frames.dtype != self._dtype or not fits:
             raise RefusedError(
                 Refusal.INPUT,
-                f"frames are not {self._dtype} of shape (N, {', '.join(map(str, wanted))})",
+                f"frames are not {self._dtype} of shape ({', '.join('N' if w is None else str(w) for w in wanted)})",
                 hint="a camera's bytes need no scaling: pass them as they come"
                 if self._dtype == np.uint8
                 else "scale pixels to float32 in [0, 1]",
             )
-        if not 1 <= len(frames) <= LIMITS.batch:
+        if None in wanted and not 1 <= len(frames) <= LIMITS.batch:
             raise RefusedError(Refusal.INPUT, f"a batch has 1 to {LIMITS.batch} frames")
-        # The comparison is also false for NaN.
-        if self._dtype == np.float32 and not (frames.min() >= 0 and frames.max() <= 1):
-            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
+
+    def _answer(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """Charges and runs; `frames` are our own and checked."""
+        if self._engine is None:
+            raise MisuseError("enclave is closed")
+        check_current(self._manifest, self._platform)
+        self._allowance.take(len(frames))
+        labels = self._run(frames)
+        with self._lock:
+            self._answered += len(frames)
+        return labels
 
     def _run(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         engine = self._engine

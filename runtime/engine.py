@@ -15,6 +15,7 @@ from variegate.keys.manifest import Manifest
 
 INPUT, OUTPUT = "image", "label"
 _SILENT = 4
+_NOWHERE = "/nonexistent/"
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
@@ -37,10 +38,12 @@ class Engine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT  # its messages quote the graph
-        keyed = recipe.expand(payload.tensors, seed)
-        # onnxruntime reads these arrays in place: they live as long as the session.
-        self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in keyed.values()]
+        # Whatever else a graph says is external is looked for in a folder that is never there.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
+            keyed = recipe.expand(payload.tensors, seed)
+            # onnxruntime reads these arrays in place: they live as long as the session.
+            self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in keyed.values()]
             options.add_external_initializers(list(keyed), self._values)
             self._session = ort.InferenceSession(bytes(payload.graph), options, ["CPUExecutionProvider"])
         except Exception:  # noqa: BLE001  onnxruntime raises many types; what they say quotes the graph

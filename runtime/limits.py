@@ -16,7 +16,7 @@ class Limits:
         reserve_share: At most one in so many of the whole budget is reserved at once.
     """
 
-    batch: int = 65536
+    batch: int = 16384
     slice: int = 64
     reserve: int = 1024
     reserve_share: int = 64

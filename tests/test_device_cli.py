@@ -42,7 +42,8 @@ def public(home: Path) -> DevicePublic:
 
 
 def sealed(home: Path, seller: Seller, **changes: Any) -> Path:
-    path = home / "copy.vgcopy"
+    path = home / "copy.vgc"
+    (home / "car.json").unlink(missing_ok=True)
     path.write_bytes(seal_for(public(home), seller.signer, **changes).to_bytes())
     return path
 
@@ -105,6 +106,37 @@ def test_images_that_are_none(home: Path, seller: Seller, name: str, capsys: pyt
     assert run("classify", home / "car", home / "missing.npy") == 2
 
 
+def test_status_shows_what_remains(home: Path, seller: Seller, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("flash", home / "car", sealed(home, seller, epoch=3, policy=Policy(budget=640))) == 0
+    np.save(home / "many.npy", frames(5))
+    assert run("classify", home / "car", home / "many.npy") == 0
+    capsys.readouterr()
+    assert run("status", home / "car", "--json") == 0
+    image = json.loads(capsys.readouterr().out)["images"]["a"]
+    assert (image["budget"], image["remaining"]) == (640, 635)
+
+
+def test_classify_waits_for_the_rate(home: Path, seller: Seller, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("flash", home / "car", sealed(home, seller, policy=Policy(rate_per_hour=36000, burst=2))) == 0
+    np.save(home / "two.npy", frames(2))
+    capsys.readouterr()
+    assert run("classify", home / "car", home / "two.npy", home / "two.npy") == 0
+    said = capsys.readouterr()
+    assert len(said.out.split()) == 4
+    assert said.err.count("waiting") == 1
+    assert run("flash", home / "car", sealed(home, seller, sequence=2, policy=Policy(rate_per_hour=1, burst=2))) == 0
+    capsys.readouterr()
+    assert run("classify", home / "car", home / "two.npy") == 1
+    said = capsys.readouterr()
+    assert "query rate exceeded: allowed in 7" in said.err
+    assert "waiting" not in said.err
+
+
+def test_help_names_what_export_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("flash", "--help") == 0
+    assert "acme.vge --component component.vgb" in capsys.readouterr().out
+
+
 def test_follow(home: Path, seller: Seller) -> None:
     (home / "to2.root").write_bytes(rotate(seller).statement)
     assert run("follow", home / "car", home / "to2.root") == 0
@@ -114,6 +146,8 @@ def test_follow(home: Path, seller: Seller) -> None:
 def test_misuse(home: Path) -> None:
     assert run("status", home / "none") == 2
     assert run("new", home / "car", "--class", CLASS, "--root", home / "seller.root") == 2
+    for folder in (home / "no" / "car", home / "seller.root" / "car"):
+        assert run("new", folder, "--class", CLASS, "--root", home / "seller.root") == 2
     assert run("classify", home / "car", home / "x.npy") == 1  # nothing flashed
     (home / "bad.root").write_bytes(b"x")
     assert run("new", home / "car2", "--class", CLASS, "--root", home / "bad.root") == 1

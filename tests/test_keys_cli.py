@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_generate_device_and_write_its_identity(home: Path) -> None:
 def test_rotate_revoke_and_root(home: Path) -> None:
     environment = {"VARIEGATE_PASSPHRASE_FILE": "pass"}
     ueids = [f"01{i:064x}" for i in range(3)]
-    revoke = ("keys", "revoke", "seller.key", "--list", "revoked", "--ueid")
+    revoke = ("keys", "revoke", "seller.key", "--revoked", "revoked", "--ueid")
     assert run(home, *revoke, ueids[0], **environment).returncode == 0
     assert run(home, *revoke, *ueids[1:], **environment).returncode == 0
     assert run(home, "keys", "root", "seller.key", "--out", "old.root", **environment).returncode == 0
@@ -90,13 +91,17 @@ def test_rotate_revoke_and_root(home: Path) -> None:
     assert listed.serial == 2
     assert {ueid.hex() for ueid in listed.ueids} == set(ueids)
 
+    shown = json.loads(run(home, "keys", "show", "revoked", "--json").stdout)
+    assert (shown["kind"], shown["serial"], shown["ueid"]) == ("revocation list", 2, ueids)
+    assert run(home, "keys", "show", "revoked").stdout.count("\nueid:") == len(ueids)
+
     turn = ("keys", "rotate", "seller.key", "--out", "new.key", "--statement", "statement")
-    taken = run(home, *turn[:-1], "pass", "--list", "revoked", **environment)
+    taken = run(home, *turn[:-1], "pass", "--revoked", "revoked", **environment)
     assert taken.returncode == 2
     assert not (home / "new.key").exists()
     assert (home / "pass").read_text() == PASSPHRASE + "\n"
 
-    assert run(home, *turn, "--list", "revoked", **environment).returncode == 0
+    assert run(home, *turn, "--revoked", "revoked", **environment).returncode == 0
     new = Seller.load(home / "new.key", PASSPHRASE)
     assert follow(old, 0, (home / "statement").read_bytes()) == (new.root, 1)
     assert Revocations.verify((home / "revoked").read_bytes(), new.root, 3).ueids == listed.ueids
@@ -115,13 +120,19 @@ def test_rotate_revoke_and_root(home: Path) -> None:
         (["keys", "show"], 2, "required: path"),
         (["nonsense"], 2, "invalid choice: 'nonsense'"),
         (["keys", "show", "missing"], 2, "variegate: cannot read missing: no such file or directory\n"),
-        (["keys", "show", "pass"], 1, "variegate: pass is no key file, device identity or seller root\n"),
+        (
+            ["keys", "show", "pass"],
+            1,
+            "variegate: pass is no key file, device identity, seller root or revocation list\n",
+        ),
         (["keys", "show", "seller.key"], 2, "hint: give --passphrase-file, or set VARIEGATE_PASSPHRASE_FILE\n"),
         (["keys", "identity", "seller.key", "--out", "x", "--passphrase-file", "pass"], 1, "holds a seller key"),
+        (["keys", "root", "public.json", "--out", "x", "--passphrase-file", "pass"], 1, "public.json is no key file\n"),
+        (["keys", "identity", "none", "--out", "x", "--passphrase-file", "pass"], 2, "cannot read none: no such file"),
         (["keys", "root", "seller.key", "--out", "no/x", "--passphrase-file", "pass"], 2, "cannot write no/x"),
         (["keys", "show", "seller.key", "--passphrase-file", "none"], 2, "cannot read the passphrase file none"),
         (["keys", "show", "seller.key", "--passphrase-file", "seller.key"], 2, "is not UTF-8 text"),
-        (["keys", "revoke", "seller.key", "--list", "l", "--ueid", "zz"], 2, "written in hexadecimal"),
+        (["keys", "revoke", "seller.key", "--revoked", "l", "--ueid", "zz"], 2, "written in hexadecimal"),
         (["keys", "generate", "device", "--out", "x", "--class", "", "--passphrase-file", "pass"], 2, "device class"),
     ],
 )
@@ -210,6 +221,21 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
     done = subprocess.run(command, cwd=home, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
+    """A pipe that nobody writes to keeps the command waiting."""
+    os.mkfifo(home / "waits")
+    command = [sys.executable, "-m", "variegate.cli.main", "keys", "show", "seller.key", "--passphrase-file", "waits"]
+    child = subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(2)
+        child.send_signal(signal.SIGINT)
+        _, shown = child.communicate(timeout=20)
+    finally:
+        child.kill()
+        (home / "waits").unlink()
+    assert (child.returncode, shown) == (130, "\nvariegate: interrupted; run again to go on\n")
 
 
 def test_every_group_has_a_line_of_help() -> None:

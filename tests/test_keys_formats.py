@@ -82,7 +82,7 @@ MANIFESTS = st.builds(
     security_counter=UINT,
     vendor=TEXT,
     device_class=TEXT,
-    ueid=st.binary(min_size=33, max_size=33),
+    ueid=st.binary(min_size=32, max_size=32).map(lambda raw: b"\x01" + raw),
     buyer=TEXT,
     epoch=UINT,
     component=st.builds(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from variegate.export.registry import Registry, Row, now
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 ROW = Row(
     made=now(),
@@ -38,6 +38,29 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
         assert list(registry.rows(ueid="none")) == []
         assert registry.latest_sequences() == {ROW.ueid: 4}
     assert (tmp_path / "r.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_reader_makes_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r #1.sqlite"
+    with pytest.raises(MisuseError, match="cannot open"):
+        Registry(path, read_only=True)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(RefusedError, match="version"):
+        Registry(path, read_only=True)
+    assert path.stat().st_size == 0
+    with Registry(path) as registry:
+        registry.add([ROW])
+    with Registry(path, read_only=True) as registry:
+        assert [list(registry.rows(ueid=start)) for start in ("0100", ROW.ueid, "02")] == [[ROW], [ROW], []]
+        with pytest.raises(RefusedError, match="readonly"):
+            registry.add([replace(ROW, sequence=2)])
+
+
+@pytest.mark.parametrize("name", ["nodir/r.sqlite", "."])
+def test_what_cannot_be_opened_is_said(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MisuseError, match="cannot open"):
+        Registry(tmp_path / name)
 
 
 def test_nothing_is_changed_or_removed(tmp_path: Path) -> None:

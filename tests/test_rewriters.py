@@ -47,7 +47,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("rewriter", REWRITERS, ids=str)
 def test_all_renderings_give_the_same_labels(base: Base, rewriter: Rewriter, dtype: str) -> None:
-    frames = bases.images(400, layout=base.contract.layout)
+    frames = bases.images(400)
     shown = frames if dtype == "uint8" else frames / np.float32(255)
     template = fuse(base, rewriter, dtype)
     keyed = recipe.expand(template.tensors, SEED)
@@ -130,7 +130,7 @@ def test_attractors_obey_the_law_of_their_spread(base: Base) -> None:
 
 
 def test_a_graph_that_computes_something_else_is_refused(base: Base) -> None:
-    frames = bases.images(200, layout=base.contract.layout)
+    frames = bases.images(200)
     answered = measure(base, frames)
     wrong = fuse(base, Qim(grid=(4, 8), steps=(64,), beta=3.0), "uint8")
     object.__setattr__(wrong, "rewriter", Qim(grid=(4, 8), steps=(64,), beta=1.0))
@@ -207,7 +207,7 @@ def test_calibration_finds_a_grid_with_a_step_near_the_target(
 
 def test_a_torch_copy_gives_normalised_scores_and_gradients(base: Base) -> None:
     copy = Copy(bases.Linear(), base.contract, REWRITERS[1], SEED, "float32")
-    x = torch.from_numpy(bases.images(3, layout=base.contract.layout) / np.float32(255)).requires_grad_()
+    x = torch.from_numpy(bases.images(3) / np.float32(255)).requires_grad_()
     out = copy(x)
     torch.testing.assert_close(out.sum(dim=1), torch.ones(3))
     out[:, 0].sum().backward()

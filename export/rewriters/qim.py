@@ -27,7 +27,7 @@ from variegate.export.contract import Contract
 from variegate.export.rewriters.definition import Inputs
 from variegate.export.rewriters.ops import Ops
 from variegate.keys.errors import MisuseError
-from variegate.keys.recipe import KeyedTensor
+from variegate.keys.recipe import MAX_ELEMENTS, KeyedTensor
 from variegate.keys.streams import is_modulus
 
 V = TypeVar("V")
@@ -86,6 +86,10 @@ class Qim:
         if self.support(c) * 255 + max(self.steps) > _EXACT:
             raise MisuseError("messages are too long to be exact in float32", hint="choose a finer grid")
         channels = c.classes * self.repeats
+        if channels * (self.support(c) + down * across) > MAX_ELEMENTS:
+            raise MisuseError(
+                f"the keyed tensors would hold more than {MAX_ELEMENTS} values", hint="choose fewer repeats"
+            )
         return (
             KeyedTensor(
                 name=_SIGNS,

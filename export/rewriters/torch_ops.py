@@ -51,7 +51,7 @@ class Copy(nn.Module):
     """One buyer's copy around a base, with scores and gradients, for analysis off the device.
 
     Args:
-        base: Images in 0..1, as the contract lays them out, to logits or probabilities (N, classes).
+        base: Images in 0..1, in the contract's layout, to logits or probabilities (N, classes).
         contract: The base's contract.
         rewriter: The rewriter with its parameters.
         seed: The buyer's seed, 32 bytes.
@@ -67,17 +67,17 @@ class Copy(nn.Module):
             self._names.append(name)
 
     def scores(self, images: Tensor) -> Tensor:
-        """M less the rewriter's offset, float32 (N, classes), of images float32 in 0..1."""
-        outputs = self.base(images)
+        """M less the rewriter's offset, float32 (N, classes), of images (N, C, H, W), float32 in 0..1."""
+        seen = images.permute(0, 2, 3, 1) if self._contract.layout == "NHWC" else images
+        outputs = self.base(seen)
         p = outputs if self._contract.outputs == "probabilities" else functional.softmax(outputs, dim=1)
-        unit = images.permute(0, 3, 1, 2) if self._contract.layout == "NHWC" else images
         # Multiplying by 255 gives a byte back only after rounding; the straight-through form keeps gradients.
-        pixels = unit
+        pixels = images
         if self._dtype == "uint8":
-            pixels = unit * 255
+            pixels = images * 255
             pixels = pixels + (torch.round(pixels) - pixels).detach()
         keyed = {name: self.get_buffer(name) for name in self._names}
-        return self._rewriter.scores(TorchOps(), Inputs(pixels, unit, p, keyed), self._contract)
+        return self._rewriter.scores(TorchOps(), Inputs(pixels, images, p, keyed), self._contract)
 
     def forward(self, images: Tensor) -> Tensor:
         """M normalised to sum 1 over classes (the paper's soft output), float32 (N, classes)."""

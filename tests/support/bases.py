@@ -21,10 +21,9 @@ def weights(seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.06, (CHANNELS * SIDE * SIDE, CLASSES)).astype(np.float32)
 
 
-def images(count: int, seed: int = 0, layout: str = "NCHW") -> NDArray[np.uint8]:
-    """Random frames, uint8 (count, 3, 16, 16) or (count, 16, 16, 3)."""
-    shape = (CHANNELS, SIDE, SIDE) if layout == "NCHW" else (SIDE, SIDE, CHANNELS)
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
+def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random frames, uint8 (count, 3, 16, 16)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, CHANNELS, SIDE, SIDE), np.uint8)
 
 
 class Linear(torch.nn.Module):
