@@ -7,6 +7,7 @@ rows added to the registry. Whatever is killed in between is made again with the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -37,6 +38,8 @@ from variegate.keys.signing import SellerRoot, Signer
 
 _BUYER_BYTES = 100
 """Of a file's name; ueid and sequence keep it unique."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 BATCH = 64
 """Copies under one batch signature: what a kill can lose, and how often progress shows."""
 COMPONENT_FILE = "component.vgb"
@@ -278,19 +281,17 @@ def _is_whole(path: Path, digest: str) -> bool:
 def _write_batch(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
     """Writes files so that each is whole or absent, and all are on the disk on return.
 
-    One flush of the folder serves the whole batch; `write_atomic` would pay it for every file.
+    One flush of the file system serves the whole batch; `write_atomic` would pay one for every file.
     """
     partial = [folder / f".{name}.part" for name, _ in files]
     try:
         for path, (_, data) in zip(partial, files, strict=True):
-            with path.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, (name, _) in zip(partial, files, strict=True):
-            path.replace(folder / name)
+            path.write_bytes(data)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            _sync_file_system(handle)
+            for path, (name, _) in zip(partial, files, strict=True):
+                path.replace(folder / name)
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -301,6 +302,12 @@ def _write_batch(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
         for path in partial:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _sync_file_system(handle: int) -> None:
+    """syncfs(2) of the file system that holds `handle`; Python has only sync(2), which waits for all of them."""
+    if _LIBC.syncfs(handle) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _row(release: Release, copy: SealedCopy, name: str, data: bytes) -> Row:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from variegate.export.parity import ParitySet
-from variegate.export.release import CANARIES, Release
+from variegate.export.release import Release
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
 from variegate.keys.envelope import Order, SealedKeys, seal_batch
@@ -17,9 +17,6 @@ from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef, Manifest, 
 from variegate.keys.primitives import sha256
 from variegate.keys.seller import Seller
 from variegate.keys.signing import Signer
-
-PARITY_HEAD = 16
-"""Images on which every single copy is checked; the release as a whole was checked on more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +131,7 @@ def seal_copies(
         MisuseError: When an order or the terms hold what no device would read.
         RefusedError: `PARITY`, when a copy's labels differ from its reference; nothing is sealed then.
     """
-    head = release.parity.head(max(PARITY_HEAD, CANARIES))
+    head = release.canaries  # the release as a whole was checked on many more
     prepared, envelopes_for = [], []
     for order in orders:
         seed = seller.buyer_seed(order.buyer, order.epoch)
@@ -159,7 +156,7 @@ def _judge(release: Release, seed: bytes, head: ParitySet) -> bytes:
     """Checks one copy; the digest of its canary labels."""
     report, labels = release.judge.check(seed, head)
     report.require()
-    return sha256(labels[:CANARIES].astype("<i8").tobytes())
+    return sha256(labels.astype("<i8").tobytes())
 
 
 def _readable(manifest: Manifest) -> Manifest:

@@ -87,6 +87,7 @@ class Enclave:
         self._platform = platform
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
         self._dtype = np.dtype(manifest.dtype)
+        self._float = manifest.dtype == "float32"
         self._answered = 0
         self._lock = threading.Lock()
 
@@ -157,7 +158,7 @@ class Enclave:
             LimitError: When budget or rate is spent.
             MisuseError: When the enclave is closed.
         """
-        return int(self._answer(self._own(frame, self._manifest.shape)[np.newaxis])[0])
+        return int(self._answer(self._own(frame, batch=False))[0])
 
     def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """The labels of many frames; all are answered or none is.
@@ -171,7 +172,7 @@ class Enclave:
         Raises:
             RefusedError, LimitError, MisuseError: As `classify`.
         """
-        return self._answer(self._own(frames, (None, *self._manifest.shape)))
+        return self._answer(self._own(frames, batch=True))
 
     def status(self) -> Status:
         """What this device says of itself."""
@@ -202,33 +203,35 @@ class Enclave:
     ) -> None:
         self.close()
 
-    def _own(self, frames: object, wanted: tuple[int | None, ...]) -> NDArray[Any]:
-        """A plain copy of the caller's array: what is checked and charged is what runs.
+    def _own(self, frames: object, *, batch: bool) -> NDArray[Any]:
+        """A plain copy (N, *shape) of the caller's array: what is checked and charged is what runs.
 
         A subclass may lie about itself, a mask may hide values, and another thread may resize or write.
         """
         if not isinstance(frames, np.ndarray):
             raise RefusedError(Refusal.INPUT, "frames are not a numpy array")
-        self._check(np.ndarray.view(frames, np.ndarray), wanted)
-        own = np.array(frames, order="C", subok=False)
-        self._check(own, wanted)
+        plain = np.ndarray.view(frames, np.ndarray)
+        if not batch:
+            plain = plain[np.newaxis]
+        self._check(plain)  # before the copy, so that nothing huge is copied
+        own = np.array(plain, order="C")
+        self._check(own)
         # The comparison is also false for NaN.
-        if self._dtype == np.float32 and not (own.min() >= 0 and own.max() <= 1):
+        if self._float and not (own.min() >= 0 and own.max() <= 1):
             raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
         return own
 
-    def _check(self, frames: NDArray[Any], wanted: tuple[int | None, ...]) -> None:
+    def _check(self, frames: NDArray[Any]) -> None:
         shape = frames.shape
-        fits = len(shape) == len(wanted) and all(w in (None, s) for w, s in zip(wanted, shape, strict=True))
-        if frames.dtype != self._dtype or not fits:
+        if frames.dtype != self._dtype or shape[1:] != self._manifest.shape:
             raise RefusedError(
                 Refusal.INPUT,
-                f"frames are not {self._dtype} of shape ({', '.join('N' if w is None else str(w) for w in wanted)})",
-                hint="a camera's bytes need no scaling: pass them as they come"
-                if self._dtype == np.uint8
-                else "scale pixels to float32 in [0, 1]",
+                f"frames are not {self._dtype} of shape (N, {', '.join(map(str, self._manifest.shape))})",
+                hint="scale pixels to float32 in [0, 1]"
+                if self._float
+                else "a camera's bytes need no scaling: pass them as they come",
             )
-        if None in wanted and not 1 <= len(frames) <= LIMITS.batch:
+        if not 1 <= shape[0] <= LIMITS.batch:
             raise RefusedError(Refusal.INPUT, f"a batch has 1 to {LIMITS.batch} frames")
 
     def _answer(self, frames: NDArray[Any]) -> NDArray[np.int64]:

@@ -15,12 +15,14 @@ class NumpyOps:
 
     def convolve(self, image: Array, weight: Array, dilation: tuple[int, int]) -> Array:
         """See `Ops`."""
-        (down, across), (_, _, h, w) = dilation, weight.shape
+        (down, across), (count, _, h, w) = dilation, weight.shape
         windows = np.lib.stride_tricks.sliding_window_view(
             image, ((h - 1) * down + 1, (w - 1) * across + 1), axis=(2, 3)
         )[..., ::down, ::across]
-        out: Array = np.einsum("nchwij,mcij->nmhw", windows, weight, optimize=True)
-        return out
+        batch, _, rows, columns = windows.shape[:4]
+        patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
+        out: Array = (patches @ weight.reshape(count, -1).T).reshape(batch, rows, columns, count)
+        return out.transpose(0, 3, 1, 2)
 
     def add(self, left: Array, right: Array) -> Array:
         """See `Ops`."""
