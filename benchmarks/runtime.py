@@ -2,12 +2,13 @@
 
     python -m benchmarks.runtime [--quick]
 
-Everything runs on one thread, alternating within the run, over five sets of sessions. The bare base takes float32 images and gives logits; a copy
-gives a label. The figures `overhead_*` are those of the copy as shipped, for uint8 frames, against the bare base fed
-with floats that are ready: the strictest comparison. `overhead_float_*` have the copy for float32 frames, and
-`label_only_*` the base with nothing but an ArgMax. `path_us` is `Enclave.classify` (checks, expiry, budget) less a
-run of the same session, under a budget so large that reservations of 1,024 come seldom; every reservation is a
-flush of the device's counter, timed as `reserve_us`, and a budget below 65,536 is reserved in smaller blocks.
+Everything runs on one thread, alternating within the run, over five sets of sessions. The bare base takes float32
+images and gives logits; a copy gives a label. The figures `overhead_*` are those of the copy as shipped, for uint8
+frames, against the bare base fed with floats that are ready: the strictest comparison. `overhead_float_*` have the copy
+for float32 frames, and `overhead_label_only_*` the base with nothing but an ArgMax. `path_us` is `Enclave.classify`
+(checks, expiry, budget) less a run of the same session, under a budget so large that reservations of 1,024 come seldom;
+every reservation is a flush of the device's counter, timed as `reserve_us`, and a budget below 65,536 is reserved in
+smaller blocks.
 """
 
 from __future__ import annotations
