@@ -1,0 +1,157 @@
+"""What the commands of `variegate export` accept."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from variegate.cli.console import add_json_option, add_passphrase_option
+from variegate.export.rewriters import KINDS
+
+
+def prepare(commands: Any) -> argparse.ArgumentParser:
+    """Options of `export prepare`."""
+    p = _command(
+        commands,
+        "prepare",
+        "check a base, choose a rewriter and make a release",
+        "variegate export prepare model.onnx --validation val.npz --loss 0.5 --out release/",
+    )
+    p.add_argument(
+        "base",
+        help="an .onnx or .pt2 file, or package.module:factory for a torch module (then --weights and --shape)",
+    )
+    p.add_argument("--weights", type=Path, help="safetensors file with the torch module's weights")
+    p.add_argument("--shape", type=_numbers, metavar="C,H,W", help="shape of one image, for a torch module")
+    p.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW", help="axes of the base's input (%(default)s)")
+    p.add_argument("--value-range", choices=("unit", "byte"), default="unit", help="pixels as the base wants them")
+    p.add_argument("--mean", type=_floats, default=(), metavar="R,G,B", help="mean that the base wants subtracted")
+    p.add_argument("--std", type=_floats, default=(), metavar="R,G,B", help="deviation that it wants divided by")
+    p.add_argument(
+        "--outputs",
+        choices=("auto", "logits", "probabilities"),
+        default="auto",
+        help="what the base's scores are (%(default)s: read from the graph)",
+    )
+    p.add_argument("--class-names", type=Path, metavar="FILE", help="one name a line, UTF-8")
+    p.add_argument("--dtype", choices=("uint8", "float32"), default="uint8", help="frames that devices will pass")
+    p.add_argument("--rewriter", choices=sorted(KINDS), default="qim", help="what tells copies apart (%(default)s)")
+    p.add_argument(
+        "--validation", type=Path, metavar="NPZ", help="arrays x (N, C, H, W) and y (classes), unseen by the base"
+    )
+    p.add_argument(
+        "--loss", type=float, default=0.5, metavar="POINTS", help="accuracy that a copy may cost (%(default)s)"
+    )
+    p.add_argument(
+        "--parameters",
+        type=Path,
+        metavar="TOML",
+        help="rewriter parameters, instead of calibration; what is left out is as strong as calibration begins",
+    )
+    p.add_argument("--name", help="name of the release (default: the folder's)")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the release; holds none yet")
+    add_json_option(p)
+    return p
+
+
+def copy(commands: Any) -> argparse.ArgumentParser:
+    """Options of `export copy`."""
+    p = _command(
+        commands,
+        "copy",
+        "seal a copy for one buyer and device",
+        "variegate export copy release/ --seller seller.key --buyer acme --device camera7.json --out copies/",
+    )
+    _add_sealing(p)
+    p.add_argument("--buyer", required=True, help="buyer id, 1 to 128 printable characters")
+    p.add_argument("--device", type=Path, required=True, metavar="JSON", help="the device's public identity")
+    p.add_argument("--epoch", type=int, default=0, help="the buyer's key epoch (%(default)s)")
+    p.add_argument("--security-counter", type=int, default=0, help="rollback counter (%(default)s)")
+    return p
+
+
+def fleet(commands: Any) -> argparse.ArgumentParser:
+    """Options of `export fleet`."""
+    p = _command(
+        commands,
+        "fleet",
+        "seal copies for every line of a CSV; run again to go on where it stopped",
+        "variegate export fleet release/ --seller seller.key --list fleet.csv --out copies/ --jobs 2",
+    )
+    _add_sealing(p)
+    p.add_argument(
+        "--list", type=Path, required=True, metavar="CSV", help="columns buyer, device[, epoch, security_counter]"
+    )
+    p.add_argument(
+        "--cohort",
+        help="share one component under this name and write envelopes; whoever breaks one device of a cohort "
+        "can read the component of all (default: a component for each copy)",
+    )
+    p.add_argument("--jobs", type=int, default=1, help="worker processes (%(default)s)")
+    return p
+
+
+def _add_sealing(p: argparse.ArgumentParser) -> None:
+    p.add_argument("release", type=Path, metavar="RELEASE", help="folder made by: variegate export prepare")
+    p.add_argument("--seller", type=Path, required=True, metavar="KEY", help="the seller's key file")
+    p.add_argument("--signer", metavar="URI", help="who signs, as in file:next.key (default: the seller's key file)")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the copies; made when missing")
+    p.add_argument(
+        "--registry", type=Path, metavar="FILE", help="SQLite registry (default: registry.sqlite beside RELEASE)"
+    )
+    p.add_argument("--revoked", type=Path, metavar="FILE", help="signed list of devices that get nothing")
+    p.add_argument("--vendor", default="seller", help="name of the seller in the manifest")
+    p.add_argument("--budget", type=int, help="labels that a device may answer in this epoch (default: no bound)")
+    p.add_argument("--rate-per-hour", type=int, help="labels per hour in the long run (default: no bound)")
+    p.add_argument("--burst", type=int, default=1, help="labels at once under a rate (%(default)s)")
+    p.add_argument("--not-after", type=_moment, metavar="TIME", help="expiry, ISO 8601 with time zone")
+    p.add_argument("--grace", type=int, default=0, metavar="SECONDS", help="time past expiry (%(default)s)")
+    add_passphrase_option(p)
+    add_json_option(p)
+
+
+def registry(commands: Any) -> argparse.ArgumentParser:
+    """Options of `export registry`."""
+    p = _command(commands, "registry", "who got what", "variegate export registry registry.sqlite --buyer acme --json")
+    p.add_argument("path", type=Path, metavar="FILE", help="the SQLite registry")
+    p.add_argument("--buyer", help="only this buyer's copies")
+    p.add_argument("--ueid", metavar="HEX", help="only this device's, or those whose ueid begins so")
+    add_json_option(p)
+    return p
+
+
+def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=line,
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("give whole numbers, as in 3,32,32") from None
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("give numbers, as in 0.5,0.5,0.5") from None
+
+
+def _moment(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("give date, time and zone, as in 2027-01-01T00:00:00+00:00") from None
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError("give a time zone, as in 2027-01-01T00:00:00+00:00")
+    return int(moment.timestamp())
