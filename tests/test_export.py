@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.support import bases
+from tests.support.processes import heed_interrupts
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
@@ -326,6 +327,7 @@ def test_an_interrupted_fleet_leaves_no_half_files_and_says_little(folder: Path,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     assert child.stdin is not None
     child.stdin.write(SELLER.to_secret().hex().encode())

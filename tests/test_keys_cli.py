@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import heed_interrupts
 from variegate.cli import console, main
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.rotation import Revocations, follow
@@ -227,7 +228,7 @@ def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
     """A pipe that nobody writes to keeps the command waiting."""
     os.mkfifo(home / "waits")
     command = [sys.executable, "-m", "variegate.cli.main", "keys", "show", "seller.key", "--passphrase-file", "waits"]
-    child = subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     try:
         time.sleep(2)
         child.send_signal(signal.SIGINT)
