@@ -4,7 +4,7 @@
                   [protected, {}, nil, signature],       ML-DSA-65 over a batch, [size, root], detached
                   size, index, [hash, ...] ]             where the payload stands in that batch
 
-ML-DSA signs about a thousand times a second on one core, too slow for a fleet, so one such signature covers a
+An ML-DSA signature for each statement would bound the speed of a fleet's export, so one such signature covers a
 batch: its payload is the size and the root of an RFC 9162 (section 2.1) hash tree whose leaves are the
 payloads, and each statement carries its own path. A statement alone is a batch of one. Nothing is trusted
 less: a payload counts only when its own Ed25519 signature and the ML-DSA signature over its tree both hold.
