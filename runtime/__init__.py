@@ -1,5 +1,5 @@
 """What a device runs: opens a sealed copy and answers with one integer per image. Imports keys only."""
 
-from variegate.runtime.enclave import Enclave, Protection, Status
+from variegate.runtime.enclave import Enclave, Protection, ProtectionState, Status
 
-__all__ = ["Enclave", "Protection", "Status"]
+__all__ = ["Enclave", "Protection", "ProtectionState", "Status"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,19 +28,34 @@ from variegate.runtime.limits import LIMITS
 from variegate.runtime.platform import Platform
 
 
+class ProtectionState(StrEnum):
+    """Whether a protection holds."""
+
+    ON = "on"
+    OFF = "off"
+    """It could be on and is not asked for."""
+    UNAVAILABLE = "unavailable"
+    """This machine or this way of running cannot give it."""
+
+
 @dataclass(frozen=True)
 class Protection:
     """One protection and whether it is on.
 
     Attributes:
         name: What it is.
-        on: Whether it is on.
+        state: On, off or unavailable.
         reason: Why, in a few words.
     """
 
     name: str
-    on: bool
+    state: ProtectionState
     reason: str
+
+    @classmethod
+    def when(cls, name: str, on: bool, reason: str) -> Protection:
+        """One that is on or off."""
+        return cls(name, ProtectionState.ON if on else ProtectionState.OFF, reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,12 +274,12 @@ class Enclave:
 def _protections(manifest: Manifest) -> tuple[Protection, ...]:
     policy = manifest.policy
     return (
-        Protection("signatures", True, "Ed25519 and ML-DSA-65, both required"),
-        Protection("rollback", True, "monotonic counter of the device"),
-        Protection("budget", policy.budget is not None, "signed policy"),
-        Protection("rate", policy.rate_per_hour is not None, "signed policy"),
-        Protection("expiry", manifest.not_after is not None, "signed manifest"),
-        Protection("measurements", bool(manifest.measurements), "signed manifest"),
-        Protection("isolation", False, "runs in the caller's process"),
-        Protection("memory", False, "weights lie in ordinary memory"),
+        Protection.when("signatures", True, "Ed25519 and ML-DSA-65, both required"),
+        Protection.when("rollback", True, "monotonic counter of the device"),
+        Protection.when("budget", policy.budget is not None, "signed policy"),
+        Protection.when("rate", policy.rate_per_hour is not None, "signed policy"),
+        Protection.when("expiry", manifest.not_after is not None, "signed manifest"),
+        Protection.when("measurements", bool(manifest.measurements), "signed manifest"),
+        Protection.when("isolation", False, "runs in the caller's process"),
+        Protection.when("memory", False, "weights lie in ordinary memory"),
     )

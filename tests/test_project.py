@@ -19,9 +19,12 @@ MAY_IMPORT = {
     "keys": set(),
     "runtime": {"keys"},
     "export": {"keys"},
-    "device_sim": {"runtime", "keys"},
+    "attest": {"keys"},
+    "isolation": {"attest", "runtime", "keys"},
+    "device_sim": {"isolation", "attest", "runtime", "keys"},
+    "serve": {"device_sim", "isolation", "attest", "runtime", "keys"},
     "demo": {"device_sim", "runtime", "export", "keys"},
-    "cli": {"demo", "device_sim", "runtime", "export", "keys"},
+    "cli": {"serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
 }
 BARE = {"numpy", "onnxruntime", "cryptography", "cbor2"}
 

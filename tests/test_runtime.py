@@ -52,9 +52,9 @@ def test_a_copy_answers_with_integers(device: Device) -> None:
         status = enclave.status()
         assert status.answered == 201
         assert status.remaining is None
-        states = {p.name: p.on for p in status.protections}
-        assert states["signatures"]
-        assert not states["isolation"]
+        states = {p.name: p.state for p in status.protections}
+        assert states["signatures"] == "on"
+        assert states["isolation"] == "off"
     with pytest.raises(MisuseError, match="closed"):
         enclave.classify(shown[0])
 
