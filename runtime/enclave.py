@@ -24,6 +24,7 @@ from variegate.keys.primitives import sha256
 from variegate.runtime.admission import admit, check_current, uniform
 from variegate.runtime.allowance import Allowance
 from variegate.runtime.engine import Engine
+from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 from variegate.runtime.platform import Platform
 
@@ -102,8 +103,7 @@ class Enclave:
         self._canaries = canaries
         self._platform = platform
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
-        self._dtype = np.dtype(manifest.dtype)
-        self._float = manifest.dtype == "float32"
+        self._frames = Frames(manifest)
         self._answered = 0
         self._lock = threading.Lock()
 
@@ -151,10 +151,10 @@ class Enclave:
         uniform(self._platform, "self-test", self._compare_canaries)
 
     def _compare_canaries(self) -> None:
-        frame_bytes = math.prod(self._manifest.shape) * self._dtype.itemsize
+        frame_bytes = math.prod(self._manifest.shape) * self._frames.dtype.itemsize
         if not self._canaries or len(self._canaries) % frame_bytes:
             raise RefusedError(Refusal.SELF_TEST, "component has no whole canary frames")
-        flat = np.frombuffer(self._canaries, self._dtype)
+        flat = np.frombuffer(self._canaries, self._frames.dtype)
         labels = self._run(flat.reshape(-1, *self._manifest.shape))
         if sha256(labels.astype("<i8").tobytes()) != self._manifest.canaries:
             raise RefusedError(Refusal.SELF_TEST, "canary frames get other labels than the seller's")
@@ -174,7 +174,7 @@ class Enclave:
             LimitError: When budget or rate is spent.
             MisuseError: When the enclave is closed.
         """
-        return int(self._answer(self._own(frame, batch=False))[0])
+        return int(self._answer(self._frames.own(frame, batch=False))[0])
 
     def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """The labels of many frames; all are answered or none is.
@@ -188,7 +188,7 @@ class Enclave:
         Raises:
             RefusedError, LimitError, MisuseError: As `classify`.
         """
-        return self._answer(self._own(frames, batch=True))
+        return self._answer(self._frames.own(frames, batch=True))
 
     def status(self) -> Status:
         """What this device says of itself."""
@@ -218,37 +218,6 @@ class Enclave:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _own(self, frames: object, *, batch: bool) -> NDArray[Any]:
-        """A plain copy (N, *shape) of the caller's array: what is checked and charged is what runs.
-
-        A subclass may lie about itself, a mask may hide values, and another thread may resize or write.
-        """
-        if not isinstance(frames, np.ndarray):
-            raise RefusedError(Refusal.INPUT, "frames are not a numpy array")
-        plain = np.ndarray.view(frames, np.ndarray)
-        if not batch:
-            plain = plain[np.newaxis]
-        self._check(plain)  # before the copy, so that nothing huge is copied
-        own = np.array(plain, order="C")
-        self._check(own)
-        # The comparison is also false for NaN.
-        if self._float and not (own.min() >= 0 and own.max() <= 1):
-            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
-        return own
-
-    def _check(self, frames: NDArray[Any]) -> None:
-        shape = frames.shape
-        if frames.dtype != self._dtype or shape[1:] != self._manifest.shape:
-            raise RefusedError(
-                Refusal.INPUT,
-                f"frames are not {self._dtype} of shape (N, {', '.join(map(str, self._manifest.shape))})",
-                hint="scale pixels to float32 in [0, 1]"
-                if self._float
-                else "a camera's bytes need no scaling: pass them as they come",
-            )
-        if not 1 <= shape[0] <= LIMITS.batch:
-            raise RefusedError(Refusal.INPUT, f"a batch has 1 to {LIMITS.batch} frames")
 
     def _answer(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """Charges and runs; `frames` are our own and checked."""

@@ -1,0 +1,42 @@
+"""First code of an enclave process: run as `__main__` of the sealed archive, before anything of ours is imported.
+
+Started with `-I -S -B -X pycache_prefix=<nowhere>` and an empty environment: no variable, no site folder, no
+`.pth` file, no `sitecustomize`, no cached byte code. The libraries are found by name in one folder, and nothing
+else is.
+
+usage: <archive> socket site
+"""
+
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+
+PACKAGES = ("numpy", "onnxruntime", "cryptography", "cbor2", "_cbor2", "_cffi_backend")
+
+
+class _Pinned:
+    """Finds the measured libraries, and nothing that merely lies beside them."""
+
+    def __init__(self, site: str) -> None:
+        self._site = site
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """As `importlib.abc.MetaPathFinder`."""
+        del target
+        if path is None and name in PACKAGES:
+            return PathFinder.find_spec(name, [self._site])
+        return None
+
+
+def _main() -> None:
+    socket, site = int(sys.argv[1]), sys.argv[2]
+    # Set here and not inherited: one thread, so that nothing is left unseen by seccomp or the supervisor.
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    sys.meta_path.append(_Pinned(site))  # type: ignore[arg-type]
+    from variegate.isolation.child import serve  # noqa: PLC0415  the finder must stand first
+
+    serve(socket)
+
+
+if __name__ == "__main__":
+    _main()

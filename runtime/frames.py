@@ -1,0 +1,61 @@
+"""Frames from a caller: what a manifest accepts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.manifest import Manifest
+from variegate.runtime.limits import LIMITS
+
+
+class Frames:
+    """Checks frames against one manifest."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.dtype = np.dtype(manifest.dtype)
+        self.shape = manifest.shape
+        self._float = manifest.dtype == "float32"
+
+    def plain(self, frames: object, *, batch: bool) -> NDArray[Any]:
+        """The caller's frames as a plain array (N, *shape), not copied; its values are not looked at.
+
+        A subclass may lie about itself, and a mask may hide values: neither is asked.
+
+        Raises:
+            RefusedError: `INPUT`, when it is no array, or has another dtype, shape or number of frames.
+        """
+        if not isinstance(frames, np.ndarray):
+            raise RefusedError(Refusal.INPUT, "frames are not a numpy array")
+        plain = np.ndarray.view(frames, np.ndarray)
+        if not batch:
+            plain = plain[np.newaxis]
+        shape = plain.shape
+        if plain.dtype != self.dtype or shape[1:] != self.shape:
+            raise RefusedError(
+                Refusal.INPUT,
+                f"frames are not {self.dtype} of shape (N, {', '.join(map(str, self.shape))})",
+                hint="scale pixels to float32 in [0, 1]"
+                if self._float
+                else "a camera's bytes need no scaling: pass them as they come",
+            )
+        if not 1 <= shape[0] <= LIMITS.batch:
+            raise RefusedError(Refusal.INPUT, f"a batch has 1 to {LIMITS.batch} frames")
+        return plain
+
+    def own(self, frames: object, *, batch: bool) -> NDArray[Any]:
+        """A copy (N, *shape) of the caller's frames, checked in full: what is checked and charged is what runs.
+
+        Raises:
+            RefusedError: `INPUT`, as `plain`, and for floats outside of [0, 1] or not finite.
+        """
+        plain = self.plain(frames, batch=batch)  # before the copy, so that nothing huge is copied
+        # Another thread may have resized the caller's array meanwhile.
+        own = self.plain(np.array(plain, order="C"), batch=True)
+        # The comparison is also false for NaN.
+        if self._float and not (own.min() >= 0 and own.max() <= 1):
+            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
+        return own
