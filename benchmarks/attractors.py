@@ -25,7 +25,6 @@ from variegate.demo.attack import hop_skip_jump
 from variegate.export.fuse import IMAGE, LABEL, fuse
 from variegate.export.parity import session
 from variegate.export.rewriters import Qim
-from variegate.keys import recipe
 from variegate.keys.primitives import sha256
 
 B, BETA, OVERSHOOTS = 32, 4.0, (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
@@ -54,7 +53,7 @@ def copies(rewriter: Qim) -> list[Callable[[NDArray[np.uint8]], NDArray[np.int64
     template = fuse(GTSRB.base, rewriter, "uint8")
     out: list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]] = []
     for i in range(_COPIES):
-        opened = session(template.graph, recipe.expand(template.tensors, sha256(b"attractors", bytes([i]))))
+        opened = session(template.graph, template.values(sha256(b"attractors", bytes([i]))))
         out.append(lambda x, s=opened: s.run([LABEL], {IMAGE: x})[0])  # type: ignore[misc]
     return out
 

@@ -32,6 +32,7 @@ def flashed(
             (copy,) = seal_copies(release, seller, [order], terms)
             flash(device, Artefact.from_bytes(copy.to_bytes()))
             with device.boot() as enclave:
+                assert isinstance(enclave, Enclave)
                 yield enclave
         finally:
             device.close()

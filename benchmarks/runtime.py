@@ -33,7 +33,6 @@ from variegate.export.fuse import IMAGE, fuse
 from variegate.export.parity import session
 from variegate.export.release import make_release
 from variegate.export.rewriters import Permutation, Qim
-from variegate.keys import recipe
 from variegate.keys.manifest import Policy
 from variegate.keys.seller import Seller
 
@@ -69,13 +68,13 @@ def candidates(subject: Subject, batch: int) -> Mapping[str, Callable[[], object
         for dtype, feed in (("uint8", images), ("float32", floats)):
             template = fuse(subject.base, rewriter, dtype)
             name = rewriter.kind if dtype == "uint8" else f"float_{rewriter.kind}"
-            add(name, template.graph, feed, recipe.expand(template.tensors, _SEED))
+            add(name, template.graph, feed, template.values(_SEED))
     # The cost of dense messages, which the interleaved supports avoid: same B and beta, the nearest step.
     chosen = calibrated(subject.name, Qim.kind)
     if isinstance(chosen, Qim):
         dense = Qim(grid=(1, 1), repeats=chosen.messages, steps=(512,), beta=chosen.beta)
         template = fuse(subject.base, dense, "uint8")
-        add("dense_qim", template.graph, images, recipe.expand(template.tensors, _SEED))
+        add("dense_qim", template.graph, images, template.values(_SEED))
     return out
 
 

@@ -186,8 +186,8 @@ def rolled_back(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures
     return {"rollbacks_tried": tried, "rollbacks_accepted": accepted}, None
 
 
-def _power(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:
-    return power_cuts(folder, signer, seeds=plan.power_seeds, double=plan.double_cuts, seed=SEED)
+def _power(plan: Plan, folder: Path, _signer: MemorySigner) -> tuple[Figures, object]:
+    return power_cuts(folder, seeds=plan.power_seeds, double=plan.double_cuts, seed=SEED)
 
 
 def _budgets(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, object]:

@@ -109,7 +109,8 @@ def _kill(home: Path, seconds: float, *, early: bool) -> tuple[int, bool]:
 
 def _classify(home: Path, out: Connection) -> None:
     image = frames(1)[0]
-    with Device.open(home) as device, device.boot() as enclave:
+    with Device.open(home) as device:
+        enclave = device.boot()
         try:
             while True:
                 out.send_bytes(b"%d" % enclave.classify(image))

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,8 +19,11 @@ from typing import Self
 from variegate.keys import keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import refuse_open_to_others
+from variegate.keys.seller import SellerKeys
+from variegate.keys.uri import file_path, is_hsm, open_seller, scheme_of
 
 PASSPHRASE_FILE_VARIABLE = "VARIEGATE_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
+PIN_FILE_VARIABLE = "VARIEGATE_PIN_FILE"
 _MAX_PASSPHRASE_BYTES = 4096
 _TERMINAL_PERIOD_S = 0.1
 _LOG_PERIOD_S = 5.0
@@ -134,6 +138,33 @@ def passphrase_reader(path: Path | None, *, create: bool = False) -> Callable[[]
     return read
 
 
+class Secrets:
+    """The passphrase of key files and the PIN of a token, each asked for at most once, and only when needed.
+
+    Args:
+        passphrase_file: What `--passphrase-file` said.
+        create: Whether a new key file is made: then a terminal is asked for its passphrase twice.
+    """
+
+    def __init__(self, passphrase_file: Path | None, *, create: bool = False) -> None:
+        self._passphrase = passphrase_reader(passphrase_file, create=create)
+        self._pin = cache(_pin)
+
+    def of(self, uri: str) -> Callable[[], str]:
+        """What gets the secret that opens the keys of a URI: a PIN for an HSM, else a passphrase."""
+        return self._pin if is_hsm(uri) else self._passphrase
+
+    def seller(self, uri: str) -> SellerKeys:
+        """Opens a seller's keys.
+
+        Raises:
+            VariegateError: As `uri.open_seller` and `check_key_file`.
+        """
+        if scheme_of(uri) == "file":
+            check_key_file(file_path(uri))
+        return open_seller(uri, self.of(uri))
+
+
 def check_key_file(path: Path) -> Path:
     """Tells a key file from any other by its first bytes, before a passphrase is asked for.
 
@@ -166,7 +197,17 @@ def _passphrase(path: Path | None, *, create: bool) -> str:
     return first
 
 
-def _from_file(path: Path) -> str:
+def _pin() -> str:
+    named = os.environ.get(PIN_FILE_VARIABLE)
+    if named:
+        return _from_file(Path(named), "PIN")
+    if not sys.stdin.isatty():
+        hint = f"name a file with the PIN: pin-source=file:/path in the URI, or {PIN_FILE_VARIABLE}"
+        raise MisuseError("no PIN, and no terminal to ask for one", hint=hint)
+    return getpass.getpass("PIN: ")
+
+
+def _from_file(path: Path, what: str = "passphrase") -> str:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -176,10 +217,10 @@ def _from_file(path: Path) -> str:
             data = file.read(_MAX_PASSPHRASE_BYTES + 1)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise MisuseError(f"cannot read the passphrase file {path}: {reason}") from error
+        raise MisuseError(f"cannot read the {what} file {path}: {reason}") from error
     if len(data) > _MAX_PASSPHRASE_BYTES:
-        raise MisuseError(f"passphrase file {path} is larger than {_MAX_PASSPHRASE_BYTES} bytes")
+        raise MisuseError(f"{what} file {path} is larger than {_MAX_PASSPHRASE_BYTES} bytes")
     with contextlib.suppress(UnicodeDecodeError):
         return data.decode().removesuffix("\n").removesuffix("\r")
-    # Raised outside of a handler: the error in decoding quotes the passphrase, and would be this one's context.
-    raise MisuseError(f"passphrase file {path} is not UTF-8 text")
+    # Raised outside of a handler: the error in decoding quotes the secret, and would be this one's context.
+    raise MisuseError(f"{what} file {path} is not UTF-8 text")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.cli import device_audit, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
@@ -35,6 +36,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--class", required=True, dest="device_class", metavar="CLASS", help="kind of device")
     new.add_argument("--root", type=Path, required=True, help="the root, as `variegate keys root` writes it")
     new.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
+    help_tpm = "keep its key and counters in a TPM 2.0, swtpm:path=SOCKET or device:PATH (needs tpm2-pytss)"
+    new.add_argument("--tpm", metavar="TCTI", help=help_tpm)
     new.set_defaults(run=_new)
 
     example = "variegate device identity camera7 --out camera7.json"
@@ -43,10 +46,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     identity.set_defaults(run=_identity)
 
     example = (
-        "variegate device flash camera7 acme.vgc\n  variegate device flash camera7 acme.vge --component component.vgb"
+        "variegate device flash camera7 acme.vgc\n  variegate device flash camera7 acme.vge --component component.vgb\n"
+        "  variegate device flash camera7 acme-2.vge"
     )
     write = _command(commands, "flash", "install an artefact", example)
-    write.add_argument("artefact", type=Path, help="single file (.vgc), or an envelope (.vge) with --component")
+    help_artefact = "single file (.vgc), or an envelope (.vge): with --component, unless the device holds its component"
+    write.add_argument("artefact", type=Path, help=help_artefact)
     write.add_argument("--component", type=Path, metavar="PATH", help="the release's component.vgb")
     write.set_defaults(run=_flash)
 
@@ -57,13 +62,23 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_json_option(classify)
     classify.set_defaults(run=_classify)
 
+    line = "answer labels over HTTP (Open Inference Protocol v2) and a Unix socket"
+    device_serve.add_options(_command(commands, "serve", line, device_serve.EXAMPLE))
+
     status = _command(commands, "status", "what a device holds", "variegate device status camera7 --json")
     add_json_option(status)
     status.set_defaults(run=_status)
 
-    log = _command(commands, "log", "the inner log, with the reasons of refusals", "variegate device log camera7")
+    log = _command(commands, "log", "the log, with the reasons of refusals", "variegate device log camera7")
     add_json_option(log)
     log.set_defaults(run=_log)
+
+    example = (
+        "variegate device audit camera7 --export camera7.audit\n"
+        "  variegate device audit camera7.audit --identity camera7.json"
+    )
+    audit = _command(commands, "audit", "verify the signed log: exit status 1 when it is broken", example)
+    device_audit.add_arguments(audit)
 
     example = "variegate device follow camera7 to2.root"
     follow = _command(commands, "follow", "trust the seller's next root", example)
@@ -73,7 +88,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def _new(args: argparse.Namespace) -> int:
     root = SellerRoot.from_bytes(read_capped(args.root, limit=MAX_STATEMENT_BYTES))
-    with Device.create(args.folder, args.device_class, root, kem=args.kem) as device:
+    with Device.create(args.folder, args.device_class, root, kem=args.kem, tpm=args.tpm) as device:
         note(f"made {args.folder}; device {device.ueid.hex()}, root {root.fingerprint.hex()}")
     return 0
 
@@ -92,7 +107,8 @@ def _flash(args: argparse.Namespace) -> int:
             device, args.artefact, component_file=args.component, progress=lambda _done, _all: line.advance()
         )
     kept = report.chunks - report.written
-    note(f"confirmed sequence {report.sequence} in slot {report.slot}; {report.written} chunks written, {kept} kept")
+    moved = f"{report.written} chunks written, {kept} kept, {report.moved} bytes read"
+    note(f"confirmed sequence {report.sequence} in slot {report.slot}; {moved}")
     return 0
 
 

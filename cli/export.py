@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from variegate.cli import export_options
 from variegate.cli.console import (
     Progress,
-    check_key_file,
+    Secrets,
     emit,
     note,
-    passphrase_reader,
     table,
 )
 from variegate.export import base as bases
@@ -35,11 +34,11 @@ from variegate.export.registry import Registry
 from variegate.export.release import CANARIES, check_name, check_new, make_release, measure
 from variegate.export.rewriters import Qim, Rewriter, from_parameters, to_parameters
 from variegate.export.sealing import Terms
+from variegate.keys.broker import BrokerPublic
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Policy
 from variegate.keys.rotation import Revocations
-from variegate.keys.seller import Seller
 from variegate.keys.signing import SellerRoot
 from variegate.keys.uri import open_signer
 
@@ -190,8 +189,9 @@ def _fleet(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | None, jobs: int) -> int:
     terms = _terms(args)
-    seller = Seller.load(check_key_file(args.seller), passphrase_reader(args.passphrase_file)())
-    signer = None if args.signer is None else open_signer(args.signer, passphrase_reader(args.passphrase_file))
+    secrets = Secrets(args.passphrase_file)
+    seller = secrets.seller(args.seller)
+    signer = None if args.signer is None else open_signer(args.signer, secrets.of(args.signer))
     exporter = Exporter(args.release, seller, terms, args.out, cohort, signer)
     # Release and folder come before the registry, so that a wrong one leaves no empty registry behind.
     note(f"release: {exporter.release.name}, base sha256 {exporter.release.base_digest.hex()[:16]}")
@@ -233,7 +233,8 @@ def _terms(args: argparse.Namespace) -> Terms:
     if not 1 <= len(args.vendor) <= _MAX_VENDOR or not args.vendor.isprintable():
         raise MisuseError(f"--vendor has 1 to {_MAX_VENDOR} printable characters")
     policy = Policy(budget=args.budget, rate_per_hour=args.rate_per_hour, burst=args.burst, grace_s=args.grace)
-    return Terms(vendor=args.vendor, policy=policy, not_after=args.not_after)
+    broker = None if args.broker is None else BrokerPublic.from_json(_read(args.broker))
+    return Terms(vendor=args.vendor, policy=policy, not_after=args.not_after, broker=broker)
 
 
 def _refuse_revoked(args: argparse.Namespace, root: SellerRoot, wanted: list[Wanted]) -> None:

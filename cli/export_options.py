@@ -95,13 +95,16 @@ def fleet(commands: Any) -> argparse.ArgumentParser:
 
 def _add_sealing(p: argparse.ArgumentParser) -> None:
     p.add_argument("release", type=Path, metavar="RELEASE", help="folder made by: variegate export prepare")
-    p.add_argument("--seller", type=Path, required=True, metavar="KEY", help="the seller's key file")
-    p.add_argument("--signer", metavar="URI", help="who signs, as in file:next.key (default: the seller's key file)")
+    p.add_argument("--seller", required=True, metavar="KEY", help="the seller's key file, or a pkcs11: URI")
+    p.add_argument("--signer", metavar="URI", help="who signs, as in file:next.key (default: the seller's own keys)")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the copies; made when missing")
     p.add_argument(
         "--registry", type=Path, metavar="FILE", help="SQLite registry (default: registry.sqlite beside RELEASE)"
     )
     p.add_argument("--revoked", type=Path, metavar="FILE", help="signed list of devices that get nothing")
+    p.add_argument(
+        "--broker", type=Path, metavar="FILE", help="broker.pub of a key broker that each opening shall need"
+    )
     p.add_argument("--vendor", default="seller", help="name of the seller in the manifest")
     p.add_argument("--budget", type=int, help="labels that a device may answer in this epoch (default: no bound)")
     p.add_argument("--rate-per-hour", type=int, help="labels per hour in the long run (default: no bound)")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from variegate.cli.console import (
+    Secrets,
     add_json_option,
     add_passphrase_option,
     check_key_file,
@@ -18,38 +19,35 @@ from variegate.cli.console import (
     table,
 )
 from variegate.keys import cbor, keyfile
+from variegate.keys.broker import BrokerKey
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
-from variegate.keys.rotation import Revocations, rotate
+from variegate.keys.rotation import Revocations, hand_over
 from variegate.keys.seller import Seller
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
+from variegate.keys.uri import file_path, is_hsm, new_seller, next_seller
 
 _LONG = ("mldsa65", "kem_public")
 """Public keys of a kilobyte and more: in JSON only."""
+_SELLER = "the seller's key file, or a pkcs11: URI"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Adds the group's commands."""
     commands = parser.add_subparsers(metavar="COMMAND")
+    _add_generate(commands)
 
-    generate = _command(commands, "generate", "make new keys", "variegate keys generate seller --out seller.key")
-    kinds = generate.add_subparsers(metavar="KIND", required=True)
-    seller = _command(kinds, "seller", "master secret and signing keys", "variegate keys generate seller --out s.key")
-    _add_out(seller, "key file to write")
-    add_passphrase_option(seller)
-    seller.set_defaults(run=_generate_seller)
-    example = "variegate keys generate device --out camera7.key --class camera-v1"
-    device = _command(kinds, "device", "identity of one device", example)
-    _add_out(device, "key file to write")
-    device.add_argument("--class", required=True, dest="device_class", help="kind of device")
-    device.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
-    add_passphrase_option(device)
-    device.set_defaults(run=_generate_device)
+    example = "variegate keys import seller.key --out 'pkcs11:token=seller;object=acme?module-path=/path.so'"
+    bring = _command(commands, "import", "store the keys of a key file in an HSM", example)
+    bring.add_argument("path", type=Path, metavar="SELLER", help="the seller's key file; it stays as it is")
+    bring.add_argument("--out", required=True, metavar="URI", help="pkcs11: URI; the object must not be there yet")
+    add_passphrase_option(bring)
+    bring.set_defaults(run=_import)
 
     show = _command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
-    show.add_argument("path", type=Path, help="key file, device identity, seller root or revocation list")
+    show.add_argument("path", help="key file, pkcs11: URI, device identity, seller root or revocation list")
     add_passphrase_option(show)
     add_json_option(show)
     show.set_defaults(run=_show)
@@ -62,15 +60,15 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     identity.set_defaults(run=_identity)
 
     root = _command(commands, "root", "write the root that devices pin", "variegate keys root seller.key --out s.root")
-    root.add_argument("path", type=Path, help="the seller's key file")
+    root.add_argument("path", metavar="SELLER", help=_SELLER)
     _add_out(root, "file to write, 1,984 bytes")
     add_passphrase_option(root)
     root.set_defaults(run=_root)
 
     example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --revoked revoked.list"
     turn = _command(commands, "rotate", "new signing keys under the same master secret", example)
-    turn.add_argument("path", type=Path, metavar="OLD", help="the seller's key file so far")
-    _add_out(turn, "key file to write; same passphrase")
+    turn.add_argument("path", metavar="OLD", help=f"{_SELLER}, so far")
+    _add_seller_out(turn, "key file to write, same passphrase")
     turn.add_argument("--statement", type=Path, required=True, help="file to write: the new root, signed by the old")
     turn.add_argument(
         "--revoked", type=Path, metavar="FILE", help="revocation list, to be signed again with the new keys"
@@ -80,7 +78,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
     example = "variegate keys revoke seller.key --revoked revoked.list --ueid 01ab..."
     revoke = _command(commands, "revoke", "make or extend the signed list of revoked devices", example)
-    revoke.add_argument("path", type=Path, metavar="SELLER", help="the seller's key file")
+    revoke.add_argument("path", metavar="SELLER", help=_SELLER)
     revoke.add_argument(
         "--revoked", type=Path, required=True, metavar="FILE", help="the list; extended when it is there"
     )
@@ -89,11 +87,40 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     revoke.set_defaults(run=_revoke)
 
 
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = _command(commands, "generate", "make new keys", "variegate keys generate seller --out seller.key")
+    kinds = generate.add_subparsers(metavar="KIND", required=True)
+    seller = _command(kinds, "seller", "master secret and signing keys", "variegate keys generate seller --out s.key")
+    _add_seller_out(seller, "key file to write")
+    add_passphrase_option(seller)
+    seller.set_defaults(run=_generate_seller)
+    example = "variegate keys generate device --out camera7.key --class camera-v1"
+    device = _command(kinds, "device", "identity of one device", example)
+    _add_out(device, "key file to write")
+    device.add_argument("--class", required=True, dest="device_class", help="kind of device")
+    device.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
+    add_passphrase_option(device)
+    device.set_defaults(run=_generate_device)
+
+
 def _generate_seller(args: argparse.Namespace) -> int:
-    seller = Seller.generate()
-    seller.save(args.out, _passphrase(args, create=True)())
+    seller = new_seller(args.out, Secrets(args.passphrase_file, create=True).of(args.out)).seller
     note(f"wrote {args.out}; root {seller.root.fingerprint.hex()}")
-    note("keep a copy in a safe place: without it no buyer's copy can be made or traced again")
+    if is_hsm(args.out):
+        note("these keys are in this HSM only: without it or its backup no buyer's copy can be made or traced again")
+    else:
+        note("keep a copy in a safe place: without it no buyer's copy can be made or traced again")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    if not is_hsm(args.out):
+        raise MisuseError("keys are imported into an HSM", hint="give --out a pkcs11: URI; a key file is just copied")
+    secrets = Secrets(args.passphrase_file)
+    given = Seller.load(check_key_file(args.path), secrets.of(str(args.path))())
+    seller = new_seller(args.out, secrets.of(args.out), given=given).seller
+    note(f"wrote {args.out}; root {seller.root.fingerprint.hex()}")
+    note(f"keep {args.path} offline, as the backup, or destroy it: whoever has it and its passphrase has the keys")
     return 0
 
 
@@ -105,7 +132,7 @@ def _generate_device(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    facts = _facts(args.path, _passphrase(args))
+    facts = _hsm_facts(args) if is_hsm(args.path) else _facts(_plain(args.path), _passphrase(args))
     rows = [
         (f"{name.replace('_', ' ')}:", str(line))
         for name, value in facts.items()
@@ -124,24 +151,23 @@ def _identity(args: argparse.Namespace) -> int:
 
 
 def _root(args: argparse.Namespace) -> int:
-    root = Seller.load(check_key_file(args.path), _passphrase(args)()).root
+    root = Secrets(args.passphrase_file).seller(args.path).root
     write_atomic(args.out, root.to_bytes(), mode=PUBLIC)
     note(f"wrote {args.out}; root {root.fingerprint.hex()}")
     return 0
 
 
 def _rotate(args: argparse.Namespace) -> int:
-    passphrase = _passphrase(args)
-    old = Seller.load(check_key_file(args.path), passphrase())
+    secrets = Secrets(args.passphrase_file)
+    old = secrets.seller(args.path)
     revoked = None
     if args.revoked is not None:
         revoked = Revocations.verify(read_capped(args.revoked, limit=MAX_STATEMENT_BYTES), old.root, 0)
-    new, statement = rotate(old)
     with contextlib.ExitStack() as undo:
-        # The key first: a statement whose key was never saved would hand the devices to nobody.
-        new.save(args.out, passphrase())
-        undo.callback(args.out.unlink)
-        write_atomic(args.statement, statement, mode=PUBLIC)
+        # The keys first: a statement whose keys were never stored would hand the devices to nobody.
+        new, remove = next_seller(old, args.out, secrets.of(args.out))
+        undo.callback(remove)
+        write_atomic(args.statement, hand_over(old.signer, new.serial, new.root), mode=PUBLIC)
         undo.callback(args.statement.unlink)
         if revoked is not None:
             write_atomic(args.revoked, revoked.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
@@ -153,7 +179,7 @@ def _rotate(args: argparse.Namespace) -> int:
 
 def _revoke(args: argparse.Namespace) -> int:
     ueids = [_ueid(text) for text in args.ueid]
-    seller = Seller.load(check_key_file(args.path), _passphrase(args)())
+    seller = Secrets(args.passphrase_file).seller(args.path)
     there = args.revoked.exists()
     revoked = Revocations()
     if there:
@@ -162,6 +188,17 @@ def _revoke(args: argparse.Namespace) -> int:
     write_atomic(args.revoked, revoked.sign(seller.signer), mode=PUBLIC, overwrite=there)
     note(f"wrote {args.revoked}; serial {revoked.serial}, {len(revoked.ueids)} devices")
     return 0
+
+
+def _hsm_facts(args: argparse.Namespace) -> dict[str, object]:
+    seller = Secrets(args.passphrase_file).seller(args.path)
+    held = ["master secret and Ed25519: used in the HSM", "ML-DSA-65: encrypted by the HSM, used in software"]
+    return {**_root_facts(seller.root), "kind": "seller key in an HSM", "serial": seller.serial, "protection": held}
+
+
+def _plain(path: str) -> Path:
+    """A path, also when it is written as a `file:` URI."""
+    return file_path(path) if path.lower().startswith("file:") else Path(path)
 
 
 def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
@@ -173,6 +210,9 @@ def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
         if file.kind == keyfile.KIND_SELLER:
             seller = Seller.from_secret(secret)
             return {**_root_facts(seller.root), "kind": "seller key", "serial": seller.serial}
+        if file.kind == keyfile.KIND_BROKER:
+            broker = BrokerKey.from_secret(secret).public
+            return {"kind": "broker key", "id": broker.id.hex(), "kem": broker.kem}
         return {**_device_facts(DeviceIdentity.from_bytes(secret).public), "kind": "device key"}
     if head.startswith(b"{"):
         return _device_facts(DevicePublic.from_json(head))
@@ -236,6 +276,10 @@ def _passphrase(args: argparse.Namespace, *, create: bool = False) -> Callable[[
 
 def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=f"{what}; must not be there yet")
+
+
+def _add_seller_out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", required=True, metavar="PATH", help=f"{what}, or a pkcs11: URI; must not be there yet")
 
 
 def _command(

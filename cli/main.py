@@ -19,6 +19,7 @@ from variegate.keys.errors import MisuseError, VariegateError
 GROUPS = {
     "keys": ("make, show, rotate and revoke keys", "variegate.cli.keys"),
     "export": ("make a release from a base model, and seal copies for buyers", "variegate.cli.export"),
+    "broker": ("release keys to devices that prove what they run", "variegate.cli.broker"),
     "device": ("provision, flash and query a simulated device", "variegate.cli.device"),
     "demo": ("a walk through everything, in a minute", "variegate.cli.demo"),
 }
@@ -31,6 +32,8 @@ _EXTRAS = {
     "safetensors": "seller",
     "torch": "seller",
     "PIL": "demo",
+    "httptools": "serve",
+    "uvicorn": "serve",
 }
 _REFUSED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 _TRACEBACK_VARIABLE = "VARIEGATE_TRACEBACK"

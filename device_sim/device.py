@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
-from variegate.device_sim.hardware import Hardware
+from variegate.attest.release import Exchange
+from variegate.device_sim.hardware import BOOTS, Hardware
 from variegate.device_sim.slots import SLOTS, TRIES, BootRecord
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
@@ -31,9 +32,9 @@ from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
 from variegate.keys.rotation import follow
 from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
-from variegate.runtime.enclave import Enclave
+from variegate.runtime.port import LabelPort
 
-_BOOTS, _LIFECYCLE = "boots", "lifecycle"
+_LIFECYCLE = "lifecycle"
 _PASSED = "passed"
 """Burnt value: SHA-256 of the envelope that passed its self-test last."""
 
@@ -77,9 +78,38 @@ class DeviceStatus:
 class Device(Hardware):
     """A device that is on, with at most one enclave running. Close it, or use it as a context manager."""
 
-    _running: Enclave | None = None
+    _running: LabelPort | None = None
+    broker: Exchange | None = None
+    """The way to the seller's key broker, for copies that need one."""
 
-    def boot(self) -> Enclave:
+    @property
+    def boots(self) -> int:
+        """Times it was booted."""
+        return self.counter(BOOTS)
+
+    def challenge(self) -> bytes:
+        """A key broker's nonce, for the enclave.
+
+        Raises:
+            DeviceError: No broker is known, or it gives no answer.
+            LimitError, RefusedError: As `attest.release.Exchange.challenge`.
+        """
+        return self._way_to_broker().challenge()
+
+    def release(self, token: bytes, envelope: bytes) -> bytes:
+        """Passes the enclave's evidence to the key broker.
+
+        Raises:
+            DeviceError, LimitError, RefusedError: As `challenge`.
+        """
+        return self._way_to_broker().release(token, envelope)
+
+    def _way_to_broker(self) -> Exchange:
+        if self.broker is None:
+            raise DeviceError("the copy needs a key broker, and none is known", hint="give --broker URL")
+        return self.broker
+
+    def boot(self) -> LabelPort:
         """Starts the image on trial, or else the confirmed one; whatever ran before is stopped.
 
         An image on trial gets `TRIES` boots to be confirmed in. One that is refused is dropped at once.
@@ -92,19 +122,25 @@ class Device(Hardware):
             RefusedError: `ARTEFACT`, when the confirmed image is refused; the inner log has the reason.
         """
         self._stop()
-        self.advance(_BOOTS, self.counter(_BOOTS) + 1)
+        self.advance(BOOTS, self.counter(BOOTS) + 1)
         record = self.settle()
         if record.trial is not None:
             self._running = self._on_trial(record, record.trial)
             if self._running is not None:
+                self._booted(self._running, f"{record.trial}, on trial")
                 return self._running
         if record.confirmed is None:
             raise DeviceError("the device has no image", hint="flash one")
         artefact, platform = self._image(record.confirmed, confirmed=True)
-        self._running = Enclave.open(artefact, platform)
+        self._running = self._host.start(artefact, platform)
+        self._booted(self._running, record.confirmed)
         return self._running
 
-    def _on_trial(self, record: BootRecord, slot: str) -> Enclave | None:
+    def _booted(self, port: LabelPort, where: str) -> None:
+        policy = self.measurements().get("policy", b"").hex() or "none"
+        self.record("boot", f"sequence {port.manifest.sequence} in slot {where}; policy {policy}")
+
+    def _on_trial(self, record: BootRecord, slot: str) -> LabelPort | None:
         """Starts the image on trial; takes it off trial and returns None when it has no try left or is refused."""
         if record.tries > 0:
             # Counted before it runs: an image that takes the device down with it must not be tried for ever.
@@ -113,6 +149,10 @@ class Device(Hardware):
                 return self._tested(self._image(slot)[0])
             except RefusedError:
                 pass  # recorded in the log where it was refused
+            except DeviceError as error:
+                # Its process did not live. The try is counted; the confirmed image runs meanwhile.
+                self.record("trial", f"image in slot {slot} did not run: {error.message}")
+                return None
         else:
             self.record("reverted", f"image in slot {slot} was not confirmed in {TRIES} boots")
         self.drop_trial(record)
@@ -227,7 +267,7 @@ class Device(Hardware):
             ueid=self.ueid,
             device_class=self.device_class,
             lifecycle=list(Lifecycle)[self.counter(_LIFECYCLE)],
-            boots=self.counter(_BOOTS),
+            boots=self.boots,
             security_counter=self.counter(SECURITY_COUNTER),
             root=self.root.fingerprint,
             root_serial=self._trust.serial,
@@ -256,8 +296,8 @@ class Device(Hardware):
 
         return uniform(self, f"slot {slot}", load)
 
-    def _tested(self, artefact: Artefact) -> Enclave:
-        enclave = Enclave.open(artefact, self)
+    def _tested(self, artefact: Artefact) -> LabelPort:
+        enclave = self._host.start(artefact, self)
         try:
             enclave.self_test()
         except BaseException:

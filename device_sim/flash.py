@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from variegate.device_sim.at_rest import AtRest
 from variegate.device_sim.device import Device
-from variegate.device_sim.slots import files
-from variegate.device_sim.source import Source, opened
-from variegate.device_sim.storage import Storage
+from variegate.device_sim.slots import SLOTS, files
+from variegate.device_sim.source import Alone, Counted, Source, Stored, opened
 from variegate.keys import component, merkle
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, MAX_COMPONENT_BYTES, Layout
-from variegate.keys.errors import DeviceError, Refusal, RefusedError
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.manifest import ComponentRef, Manifest
 from variegate.runtime.admission import admit, uniform
 
@@ -38,6 +38,7 @@ class FlashReport:
         sequence: Number of its manifest.
         chunks: Of its component.
         written: Chunks written now; the others lay there already, and were checked.
+        moved: Bytes that came from outside: the envelope, and what was read of the component.
         confirmed: Whether it is the confirmed image now; else it is on trial.
     """
 
@@ -45,6 +46,7 @@ class FlashReport:
     sequence: int
     chunks: int
     written: int
+    moved: int
     confirmed: bool
 
 
@@ -58,7 +60,7 @@ class _Plan:
 
 def flash(
     device: Device,
-    artefact: Artefact | Path,
+    artefact: Artefact | Path | Source,
     *,
     component_file: Path | None = None,
     confirm: bool = True,
@@ -68,8 +70,10 @@ def flash(
 
     Args:
         device: The device, on.
-        artefact: The artefact, or its file, which is then streamed.
-        component_file: The component's file, when `artefact` is the file of an envelope alone.
+        artefact: The artefact; or its file or another source, which is then streamed; or the file of an envelope
+            alone.
+        component_file: The component's file, for an envelope. Without it the envelope must be for the component that
+            a slot holds already, as that of a new epoch or policy is: only the envelope moves then.
         confirm: Whether to confirm at once. Otherwise the image is on trial from the next boot on.
         progress: Told of every chunk.
 
@@ -78,16 +82,20 @@ def flash(
 
     Raises:
         RefusedError: `ARTEFACT`: the device's inner log has the reason. The old image stays.
-        DeviceError: The hardware failed; calling again goes on.
-        MisuseError: A file cannot be read.
+        DeviceError: The hardware or the source failed; calling again goes on.
+        MisuseError: A file cannot be read, or no slot holds the component of an envelope that came alone.
     """
     with ExitStack() as stack:
-        source = uniform(device, "flash", lambda: stack.enter_context(opened(artefact, component_file)))
+        source: Source | Alone
+        if isinstance(artefact, Artefact | Path):
+            source = uniform(device, "flash", lambda: stack.enter_context(opened(artefact, component_file)))
+        else:
+            source = artefact
         return _install(device, source, confirm=confirm, progress=progress)
 
 
-def _install(device: Device, source: Source, *, confirm: bool, progress: Progress | None) -> FlashReport:
-    manifest, plan = uniform(device, "flash", lambda: _admitted(device, source))
+def _install(device: Device, given: Source | Alone, *, confirm: bool, progress: Progress | None) -> FlashReport:
+    manifest, source, plan = uniform(device, "flash", lambda: _admitted(device, given))
     record = device.settle()
     # The chip is asked whether this image was confirmed: the record is the disk's, and the disk may be an attacker's.
     if (
@@ -101,26 +109,56 @@ def _install(device: Device, source: Source, *, confirm: bool, progress: Progres
             sequence=manifest.sequence,
             chunks=plan.layout.chunks,
             written=0,
+            moved=source.moved,
             confirmed=True,
         )
     slot = device.drop_trial(record).inactive  # off trial first: a half-written slot is never booted
     envelope_name, component_name = files(slot)
     storage = device.slots.storage
+    device.record("flash", f"sequence {manifest.sequence} into slot {slot}: begun")
     written = uniform(device, "flash", lambda: _stream(storage, component_name, source, plan, progress))
     _store(storage, envelope_name, source.envelope)
+    done = f"{written} of {plan.layout.chunks} chunks written"
+    device.record("flash", f"sequence {manifest.sequence} into slot {slot}: {done}")
     device.try_slot(slot)
     if confirm:
         device.confirm()
         if device.slots.record().confirmed != slot:
             raise DeviceError("the disk did not keep which image is confirmed", hint="flash again")
     return FlashReport(
-        slot=slot, sequence=manifest.sequence, chunks=plan.layout.chunks, written=written, confirmed=confirm
+        slot=slot,
+        sequence=manifest.sequence,
+        chunks=plan.layout.chunks,
+        written=written,
+        moved=source.moved,
+        confirmed=confirm,
     )
 
 
-def _admitted(device: Device, source: Source) -> tuple[Manifest, _Plan]:
-    manifest = admit(source.envelope, device).manifest
-    return manifest, _plan(source, manifest.component)
+def _admitted(device: Device, given: Source | Alone) -> tuple[Manifest, Counted | Stored, _Plan]:
+    manifest = admit(given.envelope, device).manifest
+    if isinstance(given, Alone):
+        return manifest, *_stored(device, given.envelope, manifest.component)
+    source = Counted(given)
+    return manifest, source, _plan(source, manifest.component)
+
+
+def _stored(device: Device, envelope: bytes, ref: ComponentRef) -> tuple[Stored, _Plan]:
+    """A slot that holds a component already: the confirmed one, or else the other, when all of it is there."""
+    confirmed = device.slots.record().confirmed
+    for slot in sorted(SLOTS, key=lambda slot: slot != confirmed):
+        name = files(slot)[1]
+        if not device.slots.storage.exists(name):
+            continue
+        source = Stored(device.slots.storage, name, envelope)
+        try:
+            plan = _plan(source, ref)
+        except RefusedError:
+            continue
+        if all(merkle.leaf(source.read(plan.layout.span(i))) == leaf for i, leaf in enumerate(plan.leaves)):
+            return source, plan
+    hint = "give the component's file as well"
+    raise MisuseError("the device does not hold the component of this envelope", hint=hint)
 
 
 def _plan(source: Source, ref: ComponentRef) -> _Plan:
@@ -144,7 +182,7 @@ def _holds(device: Device, slot: str, envelope: bytes, ref: ComponentRef) -> boo
 
 
 def _stream(
-    storage: Storage,
+    storage: AtRest,
     name: str,
     source: Source,
     plan: _Plan,
@@ -164,7 +202,7 @@ def _stream(
     for index, leaf in enumerate(leaves):
         part = layout.span(index)
         if merkle.leaf(storage.read(name, part.start, part.stop - part.start)) != leaf:
-            chunk = source.read(part)
+            chunk = _read(source, part, storage, name)
             if merkle.leaf(memoryview(chunk)) != leaf:
                 raise RefusedError(Refusal.COMPONENT, "component does not match its hash tree")
             storage.write(name, part.start, chunk)
@@ -180,7 +218,16 @@ def _stream(
     return written
 
 
-def _store(storage: Storage, name: str, data: bytes) -> None:
+def _read(source: Source, part: slice, storage: AtRest, name: str) -> bytes | memoryview:
+    """A chunk; where the source fails, what came before it is kept."""
+    try:
+        return source.read(part)
+    except VariegateError:
+        storage.fsync(name)
+        raise
+
+
+def _store(storage: AtRest, name: str, data: bytes) -> None:
     if not storage.exists(name):
         storage.create(name)
     if storage.read(name) != data:

@@ -53,8 +53,7 @@ class Fuses:
         try:
             with _chip():
                 self._open.append(_locked(folder / "lock"))
-                for left in folder.glob(".*"):  # what a kill left of a replacement
-                    left.unlink()
+                _clear_leftovers(folder)
                 self._load()
         except BaseException:
             self.close()
@@ -67,7 +66,7 @@ class Fuses:
             MisuseError: `name` is empty or too long.
             DeviceError: The chip is off, or another process turned it on.
         """
-        _encoded(name)
+        checked_name(name)
         self._here()
         with self._guard:
             self._counters()
@@ -144,6 +143,26 @@ class Fuses:
             self._counters()
             write_atomic(self._folder / name, value, overwrite=True)
 
+    def burn_secret(self, name: str, value: bytes) -> None:
+        """Replaces a value that only `open_secret` gives back, durable before it returns.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        self.burn(name, value)
+
+    def open_secret(self, name: str) -> int:
+        """A descriptor that a secret is read from, once, by whoever needs it; the caller closes it.
+
+        Raises:
+            DeviceError: There is no such secret, or the chip failed.
+        """
+        self._here()
+        with self._guard:
+            self._counters()
+        with _chip():
+            return os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+
     def close(self) -> None:
         """Turns the chip off."""
         with self._guard:
@@ -213,7 +232,12 @@ class Fuses:
         self._used = used
 
 
-def _encoded(name: str) -> bytes:
+def checked_name(name: str) -> bytes:
+    """A counter's name as it is kept.
+
+    Raises:
+        MisuseError: It is not 1 to 48 bytes.
+    """
     encoded = name.encode()
     if not 1 <= len(encoded) <= MAX_NAME_BYTES or b"\0" in encoded:
         raise MisuseError(f"counter name {name!r} is not 1 to {MAX_NAME_BYTES} bytes long")
@@ -221,7 +245,7 @@ def _encoded(name: str) -> bytes:
 
 
 def _record(name: str, value: int) -> bytes:
-    body = value.to_bytes(_VALUE, "big") + _encoded(name).ljust(MAX_NAME_BYTES, b"\0")
+    body = value.to_bytes(_VALUE, "big") + checked_name(name).ljust(MAX_NAME_BYTES, b"\0")
     return sha256(body)[:_SUM] + body
 
 
@@ -230,6 +254,29 @@ def _parse(record: bytes) -> tuple[str, int] | None:
     if sha256(body)[:_SUM] != record[:_SUM]:
         return None
     return body[_VALUE:].rstrip(b"\0").decode(), int.from_bytes(body[:_VALUE], "big")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a chip's lock, and clears away what a kill left of a replacement.
+
+    Raises:
+        DeviceError: Another process holds the device, or the folder cannot be used.
+    """
+    with _chip():
+        descriptor = _locked(folder / "lock")
+    try:
+        with _chip():
+            _clear_leftovers(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Removes what a kill left of a replacement."""
+    for left in folder.glob(".*"):
+        left.unlink()
 
 
 def _locked(path: Path) -> int:

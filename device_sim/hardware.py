@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,19 +14,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from variegate.device_sim.at_rest import STORAGE_KEY_BYTES, AtRest
+from variegate.device_sim.audit import AuditKey
+from variegate.device_sim.audit_log import AuditLog
 from variegate.device_sim.changes import disk, sync_folder
-from variegate.device_sim.fuses import Fuses
-from variegate.device_sim.journal import Journal
-from variegate.device_sim.measure import measurements
+from variegate.device_sim.chip import Chip, made_chip, open_chip
+from variegate.device_sim.hosting import POLICY_FILE, InProcess, policy_of
 from variegate.device_sim.slots import Slots
 from variegate.device_sim.storage import Fault, Storage
 from variegate.device_sim.trust import Trust
+from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.files import PUBLIC, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_HYBRID
 from variegate.keys.signing import SellerRoot
+from variegate.runtime.port import Host
 
-_IDENTITY, _TRUST = "identity", "trust"
+_IDENTITY, _PUBLIC, _TRUST = "identity", "public", "trust"
+_AUDIT, _STORAGE = "audit-key", "storage"
+BOOTS = "boots"
+"""The chip's counter of boots."""
+_BUDGET_STEPS = 8
+"""Of a budget: each is an entry of the log when it is reached."""
 
 
 class Hardware:
@@ -33,21 +46,36 @@ class Hardware:
         slots: The disk's slots and boot record.
     """
 
-    def __init__(self, fuses: Fuses, storage: Storage, clock: Callable[[], float]) -> None:
+    def __init__(self, fuses: Chip, storage: Storage, clock: Callable[[], float], host: Host) -> None:
         """Use `create` or `open`."""
-        identity, trust = fuses.load(_IDENTITY), fuses.load(_TRUST)
-        if identity is None or trust is None:
+        self._host = host
+        public, trust = fuses.load(_PUBLIC), fuses.load(_TRUST)
+        audit, key = fuses.load(_AUDIT), fuses.load(_STORAGE)
+        if public is None or trust is None or audit is None or key is None:
             raise DeviceError("the device was never provisioned", hint="make it with `variegate device new`")
-        self.slots = Slots(storage)
+        encrypted = AtRest(storage, key)
+        self.slots = Slots(encrypted)
         self._fuses = fuses
         self._clock = clock
-        self._identity = DeviceIdentity.from_bytes(identity)
+        self._public = DevicePublic.from_json(public)
+        self._private: DeviceIdentity | None = None
+        self._private_lock = threading.Lock()
         self._trust = Trust.from_bytes(trust)
         self._root = self._trust.root
-        self._journal = Journal(storage)
+        self._audit = AuditLog(encrypted, fuses, AuditKey.from_bytes(audit))
 
     @classmethod
-    def create(cls, folder: Path, device_class: str, root: SellerRoot, *, kem: str = KEM_HYBRID) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        device_class: str,
+        root: SellerRoot,
+        *,
+        kem: str = KEM_HYBRID,
+        tpm: str | None = None,
+        policy: DevicePolicy | None = None,
+        host: Host | None = None,
+    ) -> Self:
         """Manufactures a device: keys, the seller's root, an empty disk.
 
         Args:
@@ -55,38 +83,61 @@ class Hardware:
             device_class: Kind of device.
             root: The seller's public keys to pin.
             kem: Key-agreement algorithm of its key.
+            tpm: TPM 2.0 below it, as `swtpm:path=/run/x.sock` or `device:/dev/tpmrm0`; None for a chip of files.
+            policy: How its enclaves are isolated; the default policy unless told.
+            host: As `open`. A TPM binds the device's key to what this host measures.
 
         Returns:
             The device, on.
 
         Raises:
-            MisuseError: `folder` exists, or the folder that it shall lie in does not.
-            DeviceError: The real disk failed.
+            MisuseError: `folder` exists, or the folder that it shall lie in does not; `tpm` names no TPM, or the
+                extra `tpm` is not there.
+            DeviceError: The real disk failed, or the TPM did.
         """
         if folder.exists():
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
         if not folder.parent.is_dir():
             raise MisuseError(f"{folder.parent} is no folder", hint="make it first")
         identity = DeviceIdentity.generate(device_class, kem=kem)
+        policy = DevicePolicy() if policy is None else policy
+        host = InProcess(policy) if host is None else host
         with disk(), ExitStack() as undo:
             partial = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
             undo.callback(shutil.rmtree, partial, ignore_errors=True)
             (partial / "disk").mkdir()
             (partial / "fuses").mkdir(mode=0o700)
-            with Fuses(partial / "fuses") as fuses:
-                fuses.burn(_IDENTITY, identity.to_bytes())
+            with made_chip(partial / "fuses", tpm, host.measurements) as fuses:
+                fuses.burn_secret(_IDENTITY, identity.to_bytes())
+                fuses.burn(_PUBLIC, identity.public.to_json().encode())
                 fuses.burn(_TRUST, Trust(0, root).to_bytes())
-            Slots(Storage(partial / "disk")).format()
-            partial.rename(folder)
-            sync_folder(folder.parent)
-        return cls.open(folder)
+                audit = AuditKey.generate(identity.public.ueid, identity.sign)
+                key = os.urandom(STORAGE_KEY_BYTES)
+                fuses.burn(_AUDIT, audit.to_bytes())
+                fuses.burn(_STORAGE, key)
+                encrypted = AtRest(Storage(partial / "disk"), key)
+                Slots(encrypted).format()
+                made = f"class {device_class}, root {root.fingerprint.hex()}"
+                AuditLog(encrypted, fuses, audit).write(time.time(), "made", made, boot=0)
+                write_atomic(partial / POLICY_FILE, policy.to_toml(), mode=PUBLIC)
+                partial.rename(folder)
+                sync_folder(folder.parent)
+        return cls.open(folder, host=host)
 
     @classmethod
-    def open(cls, folder: Path, *, fault: Fault | None = None, clock: Callable[[], float] = time.time) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        host: Host | None = None,
+        fault: Fault | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
         """Turns a device on; nothing boots yet.
 
         Args:
             folder: Where it lies.
+            host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process unless told.
             fault: When its disk loses power, if ever.
             clock: Unix time in seconds.
 
@@ -96,9 +147,10 @@ class Hardware:
         """
         if not all((folder / part).is_dir() for part in ("disk", "fuses")):
             raise MisuseError(f"{folder} holds no device", hint="make one with `variegate device new`")
-        fuses = Fuses(folder / "fuses")
+        host = InProcess(policy_of(folder)) if host is None else host
+        fuses = open_chip(folder / "fuses", host.measurements)
         try:
-            return cls(fuses, Storage(folder / "disk", fault=fault), clock)
+            return cls(fuses, Storage(folder / "disk", fault=fault), clock, host)
         except BaseException:
             fuses.close()
             raise
@@ -106,12 +158,12 @@ class Hardware:
     @property
     def ueid(self) -> bytes:
         """33 bytes, unique."""
-        return self._identity.public.ueid
+        return self._public.ueid
 
     @property
     def device_class(self) -> str:
         """Kind of device."""
-        return self._identity.public.device_class
+        return self._public.device_class
 
     @property
     def root(self) -> SellerRoot:
@@ -121,15 +173,26 @@ class Hardware:
     @property
     def identity(self) -> DevicePublic:
         """What the seller needs to seal for this device."""
-        return self._identity.public
+        return self._public
+
+    def identity_descriptor(self) -> int:
+        """A descriptor that the private identity is read from, once, to its end; the caller closes it.
+
+        What inherits it can unseal; this process need not hold the keys for that, nor do they pass through it.
+
+        Raises:
+            DeviceError: The device is off, or its chip does not give the keys.
+        """
+        return self._fuses.open_secret(_IDENTITY)
 
     def unwrap(self, sealed: bytes, info: bytes) -> bytes:
-        """Opens HPKE ciphertext with the device's key.
+        """Opens HPKE ciphertext with the device's key, which from then on is in this process's memory.
 
         Raises:
             RefusedError: `SEALED`.
+            DeviceError: The chip does not give the key.
         """
-        return self._identity.unwrap(sealed, info)
+        return self._identity().unwrap(sealed, info)
 
     def counter(self, name: str) -> int:
         """Value of a monotonic counter; 0 for one never advanced.
@@ -153,7 +216,15 @@ class Hardware:
         Raises:
             DeviceError: It could not be made durable.
         """
-        return self._fuses.reserve(name, least, most, limit)
+        granted = self._fuses.reserve(name, least, most, limit)
+        used = self._fuses.counter(name)
+        if granted == 0:
+            self.record("budget", f"{name}: refused, {used} of {limit} reserved")
+            return 0
+        # A step, not a block: what asks often must not fill the log.
+        if used * _BUDGET_STEPS // limit > (used - granted) * _BUDGET_STEPS // limit:
+            self.record("budget", f"{name}: {used} of {limit} reserved")
+        return granted
 
     def now(self) -> float:
         """Unix time in seconds."""
@@ -161,19 +232,34 @@ class Hardware:
 
     def measurements(self) -> Mapping[str, bytes]:
         """What was measured at launch, by name, 32 bytes each."""
-        return measurements()
+        return {**self._host.measurements(), "root": self._root.fingerprint}
 
     def record(self, event: str, detail: str) -> None:
-        """Writes a line of the inner log.
+        """Writes an entry of the audit log; repeated refusals are counted before they are written.
 
         Raises:
             DeviceError: The disk failed.
         """
-        self._journal.write(self.now(), event, detail)
+        self._audit.write(self.now(), event, detail, boot=self.counter(BOOTS))
 
     def log(self) -> list[str]:
-        """The inner log, oldest line first."""
-        return self._journal.lines()
+        """The audit log's entries as lines, oldest first; nothing is verified."""
+        return self._audit.lines(self.now())
+
+    def export_log(self) -> bytes:
+        """The audit log, signed as it stands now, for `audit_report.verify`.
+
+        Raises:
+            DeviceError: The disk or the chip failed.
+        """
+        return self._audit.export(self.now(), boot=self.counter(BOOTS))
+
+    def _identity(self) -> DeviceIdentity:
+        with self._private_lock:
+            if self._private is None:
+                with disk(), os.fdopen(self.identity_descriptor(), "rb") as file:
+                    self._private = DeviceIdentity.from_bytes(file.read())
+            return self._private
 
     def _pin(self, trust: Trust) -> None:
         self._fuses.burn(_TRUST, trust.to_bytes())
@@ -181,6 +267,8 @@ class Hardware:
 
     def close(self) -> None:
         """Turns the device off."""
+        with contextlib.suppress(DeviceError):  # it may be off, or without power, already
+            self._audit.flush(self.now(), boot=self.counter(BOOTS))
         self._fuses.close()
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, replace
 
-from variegate.device_sim.storage import Storage
+from variegate.device_sim.at_rest import AtRest
 from variegate.keys import cbor
 from variegate.keys.component import MAX_COMPONENT_BYTES
 from variegate.keys.errors import DeviceError, Refusal, RefusedError
@@ -85,7 +85,7 @@ class BootRecord:
 class Slots:
     """The slots' files and the boot record on one disk."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: AtRest) -> None:
         self.storage = storage
 
     def format(self) -> None:

@@ -1,4 +1,7 @@
-"""Where an artefact to flash comes from: memory, or files that are streamed. All of it is hostile."""
+"""Where an artefact to flash comes from: memory, files or a network, streamed. All of it is hostile.
+
+An envelope may come alone: its component is then one that a slot of the device holds already.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from variegate.device_sim.at_rest import AtRest
 from variegate.keys.artefact import MAGIC, Artefact
-from variegate.keys.errors import MisuseError
+from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.signing import MAX_STATEMENT_BYTES
 
 _HEAD_BYTES = len(MAGIC) + 4
@@ -34,8 +39,55 @@ class Source(Protocol):
 
         Raises:
             MisuseError: The file cannot be read.
+            DeviceError: The connection broke; asked again, it may come. An `OSError` is taken for that.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """An envelope that comes without its component."""
+
+    envelope: bytes
+
+
+class Counted:
+    """A source, and how much came from it.
+
+    Attributes:
+        moved: Bytes read, the envelope's included.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.envelope, self.length = source.envelope, source.length
+        self.moved = len(self.envelope)
+
+    def read(self, part: slice) -> bytes | memoryview:
+        """As `Source.read`."""
+        try:
+            data = self._source.read(part)
+        except OSError as error:
+            raise DeviceError("the artefact stopped coming", hint="flash again: what came is kept") from error
+        self.moved += len(data)
+        return data
+
+
+class Stored:
+    """A component that lies in a slot, under another envelope.
+
+    Attributes:
+        moved: Bytes of the envelope, which alone came from outside.
+    """
+
+    def __init__(self, disk: AtRest, name: str, envelope: bytes) -> None:
+        self._disk, self._name = disk, name
+        self.envelope, self.moved = envelope, len(envelope)
+        self.length = disk.size(name)
+
+    def read(self, part: slice) -> bytes:
+        """As `Source.read`."""
+        return self._disk.read(self._name, part.start, part.stop - part.start)
 
 
 class _Memory:
@@ -63,12 +115,12 @@ class _File:
 
 
 @contextmanager
-def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source]:
+def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source | Alone]:
     """Opens an artefact for reading.
 
     Args:
-        artefact: The artefact, or its file; with `component` the file of an envelope alone.
-        component: The component's file.
+        artefact: The artefact, or its file, or the file of an envelope alone.
+        component: The component's file, for an envelope.
 
     Raises:
         RefusedError: `MALFORMED`.
@@ -78,6 +130,9 @@ def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source
         yield _Memory(artefact)
         return
     head = _head(artefact, MAX_STATEMENT_BYTES + _HEAD_BYTES + 1)
+    if component is None and not head.startswith(MAGIC):
+        yield Alone(head)
+        return
     if component is None:
         envelope = Artefact.from_bytes(head).envelope
         path, start = artefact, _HEAD_BYTES + len(envelope)

@@ -33,10 +33,12 @@ class Fault:
         operation: Number of the operation that does not return, from 1. Only operations that change something
             count: a cut at a read leaves the same disk as a cut at the next change.
         seed: Chooses which unsynced sectors and directory changes land, and in what order.
+        share: How likely each of them lands, 0 to 1; None lets the seed choose among none, some and all.
     """
 
     operation: int
     seed: int = 0
+    share: float | None = None
 
 
 class Storage:
@@ -234,7 +236,7 @@ class Storage:
         if self._fault is not None and self.operations == self._fault.operation:
             self._dead = True
             with disk():
-                self._cut(self._fault.seed)
+                self._cut(self._fault)
             raise PowerCut(f"power cut at storage operation {self.operations}", hint="open the device again")
 
     def _file(self, name: str) -> File:
@@ -244,10 +246,10 @@ class Storage:
             raise DeviceError(f"the device's disk has no file {name}")
         return file
 
-    def _cut(self, seed: int) -> None:
+    def _cut(self, fault: Fault) -> None:
         """Lets a random part of what was not synced reach the disk; none and all are likely on purpose."""
-        chance = random.Random(seed)  # noqa: S311  a fault to repeat, not a secret
-        share = chance.choice((0.0, chance.random(), 1.0))
+        chance = random.Random(fault.seed)  # noqa: S311  a fault to repeat, not a secret
+        share = chance.choice((0.0, chance.random(), 1.0)) if fault.share is None else fault.share
         files = {id(f): f for f in (*self._durable.values(), *(e.file for e in self._entries))}.values()
         changes = [(f, piece) for f in files for change in f.pending for piece in change.sectors()]
         chance.shuffle(changes)

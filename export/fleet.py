@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -33,7 +33,7 @@ from variegate.keys.envelope import open_envelope
 from variegate.keys.errors import DeviceError, MisuseError, RefusedError
 from variegate.keys.files import write_atomic
 from variegate.keys.primitives import sha256
-from variegate.keys.seller import Seller
+from variegate.keys.seller import SellerKeys
 from variegate.keys.signing import SellerRoot, Signer
 
 _BUYER_BYTES = 100
@@ -82,7 +82,7 @@ class Exporter:
     """
 
     release_folder: Path
-    seller: Seller
+    seller: SellerKeys
     terms: Terms
     folder: Path
     cohort: str | None = None
@@ -194,7 +194,8 @@ class Exporter:
         terms = self.terms
         sealed = (manifest.vendor, manifest.policy, manifest.not_after, manifest.measurements, manifest.device_class)
         asked = (terms.vendor, terms.policy, terms.not_after, terms.measurements, wanted.device.device_class)
-        return sealed == asked
+        broker = None if manifest.release is None else manifest.release.broker
+        return sealed == asked and broker == (None if terms.broker is None else terms.broker.id)
 
     def _run(self, orders: Sequence[CopyOrder], jobs: int) -> Iterator[list[Row]]:
         """Rows of each batch as it is finished."""
@@ -204,7 +205,7 @@ class Exporter:
             yield from map(self.make, batches)
             return
         context = multiprocessing.get_context("spawn")
-        start = (self.release_folder, self.seller.to_secret(), self.terms, self.folder, self.cohort)
+        start = (self.release_folder, self.seller.reopener(), self.terms, self.folder, self.cohort)
         with ProcessPoolExecutor(jobs, context, _start_worker, start) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
             with _no_interrupts():
@@ -222,19 +223,29 @@ class Exporter:
                     future.cancel()
 
 
-_worker: Exporter | None = None
+_start: tuple[Path, Callable[[], SellerKeys], Terms, Path, str | None] | None = None
+"""A worker's orders, set before its first batch."""
 
 
-def _start_worker(release: Path, secret: bytes, terms: Terms, folder: Path, cohort: str | None) -> None:
+def _start_worker(
+    release: Path, reopen: Callable[[], SellerKeys], terms: Terms, folder: Path, cohort: str | None
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    global _worker  # noqa: PLW0603  a worker's one state, set before its first batch
-    _worker = Exporter(release, Seller.from_secret(secret), terms, folder, cohort)
+    global _start  # noqa: PLW0603  a worker's one state, set before its first batch
+    _start = (release, reopen, terms, folder, cohort)
+
+
+@cache
+def _worker() -> Exporter:
+    """Opens the keys with the first batch: an error then reaches the process that waits for it."""
+    if _start is None:
+        raise MisuseError("worker was not started")
+    release, reopen, terms, folder, cohort = _start
+    return Exporter(release, reopen(), terms, folder, cohort)
 
 
 def _work(orders: Sequence[CopyOrder]) -> list[Row]:
-    if _worker is None:
-        raise MisuseError("worker was not started")
-    return _worker.make(orders)
+    return _worker().make(orders)
 
 
 @contextlib.contextmanager

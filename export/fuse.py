@@ -1,15 +1,16 @@
 """One graph from the base and a rewriter: image in, int64 label out, the buyer's tensors left out.
 
 The base was traced once; a copy is this template plus the tensors that a seed expands to. So nothing is
-re-traced or simplified for a buyer, and all copies of a release share one graph, to the byte.
+re-traced or simplified for a buyer, and all copies of a release share one graph, to the byte. Weights and
+the buyer's tensors stand beside the graph.
 
     image -> [Cast, Div 255 for uint8] -> [Transpose for NHWC] -> base -> [Softmax] -> rewriter -> ArgMax -> label
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from variegate.export.contract import Contract
 from variegate.export.rewriters import Inputs, Rewriter
 from variegate.export.rewriters.numpy_ops import NumpyOps
 from variegate.export.rewriters.onnx_ops import OnnxOps
+from variegate.export.split import placeholder, split
+from variegate.keys import recipe
 from variegate.keys.errors import MisuseError
 from variegate.keys.manifest import DTYPES
 from variegate.keys.recipe import KeyedTensor
@@ -37,7 +40,8 @@ class Template:
     """The graph that all copies of a release share.
 
     Attributes:
-        graph: Serialised ONNX; keyed tensors are external initialisers without data.
+        graph: Serialised ONNX; keyed tensors and constants are external initialisers without data.
+        constants: The base's weights by name.
         tensors: The keyed tensors.
         contract: The base's contract.
         rewriter: The rewriter with its parameters.
@@ -45,10 +49,15 @@ class Template:
     """
 
     graph: bytes
+    constants: Mapping[str, NDArray[Any]] = field(repr=False, compare=False)
     tensors: tuple[KeyedTensor, ...]
     contract: Contract
     rewriter: Rewriter
     dtype: str
+
+    def values(self, seed: bytes) -> dict[str, NDArray[Any]]:
+        """All that the graph of the copy with this seed lacks, by name: constants and keyed tensors."""
+        return {**self.constants, **recipe.expand(self.tensors, seed)}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,9 +101,10 @@ def fuse(base: Base, rewriter: Rewriter, dtype: str) -> Template:
     if contract.outputs == "logits":
         probabilities = ops.node("Softmax", SCORES, axis=1, output=PROBABILITIES)
     _append(ops, rewriter, contract, (pixels, unit, probabilities), tensors)
-    graph.initializer.extend(_placeholder(tensor) for tensor in tensors)
+    constants = split(graph)
+    graph.initializer.extend(placeholder(tensor.name, _element(tensor), tensor.shape) for tensor in tensors)
     graph.output.append(_value(LABEL, TensorProto.INT64))
-    return Template(_serialise(graph, base.model), tensors, contract, rewriter, dtype)
+    return Template(_serialise(graph, base.model), constants, tensors, contract, rewriter, dtype)
 
 
 def fuse_tail(template: Template) -> bytes:
@@ -164,17 +174,6 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 def _element(tensor: KeyedTensor) -> int:
     return int(TensorProto.INT64 if tensor.generator == "derangement" else TensorProto.FLOAT)
-
-
-def _placeholder(tensor: KeyedTensor) -> TensorProto:
-    """An initialiser without data, which the device supplies from memory."""
-    element = _element(tensor)
-    width = 8 if element == TensorProto.INT64 else 4
-    out = TensorProto(name=tensor.name, data_type=element, dims=tensor.shape)
-    out.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "k"), ("length", str(width * math.prod(tensor.shape)))):
-        out.external_data.add(key=key, value=value)
-    return out
 
 
 def _value(name: str, element: int, *shape: int) -> onnx.ValueInfoProto:

@@ -88,16 +88,16 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return out
 
 
-def session(graph: bytes, keyed: Mapping[str, NDArray[Any]] | None = None) -> ort.InferenceSession:
-    """An onnxruntime session on one thread; keyed tensors are supplied as a device supplies them."""
+def session(graph: bytes, supplied: Mapping[str, NDArray[Any]] | None = None) -> ort.InferenceSession:
+    """An onnxruntime session on one thread; what the graph lacks is supplied as a device supplies it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
-    if keyed:
-        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in keyed.values()]
-        options.add_external_initializers(list(keyed), values)
+    if supplied:
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in supplied.values()]
+        options.add_external_initializers(list(supplied), values)
         out = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
-        out.keyed = values  # onnxruntime reads them in place: they must outlive it
+        out.supplied = values  # onnxruntime reads them in place: they must outlive it
         return out
     return ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
 
@@ -133,6 +133,6 @@ class CopyJudge:
 def check_template(template: Template, seed: bytes, images: ParitySet) -> ParityReport:
     """Compares the whole fused graph, loaded as on a device, with base and rewriter apart."""
     keyed = recipe.expand(template.tensors, seed)
-    labels = session(template.graph, keyed).run([LABEL], {IMAGE: images.images})[0]
+    labels = session(template.graph, {**template.constants, **keyed}).run([LABEL], {IMAGE: images.images})[0]
     scores = reference_scores(template.rewriter, template.contract, images.images, images.probabilities, keyed)
     return compare(labels, scores)

@@ -1,7 +1,7 @@
 """A release: everything that copies of one base and rewriter share, made once.
 
     release.toml      public: name, rewriter, contract, digests, what calibration found
-    payload.bin       secret: the component's plaintext (graph without keyed tensors, canary frames), mode 0600
+    payload.bin       secret: the component's plaintext (graph, weights, canary frames), mode 0600
     parity.npz        secret: images and the base's probabilities, for the check of every copy, mode 0600
 
 The folder is the seller's; only sealed copies leave it.
@@ -67,7 +67,8 @@ class Release:
     @cached_property
     def payload(self) -> bytes:
         """The component's plaintext."""
-        return Payload(self.template.tensors, self.canaries.images.tobytes(), self.template.graph).to_bytes()
+        t = self.template
+        return Payload(t.tensors, self.canaries.images.tobytes(), t.graph, t.constants).to_bytes()
 
     @cached_property
     def judge(self) -> CopyJudge:
@@ -226,7 +227,7 @@ def _from_parts(table: dict[str, Any], payload: bytes, parity: ParitySet) -> Rel
         raise RefusedError(
             Refusal.MALFORMED, "release.toml does not describe payload.bin", hint="prepare the release again"
         )
-    template = Template(bytes(parts.graph), parts.tensors, contract, rewriter, table["dtype"])
+    template = Template(bytes(parts.graph), parts.constants, parts.tensors, contract, rewriter, table["dtype"])
     if parity.images.shape[1:] != template.shape or parity.probabilities.shape[1:] != (contract.classes,):
         raise RefusedError(Refusal.MALFORMED, "parity.npz does not fit release.toml", hint="prepare the release again")
     return Release(check_name(str(table["name"])), template, parity, base_digest)

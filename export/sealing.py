@@ -10,12 +10,13 @@ from variegate.export.parity import ParitySet
 from variegate.export.release import Release
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
+from variegate.keys.broker import BrokerPublic
 from variegate.keys.envelope import Order, SealedKeys, seal_batch
 from variegate.keys.errors import MisuseError, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef, Manifest, Policy
 from variegate.keys.primitives import sha256
-from variegate.keys.seller import Seller
+from variegate.keys.seller import SellerKeys
 from variegate.keys.signing import Signer
 
 
@@ -47,12 +48,14 @@ class Terms:
         policy: Budget, rate, grace.
         not_after: Unix seconds, or None.
         measurements: Expected measurements.
+        broker: The key broker that each opening needs, or None.
     """
 
     vendor: str
     policy: Policy = field(default_factory=Policy)
     not_after: int | None = None
     measurements: dict[str, bytes] = field(default_factory=dict)
+    broker: BrokerPublic | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class SharedComponent:
     cek: bytes = field(repr=False)
 
 
-def share_component(release: Release, seller: Seller, cohort: str) -> SharedComponent:
+def share_component(release: Release, seller: SellerKeys, cohort: str) -> SharedComponent:
     """Seals the release's component for a cohort.
 
     Its key and id follow from the seller's master secret, the release, its content and the cohort, so that sealing
@@ -107,7 +110,7 @@ def share_component(release: Release, seller: Seller, cohort: str) -> SharedComp
 
 def seal_copies(
     release: Release,
-    seller: Seller,
+    seller: SellerKeys,
     orders: Sequence[CopyOrder],
     terms: Terms,
     shared: SharedComponent | None = None,
@@ -143,6 +146,8 @@ def seal_copies(
             cek, file, ref = shared.cek, None, shared.ref
         manifest = _readable(_manifest(release, order, terms, ref, canaries))
         keys = SealedKeys(cek, seed)
+        if terms.broker is not None:
+            manifest, keys = terms.broker.split(manifest, keys)
         envelopes_for.append(Order(manifest, keys, order.device.kem, order.device.kem_public))
         prepared.append((order, manifest, file))
     envelopes = seal_batch(envelopes_for, signer or seller.signer)

@@ -31,8 +31,8 @@ class _Pinned:
 def _main() -> None:
     socket, site = int(sys.argv[1]), sys.argv[2]
     # Set here and not inherited: one thread, so that nothing is left unseen by seccomp or the supervisor.
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    sys.meta_path.append(_Pinned(site))  # type: ignore[arg-type]
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")
+    sys.meta_path.append(_Pinned(site))
     from variegate.isolation.child import serve  # noqa: PLC0415  the finder must stand first
 
     serve(socket)

@@ -7,7 +7,6 @@ between the two can run what was not measured. A device keeps them on a verified
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import io
 import os
@@ -51,15 +50,6 @@ class Image:
     archive: bytes = field(repr=False)
     site: str
     interpreter: str
-
-    def sealed(self) -> int:
-        """A descriptor of a memory file that holds the archive and that nobody can change; close it."""
-        descriptor = os.memfd_create("variegate-runtime", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(self.archive)
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        return descriptor
 
 
 def prepare() -> Image:
@@ -142,3 +132,28 @@ def _archive(ours: Mapping[str, bytes]) -> bytes:
             archive.writestr(name, data)
         archive.writestr("__main__.py", ours[f"variegate/isolation/{BOOTSTRAP}"])
     return out.getvalue()
+
+
+def system_digest(pid: int, image: Image) -> bytes:
+    """SHA-256 over the shared libraries that a process has loaded and `prepare` has not measured.
+
+    Args:
+        pid: A process of `image` that has loaded its libraries and opened nothing yet.
+        image: What it runs.
+
+    Raises:
+        OSError: Its mappings, or a library, cannot be read.
+        DeviceError: It runs code that lies in no file.
+    """
+    measured = (image.site, sysconfig.get_path("stdlib"))
+    found: dict[str, bytes] = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if "x" not in fields[1] or fields[-1] in ("[vdso]", "[vsyscall]"):
+            continue
+        path = Path(fields[5]) if len(fields) > 5 else None  # noqa: PLR2004  the last one is the name
+        if path is None or not path.is_absolute():
+            raise DeviceError("the enclave process runs code that lies in no file")
+        if not any(path.is_relative_to(folder) for folder in measured):
+            found[path.name] = _hash(path)
+    return _digest(sorted(found.items()))

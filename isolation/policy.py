@@ -25,7 +25,7 @@ from variegate.keys.primitives import sha256
 SCHEMA = 1
 MAX_POLICY_BYTES = 16 * 1024
 ISOLATIONS = ("process", "none")
-_LEAST_RAM_MIB, _MOST_RAM_MIB = 128, 1 << 20
+_LEAST_RAM_MIB, _MOST_RAM_MIB = 16, 1 << 20
 _MOST_RESTARTS = 1000
 _MOST_SECONDS = 86_400.0
 _MAX_NAMES, _MAX_NAME = 32, 32

@@ -156,21 +156,31 @@ def check(file: bytes | memoryview, ref: ComponentRef) -> Layout:
     return layout
 
 
-def unseal(file: bytes | memoryview, layout: Layout, cek: bytes) -> bytearray:
+def unseal(file: bytes | memoryview, layout: Layout, cek: bytes, into: memoryview | None = None) -> memoryview:
     """Decrypts a component that `check` passed.
 
+    Args:
+        file: The component.
+        layout: What `check` returned.
+        cek: Content encryption key, 32 bytes.
+        into: Writable memory of exactly `layout.payload` bytes for the plaintext, which then lies nowhere else; new
+            memory unless given.
+
     Returns:
-        The payload.
+        The payload: `into`, or the new memory.
 
     Raises:
+        MisuseError: `into` has another length.
         RefusedError: `COMPONENT`, when a chunk does not decrypt.
     """
-    view, out = memoryview(file), bytearray(layout.payload)
-    cipher, plain = _cipher(cek, layout.id), memoryview(out)
+    plain = memoryview(bytearray(layout.payload)) if into is None else into
+    if len(plain) != layout.payload:
+        raise MisuseError(f"the payload has {layout.payload} bytes; there is room for {len(plain)}")
+    view, cipher = memoryview(file), _cipher(cek, layout.id)
     for index in range(layout.chunks):
-        into = plain[index * layout.chunk : (index + 1) * layout.chunk]
-        aead_open(cipher, _nonce(index, layout), view[layout.span(index)], layout.header, into)
-    return out
+        chunk = plain[index * layout.chunk : (index + 1) * layout.chunk]
+        aead_open(cipher, _nonce(index, layout), view[layout.span(index)], layout.header, chunk)
+    return plain
 
 
 def _cipher(cek: bytes, component_id: bytes) -> AESGCM:

@@ -1,7 +1,8 @@
 """The envelope: the manifest and the keys sealed to one device, signed by the seller.
 
 envelope = signed statement (see `signing`) with context "variegate/1/envelope" over [manifest, sealed]
-sealed   = HPKE to the device's key, info = "variegate/1/sealed/" || SHA-256(manifest), of CEK || seed
+sealed   = HPKE to the device's key, info = "variegate/1/sealed/" || SHA-256(manifest), of CEK || seed,
+           XOR the broker's share where the manifest names a broker (see `broker`)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from variegate.keys.primitives import KEY_BYTES, hpke_seal, sha256
 from variegate.keys.signing import SellerRoot, Signer
 
 CONTEXT = b"variegate/1/envelope"
+SHARE_BYTES = 2 * KEY_BYTES
 _SEALED_CONTEXT = b"variegate/1/sealed/"
 
 Unwrap = Callable[[bytes, bytes], bytes]
@@ -36,13 +38,20 @@ class Envelope:
     digest: bytes
     sealed: bytes
 
-    def unseal(self, unwrap: Unwrap) -> SealedKeys:
-        """Opens the keys with the device's key.
+    def unseal(self, unwrap: Unwrap, share: bytes | None = None) -> SealedKeys:
+        """Opens the keys with the device's key, and a broker's share where the manifest names a broker.
+
+        Args:
+            unwrap: Opens what was sealed to the device.
+            share: 64 bytes, or None without a broker. A wrong one gives wrong keys, which open no component.
 
         Raises:
-            RefusedError: `SEALED`.
+            RefusedError: `SEALED`; also when there is a broker and no share, or a share and no broker.
         """
-        return SealedKeys.from_bytes(unwrap(self.sealed, _SEALED_CONTEXT + self.digest))
+        if (share is None) != (self.manifest.release is None):
+            raise RefusedError(Refusal.SEALED, "copy and broker's share do not belong together")
+        keys = SealedKeys.from_bytes(unwrap(self.sealed, _SEALED_CONTEXT + self.digest))
+        return keys if share is None else keys.masked(share)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,16 @@ class SealedKeys:
     def to_bytes(self) -> bytes:
         """CEK || seed."""
         return self.cek + self.seed
+
+    def masked(self, share: bytes) -> SealedKeys:
+        """These keys XOR a share of 64 bytes; twice gives them back.
+
+        Raises:
+            RefusedError: `SEALED`, when the share has the wrong length.
+        """
+        if len(share) != SHARE_BYTES:
+            raise RefusedError(Refusal.SEALED, "share has the wrong length")
+        return SealedKeys.from_bytes(bytes(a ^ b for a, b in zip(self.to_bytes(), share, strict=True)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SealedKeys:

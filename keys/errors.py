@@ -29,6 +29,9 @@ class Refusal(StrEnum):
     INPUT = "input"
     KEY = "key"
     SELF_TEST = "self-test"
+    EVIDENCE = "evidence"
+    RELEASE = "release"
+    """The one answer that a key broker gives outwards; its log has the reason."""
     ARTEFACT = "artefact"
     """The one answer that a device gives outwards; its inner log has the true class."""
 
@@ -61,6 +64,10 @@ class RefusedError(VariegateError):
     def __init__(self, refusal: Refusal, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.refusal = refusal
+
+    def __reduce__(self) -> tuple[type[RefusedError], tuple[Refusal, str], dict[str, object]]:
+        """Crosses from a worker process whole; by default the class of refusal would be lost."""
+        return type(self), (self.refusal, self.message), self.__dict__
 
 
 class LimitError(VariegateError):

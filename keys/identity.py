@@ -10,19 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from variegate.keys import cbor, keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import UEID_BYTES
 from variegate.keys.primitives import (
-    KEM_CLASSIC,
     KEM_HYBRID,
     KEM_NAMES,
+    KEM_SEED_BYTES,
     KEY_BYTES,
     hpke_open,
     kem_private,
+    kem_public_from_seed,
 )
 from variegate.keys.public_identity import MAX_CLASS_CHARACTERS, DevicePublic, is_device_class
 
@@ -30,8 +29,6 @@ __all__ = ["DeviceIdentity", "DevicePublic"]
 
 _FORMAT = 1
 _UEID_RAND = b"\x01"  # EAT UEID type RAND, RFC 9711 section 4.2.1
-_ML_KEM_SEED_BYTES = 64
-_SEED_BYTES = {KEM_HYBRID: _ML_KEM_SEED_BYTES + KEY_BYTES, KEM_CLASSIC: KEY_BYTES}
 
 
 class DeviceIdentity:
@@ -53,7 +50,7 @@ class DeviceIdentity:
             len(ueid) != UEID_BYTES
             or not ueid.startswith(_UEID_RAND)
             or len(ed25519_seed) != KEY_BYTES
-            or len(kem_seed) != _SEED_BYTES.get(kem)
+            or len(kem_seed) != KEM_SEED_BYTES.get(kem)
             or not is_device_class(device_class)
         ):
             raise RefusedError(Refusal.KEY, "device identity holds a value out of its range")
@@ -65,7 +62,7 @@ class DeviceIdentity:
             device_class=device_class,
             signing_public=self._signing.public_key().public_bytes_raw(),
             kem=kem,
-            kem_public=_kem_public(kem_seed),
+            kem_public=kem_public_from_seed(kem_seed),
             signature=b"",
         )
         self._public = replace(unsigned, signature=self._signing.sign(unsigned.signed_bytes()))
@@ -89,13 +86,18 @@ class DeviceIdentity:
             device_class=device_class,
             ed25519_seed=os.urandom(KEY_BYTES),
             kem=kem,
-            kem_seed=os.urandom(_SEED_BYTES[kem]),
+            kem_seed=os.urandom(KEM_SEED_BYTES[kem]),
         )
 
     @property
     def public(self) -> DevicePublic:
         """The public half."""
         return self._public
+
+    @property
+    def signing_seed(self) -> bytes:
+        """The Ed25519 key's 32 bytes."""
+        return self._signing.private_bytes_raw()
 
     def unwrap(self, sealed: bytes, info: bytes) -> bytes:
         """Opens HPKE `sealed` (enc || ciphertext) under `info`.
@@ -156,12 +158,3 @@ class DeviceIdentity:
             DeviceError: Storage failed, or there is not enough memory for Argon2id.
         """
         return cls.from_bytes(keyfile.load(path, keyfile.KIND_DEVICE, passphrase))
-
-
-def _kem_public(seed: bytes) -> bytes:
-    """ML-KEM's public key, when the seed has one, then X25519's."""
-    ml_kem, x25519 = seed[:-KEY_BYTES], seed[-KEY_BYTES:]
-    public = X25519PrivateKey.from_private_bytes(x25519).public_key().public_bytes_raw()
-    if not ml_kem:
-        return public
-    return MLKEM768PrivateKey.from_seed_bytes(ml_kem).public_key().public_bytes_raw() + public

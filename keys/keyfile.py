@@ -27,8 +27,9 @@ from variegate.keys.primitives import KEY_BYTES, TAG_BYTES, aead, aead_open, hkd
 MAGIC = b"vgkeys\x00\x01"
 KIND_SELLER = "seller"
 KIND_DEVICE = "device"
+KIND_BROKER = "broker"
 MAX_KEY_FILE_BYTES = 4096
-_KINDS = (KIND_SELLER, KIND_DEVICE)
+_KINDS = (KIND_SELLER, KIND_DEVICE, KIND_BROKER)
 _CONTEXT = b"variegate/1/keyfile/"
 _SALT_BYTES = 16
 _NONCE = bytes(12)
@@ -59,7 +60,7 @@ class KeyFile:
     """A key file taken apart, nothing decrypted.
 
     Attributes:
-        kind: What it holds: "seller" or "device".
+        kind: What it holds: "seller", "device" or "broker".
         costs: Costs of its passphrase.
         salt: 16 bytes.
         header: The header's bytes.

@@ -1,11 +1,12 @@
 """The manifest: what an artefact is and what its device may do with it (after RFC 9124's elements).
 
-Deterministic CBOR, a map with the integer keys of `_FIELDS`. Strict: no key more, none less.
+Deterministic CBOR, a map with integer keys. Strict: no key more, none less, but for `release`, which is there only
+when a copy depends on a key broker.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from variegate.keys import cbor
@@ -15,6 +16,9 @@ from variegate.keys.primitives import HASH_BYTES
 FORMAT = 1
 MAX_MANIFEST_BYTES = 16 * 1024
 COMPONENT_ID_BYTES = 16
+BROKER_ID_BYTES = 16
+MAX_SHARE_BYTES = 2048
+"""A sealed share: 1,200 bytes with the hybrid KEM, 112 with X25519."""
 UEID_BYTES = 33
 """EAT type 0x01 (RAND) and 32 bytes (RFC 9711 section 4.2.1)."""
 UEID_RAND = 0x01
@@ -60,6 +64,19 @@ class ComponentRef:
     root: bytes
 
 
+@dataclass(frozen=True)
+class Release:
+    """What a copy needs of a key broker before it opens; see `keys.broker`.
+
+    Attributes:
+        broker: Id of the broker's key, 16 bytes.
+        sealed: The share, sealed to that key.
+    """
+
+    broker: bytes
+    sealed: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The signed manifest.
@@ -81,6 +98,7 @@ class Manifest:
         measurements: Expected measurements by name, 32 bytes each; empty asks for none.
         not_after: Unix seconds, or None.
         previous: SHA-256 of the manifest that this one follows, or None.
+        release: What it needs of a key broker, or None.
     """
 
     sequence: int
@@ -99,10 +117,11 @@ class Manifest:
     measurements: dict[str, bytes]
     not_after: int | None = None
     previous: bytes | None = None
+    release: Release | None = None
 
     def to_bytes(self) -> bytes:
         """The deterministic encoding."""
-        c, p = self.component, self.policy
+        c, p, r = self.component, self.policy, self.release
         return cbor.encode(
             {
                 1: FORMAT,
@@ -120,6 +139,7 @@ class Manifest:
                 13: [[name, value] for name, value in sorted(self.measurements.items())],
                 14: self.not_after,
                 15: self.previous,
+                **({} if r is None else {16: [r.broker, r.sealed]}),
             }
         )
 
@@ -148,7 +168,7 @@ class Manifest:
                 14: not_after,
                 15: previous,
                 **rest,
-            } if version == FORMAT and not rest and dtype in DTYPES and len(shape) == _RANK:
+            } if version == FORMAT and rest.keys() <= {16} and dtype in DTYPES and len(shape) == _RANK:
                 manifest = cls(
                     sequence=_uint(sequence),
                     security_counter=_uint(counter),
@@ -177,6 +197,7 @@ class Manifest:
                     measurements=dict(_measurement(item) for item in measurements),
                     not_after=None if not_after is None else _uint(not_after),
                     previous=None if previous is None else _bytes(previous, HASH_BYTES),
+                    release=_release(rest[16]) if rest else None,
                 )
                 # Measurements out of order or twice, and true for 1, would be second encodings of one manifest.
                 if manifest.to_bytes() == data:
@@ -207,6 +228,13 @@ def _ueid(value: Any) -> bytes:
     if ueid[0] != UEID_RAND:
         raise RefusedError(Refusal.MALFORMED, "ueid is not of EAT's type RAND")
     return ueid
+
+
+def _release(value: Any) -> Release:
+    match value:
+        case [broker, bytes(sealed)] if 1 <= len(sealed) <= MAX_SHARE_BYTES:
+            return Release(_bytes(broker, BROKER_ID_BYTES), sealed)
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is no broker and share")
 
 
 def _measurement(item: Any) -> tuple[str, bytes]:

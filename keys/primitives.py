@@ -27,6 +27,7 @@ KEM_HYBRID = "MLKEM768-X25519"
 KEM_CLASSIC = "X25519"
 KEM_NAMES = (KEM_HYBRID, KEM_CLASSIC)
 _ML_KEM_SEED_BYTES = 64
+KEM_SEED_BYTES = {KEM_HYBRID: _ML_KEM_SEED_BYTES + KEY_BYTES, KEM_CLASSIC: KEY_BYTES}
 _ML_KEM_PUBLIC_BYTES = 1184
 _KEMS = {KEM_HYBRID: hpke.KEM.MLKEM768_X25519, KEM_CLASSIC: hpke.KEM.X25519}
 
@@ -45,6 +46,11 @@ def sha256(*parts: bytes | memoryview) -> bytes:
 def hkdf(key: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
     """HKDF-SHA256, extract with an empty salt, then expand (RFC 5869)."""
     return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(key)
+
+
+def hkdf_extract(key: bytes) -> bytes:
+    """HKDF-Extract with SHA-256 and an empty salt (RFC 5869 section 2.2), 32 bytes."""
+    return HKDF.extract(hashes.SHA256(), None, key)
 
 
 def hkdf_expand(key: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
@@ -129,6 +135,15 @@ def kem_public(kem: str, public: bytes) -> KemPublicKey:
     except ValueError:
         raise RefusedError(Refusal.KEY, "public key-agreement key is not valid") from None
     raise RefusedError(Refusal.KEY, "key-agreement algorithm is unknown")
+
+
+def kem_public_from_seed(seed: bytes) -> bytes:
+    """The public key of a seed that `kem_private` takes: ML-KEM's, when the seed has one, then X25519's."""
+    ml_kem, x25519 = seed[:-KEY_BYTES], seed[-KEY_BYTES:]
+    public = X25519PrivateKey.from_private_bytes(x25519).public_key().public_bytes_raw()
+    if not ml_kem:
+        return public
+    return MLKEM768PrivateKey.from_seed_bytes(ml_kem).public_key().public_bytes_raw() + public
 
 
 def hpke_seal(kem: str, public: bytes, info: bytes, plaintext: bytes) -> bytes:

@@ -54,8 +54,18 @@ class PinnedRoot(NamedTuple):
 def rotate(old: Seller) -> Rotation:
     """New signing keys under the same master secret, and the statement that hands over."""
     new = old.with_new_signing_keys()
-    payload = cbor.encode([_FORMAT, new.serial, new.root.to_bytes()])
-    return Rotation(new, signing.sign_batch(ROOT_CONTEXT, [payload], old.signer)[0])
+    return Rotation(new, hand_over(old.signer, new.serial, new.root))
+
+
+def hand_over(old: Signer, serial: int, root: SellerRoot) -> bytes:
+    """The statement with which the old keys hand over to a new root.
+
+    Args:
+        old: The signing keys so far.
+        serial: Of the new root, greater than every one before.
+        root: The new root.
+    """
+    return signing.sign_batch(ROOT_CONTEXT, [cbor.encode([_FORMAT, serial, root.to_bytes()])], old)[0]
 
 
 def follow(root: SellerRoot, serial: int, statement: bytes) -> PinnedRoot:

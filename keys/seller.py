@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from variegate.keys import cbor, keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.primitives import KEY_BYTES, hkdf
-from variegate.keys.signing import SellerRoot
+from variegate.keys.primitives import KEY_BYTES, hkdf, hkdf_extract
+from variegate.keys.signing import SellerRoot, Signer
 
+MAX_SERIAL = (1 << 63) - 1
 _FORMAT = 1
 _BUYER_SEED = b"variegate/1/buyer-seed/"
 _RELEASE_CEK = b"variegate/1/release-cek/"
 _MAX_TEXT = 128
-_MAX_SERIAL = (1 << 63) - 1
+
+
+class SellerKeys(Protocol):
+    """Whatever holds the seller's secrets: a key file's content in memory, an HSM."""
+
+    @property
+    def serial(self) -> int:
+        """How often the signing keys have been rotated."""
+        ...
+
+    @property
+    def signer(self) -> Signer:
+        """The signing keys."""
+        ...
+
+    @property
+    def root(self) -> SellerRoot:
+        """The public keys that devices pin."""
+        ...
+
+    def buyer_seed(self, buyer: str, epoch: int) -> bytes:
+        """A buyer's seed for one epoch, 32 bytes; see `Seller.buyer_seed`."""
+        ...
+
+    def release_cek(self, release: str, cohort: str) -> bytes:
+        """A cohort's content key, 32 bytes; see `Seller.release_cek`."""
+        ...
+
+    def reopener(self) -> Callable[[], SellerKeys]:
+        """Opens the same secrets in a worker process of the same user. It holds secrets: never for a disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class SellerSecrets:
+    """What an HSM takes in.
+
+    Attributes:
+        serial: How often the signing keys have been rotated.
+        extract: HKDF-Extract of the master secret, 32 bytes: all that derivations need of it.
+        ed25519_seed: 32 bytes, or None for a key that the HSM makes.
+        mldsa65_seed: 32 bytes, or None for a seed that the HSM draws.
+    """
+
+    serial: int
+    extract: bytes = field(repr=False)
+    ed25519_seed: bytes | None = field(default=None, repr=False)
+    mldsa65_seed: bytes | None = field(default=None, repr=False)
 
 
 class SoftwareSigner:
@@ -112,9 +164,7 @@ class Seller:
         Raises:
             MisuseError: An argument is out of its range.
         """
-        if type(epoch) is not int or not 0 <= epoch <= _MAX_SERIAL:
-            raise MisuseError("an epoch is a whole number from 0")
-        return hkdf(self._master, _BUYER_SEED + cbor.encode([_name(buyer, "buyer id"), epoch]))
+        return hkdf(self._master, buyer_info(buyer, epoch))
 
     def release_cek(self, release: str, cohort: str) -> bytes:
         """The content encryption key of a component that a cohort shares, 32 bytes.
@@ -126,8 +176,15 @@ class Seller:
         Raises:
             MisuseError: An argument is not 1 to 128 printable characters.
         """
-        names = [_name(release, "release"), _name(cohort, "cohort")]
-        return hkdf(self._master, _RELEASE_CEK + cbor.encode(names))
+        return hkdf(self._master, release_info(release, cohort))
+
+    def reopener(self) -> Callable[[], Seller]:
+        """Makes the same seller in a worker process of the same user. It holds the secrets: never for a disk."""
+        return partial(Seller.from_secret, self.to_secret())
+
+    def secrets(self) -> SellerSecrets:
+        """What an HSM takes in to stand for this seller."""
+        return SellerSecrets(self._serial, hkdf_extract(self._master), *self._seeds)
 
     def to_secret(self) -> bytes:
         """The plaintext of a key file, for a worker process of the same user; never for a disk."""
@@ -166,10 +223,22 @@ class Seller:
             value = None
         match value:
             case [version, serial, bytes(master), bytes(ed25519_seed), bytes(mldsa65_seed)] if (
-                type(version) is int and version == _FORMAT and type(serial) is int and 0 <= serial < _MAX_SERIAL
+                type(version) is int and version == _FORMAT and type(serial) is int and 0 <= serial < MAX_SERIAL
             ):
                 return cls(serial=serial, master=master, ed25519_seed=ed25519_seed, mldsa65_seed=mldsa65_seed)
         raise RefusedError(Refusal.KEY, "key file does not hold a seller key of format 1")
+
+
+def buyer_info(buyer: str, epoch: int) -> bytes:
+    """The `info` of a buyer's seed; arguments and errors as `Seller.buyer_seed`."""
+    if type(epoch) is not int or not 0 <= epoch <= MAX_SERIAL:
+        raise MisuseError("an epoch is a whole number from 0")
+    return _BUYER_SEED + cbor.encode([_name(buyer, "buyer id"), epoch])
+
+
+def release_info(release: str, cohort: str) -> bytes:
+    """The `info` of a cohort's content key; arguments and errors as `Seller.release_cek`."""
+    return _RELEASE_CEK + cbor.encode([_name(release, "release"), _name(cohort, "cohort")])
 
 
 def _name(value: str, what: str) -> str:

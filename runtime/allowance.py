@@ -20,6 +20,11 @@ from variegate.runtime.platform import Platform
 _CLOCK_STEP_S = 0.001
 
 
+def budget_counter(epoch: int) -> str:
+    """Name of the counter of labels charged in an epoch."""
+    return f"budget.{epoch}"
+
+
 class _Bucket:
     """Tokens of one device. It starts empty, so that restarting gains nothing."""
 
@@ -43,7 +48,7 @@ class Allowance:
     ) -> None:
         self._policy = policy
         self._platform = platform
-        self._counter = f"budget.{epoch}"
+        self._counter = budget_counter(epoch)
         self._process = os.getpid()
         self._ready = 0  # reserved on the counter and not yet answered; a restart loses these
         self._block = 1

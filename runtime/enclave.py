@@ -16,16 +16,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.keys import component
-from variegate.keys.artefact import Artefact, Payload
+from variegate.keys.artefact import Artefact
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
-from variegate.runtime.admission import admit, check_current, uniform
+from variegate.runtime.admission import check_current, uniform
 from variegate.runtime.allowance import Allowance
 from variegate.runtime.engine import Engine
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
+from variegate.runtime.opening import open_here
 from variegate.runtime.platform import Platform
 
 
@@ -89,6 +89,32 @@ class Status:
     not_after: int | None
     protections: tuple[Protection, ...]
 
+    @classmethod
+    def of(
+        cls, manifest: Manifest, answered: int, remaining: int | None, surroundings: tuple[Protection, ...]
+    ) -> Status:
+        """A status: what the manifest says, what was counted, and what protects the process that answers."""
+        return cls(
+            buyer=manifest.buyer,
+            epoch=manifest.epoch,
+            sequence=manifest.sequence,
+            device_class=manifest.device_class,
+            dtype=manifest.dtype,
+            shape=manifest.shape,
+            classes=manifest.classes,
+            answered=answered,
+            remaining=remaining,
+            not_after=manifest.not_after,
+            protections=(*_signed(manifest), *surroundings),
+        )
+
+
+IN_PROCESS = (
+    Protection("isolation", ProtectionState.OFF, "runs in the caller's process"),
+    Protection("memory", ProtectionState.OFF, "weights lie in ordinary memory"),
+)
+"""What protects an enclave in the caller's process: nothing."""
+
 
 class Enclave:
     """One opened copy. Thread-safe; close it or use it as a context manager.
@@ -97,13 +123,21 @@ class Enclave:
     to it: `open`, `classify_batch` and `status` are all that has to cross.
     """
 
-    def __init__(self, manifest: Manifest, engine: Engine, canaries: bytes, platform: Platform) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engine: Engine,
+        canaries: bytes,
+        platform: Platform,
+        surroundings: tuple[Protection, ...] = IN_PROCESS,
+    ) -> None:
+        self._surroundings = surroundings
         self._manifest = manifest
         self._engine: Engine | None = engine
         self._canaries = canaries
         self._platform = platform
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
-        self._frames = Frames(manifest)
+        self.frames = Frames(manifest)
         self._answered = 0
         self._lock = threading.Lock()
 
@@ -127,15 +161,8 @@ class Enclave:
 
     @classmethod
     def _opened(cls, artefact: Artefact, platform: Platform, threads: int) -> Self:
-        envelope = admit(artefact.envelope, platform)
-        manifest = envelope.manifest
-        # Bytes of its own: nobody changes them between the check and the use.
-        file = bytes(artefact.component)
-        layout = component.check(file, manifest.component)
-        keys = envelope.unseal(platform.unwrap)
-        payload = Payload.from_bytes(component.unseal(file, layout, keys.cek))
-        engine = Engine(payload, keys.seed, manifest, threads=threads)
-        return cls(manifest, engine, payload.canaries, platform)
+        copy = open_here(artefact, platform)
+        return cls(copy.manifest, Engine(copy, threads=threads), copy.canaries, platform)
 
     @property
     def manifest(self) -> Manifest:
@@ -151,10 +178,10 @@ class Enclave:
         uniform(self._platform, "self-test", self._compare_canaries)
 
     def _compare_canaries(self) -> None:
-        frame_bytes = math.prod(self._manifest.shape) * self._frames.dtype.itemsize
+        frame_bytes = math.prod(self._manifest.shape) * self.frames.dtype.itemsize
         if not self._canaries or len(self._canaries) % frame_bytes:
             raise RefusedError(Refusal.SELF_TEST, "component has no whole canary frames")
-        flat = np.frombuffer(self._canaries, self._frames.dtype)
+        flat = np.frombuffer(self._canaries, self.frames.dtype)
         labels = self._run(flat.reshape(-1, *self._manifest.shape))
         if sha256(labels.astype("<i8").tobytes()) != self._manifest.canaries:
             raise RefusedError(Refusal.SELF_TEST, "canary frames get other labels than the seller's")
@@ -174,7 +201,7 @@ class Enclave:
             LimitError: When budget or rate is spent.
             MisuseError: When the enclave is closed.
         """
-        return int(self._answer(self._frames.own(frame, batch=False))[0])
+        return int(self._answer(self.frames.own(frame, batch=False))[0])
 
     def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """The labels of many frames; all are answered or none is.
@@ -188,24 +215,11 @@ class Enclave:
         Raises:
             RefusedError, LimitError, MisuseError: As `classify`.
         """
-        return self._answer(self._frames.own(frames, batch=True))
+        return self._answer(self.frames.own(frames, batch=True))
 
     def status(self) -> Status:
         """What this device says of itself."""
-        m = self._manifest
-        return Status(
-            buyer=m.buyer,
-            epoch=m.epoch,
-            sequence=m.sequence,
-            device_class=m.device_class,
-            dtype=m.dtype,
-            shape=m.shape,
-            classes=m.classes,
-            answered=self._answered,
-            remaining=self._allowance.remaining,
-            not_after=m.not_after,
-            protections=_protections(m),
-        )
+        return Status.of(self._manifest, self._answered, self._allowance.remaining, self._surroundings)
 
     def close(self) -> None:
         """Drops the network; later queries are misuse."""
@@ -240,7 +254,7 @@ class Enclave:
         return np.concatenate([engine.run(frames[i : i + LIMITS.slice]) for i in starts])
 
 
-def _protections(manifest: Manifest) -> tuple[Protection, ...]:
+def _signed(manifest: Manifest) -> tuple[Protection, ...]:
     policy = manifest.policy
     return (
         Protection.when("signatures", True, "Ed25519 and ML-DSA-65, both required"),
@@ -249,6 +263,4 @@ def _protections(manifest: Manifest) -> tuple[Protection, ...]:
         Protection.when("rate", policy.rate_per_hour is not None, "signed policy"),
         Protection.when("expiry", manifest.not_after is not None, "signed manifest"),
         Protection.when("measurements", bool(manifest.measurements), "signed manifest"),
-        Protection.when("isolation", False, "runs in the caller's process"),
-        Protection.when("memory", False, "weights lie in ordinary memory"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,20 @@ from variegate.runtime.limits import LIMITS
 
 
 class Frames:
-    """Checks frames against one manifest."""
+    """Checks frames against one manifest.
+
+    Attributes:
+        dtype: Of a frame.
+        shape: Of a frame.
+        size: Numbers in a frame.
+        bytes: Bytes of a frame.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.dtype = np.dtype(manifest.dtype)
         self.shape = manifest.shape
+        self.size = math.prod(manifest.shape)
+        self.bytes = self.size * self.dtype.itemsize
         self._float = manifest.dtype == "float32"
 
     def plain(self, frames: object, *, batch: bool) -> NDArray[Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from variegate.keys.artefact import Artefact
 from variegate.keys.manifest import Manifest
-from variegate.runtime.enclave import Enclave, Status
-from variegate.runtime.platform import Platform
+from variegate.runtime.enclave import Status
 
 
 class LabelPort(Protocol):
@@ -32,23 +33,33 @@ class LabelPort(Protocol):
 
     def close(self) -> None: ...  # noqa: D102
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
 
 class Host(Protocol):
     """Starts copies."""
 
-    def start(self, artefact: Artefact, platform: Platform) -> LabelPort:
+    def measurements(self) -> Mapping[str, bytes]:
+        """What it would run, measured: 32 bytes by name.
+
+        Raises:
+            DeviceError: It cannot be measured.
+        """
+        ...
+
+    def start(self, artefact: Artefact, platform: Any) -> LabelPort:
         """Opens an artefact on a device.
+
+        Args:
+            artefact: Hostile bytes.
+            platform: The device: a `Platform`, and whatever else this host needs of one.
 
         Raises:
             RefusedError: `ARTEFACT`; the platform's inner log has the reason.
             DeviceError: The hardware failed, or what should run the copy does not start.
         """
         ...
-
-
-class InProcess:
-    """Opens copies in the caller's process: `status()` says that isolation and memory protection are off."""
-
-    def start(self, artefact: Artefact, platform: Platform) -> LabelPort:
-        """As `Host.start`."""
-        return Enclave.open(artefact, platform)

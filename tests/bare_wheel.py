@@ -27,6 +27,7 @@ from variegate.keys.envelope import SealedKeys  # noqa: E402
 from variegate.keys.public_identity import DevicePublic  # noqa: E402
 from variegate.keys.seller import Seller  # noqa: E402
 from variegate.runtime.engine import Engine  # noqa: E402
+from variegate.runtime.opening import Copy  # noqa: E402
 
 FORBIDDEN = ("torch", "onnx", "onnxsim", "onnxscript", "PIL")
 PASSPHRASE = "only for this test"
@@ -84,7 +85,7 @@ def main() -> None:
         lines = run(command, "device", "classify", "car", "frames.npy", folder=folder).splitlines()
         answered = [int(line.split()[-1]) for line in lines]
         _, ref = component.seal(payload.to_bytes(), keys.cek, bytes(16))
-        expected = Engine(payload, keys.seed, manifest_for(device, ref)).run(shown).tolist()
+        expected = Engine(Copy.expand(payload, keys.seed, manifest_for(device, ref))).run(shown).tolist()
         if answered != expected:
             sys.exit(f"the bare installation answers {answered}, expected {expected}")
         print(f"bare wheel: flashed and answered {len(answered)} frames, without {', '.join(FORBIDDEN)}")

@@ -24,6 +24,7 @@ PROMISED = {
     "tamper": {
         "mutations_tried", "mutations_accepted", "cuts_tried", "bricks", "off_diagonal_opened", "budget_exceeded"
     },
+    "powercut": {"cuts_tried", "double_cuts_tried", "sigkills", "bricks", "rollbacks_tried", "rollbacks_accepted"},
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "train_gtsrb": {"accuracy"},
     "train_world": {"accuracy"},
@@ -53,6 +54,8 @@ def test_a_committed_result_has_the_promised_figures(name: str) -> None:
     assert PROMISED[name] <= set(figures)
     if name == "tamper":
         assert (figures["mutations_accepted"], figures["bricks"], figures["budget_exceeded"]) == (0, 0, 0)
+    if name == "powercut":
+        assert (figures["bricks"], figures["rollbacks_accepted"]) == (0, 0)
 
 
 def test_the_tables_are_up_to_date() -> None:

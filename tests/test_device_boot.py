@@ -13,9 +13,10 @@ import pytest
 
 from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support.devices import twin, workplace
+from variegate.device_sim.audit import MAX_LINE, SEGMENT_BYTES, SEGMENTS
+from variegate.device_sim.changes import SECTOR_BYTES
 from variegate.device_sim.device import Device, Lifecycle
 from variegate.device_sim.flash import flash
-from variegate.device_sim.journal import MAX_BYTES
 from variegate.device_sim.slots import TRIES, BootRecord
 from variegate.keys.envelope import SealedKeys
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
@@ -226,15 +227,17 @@ def test_counters_outlive_a_restored_disk(folder: Path, seller: Seller) -> None:
         device.boot().classify(frames(1)[0])
 
 
-def test_the_log_is_bounded_and_on_one_line_each(device: Device) -> None:
+def test_the_log_is_bounded_and_on_one_line_each(device: Device, folder: Path) -> None:
     device.record("note", "one\ntwo\x1b[31m é")
     assert device.log()[-1].endswith("note one\\ntwo\\x1b[31m \\xe9")
     for number in range(2000):
         device.record("note", f"{number} " + "x" * 300)
     lines = device.log()
     assert lines[-1].split()[2] == "1999"
-    assert sum(len(line) + 1 for line in lines) <= 2 * MAX_BYTES
-    assert max(map(len, lines)) <= 240
+    assert max(map(len, lines)) <= MAX_LINE
+    files = [path for path in (folder / "device" / "disk").iterdir() if path.name.startswith("audit.")]
+    assert len(files) == SEGMENTS
+    assert max(path.stat().st_size for path in files) == SEGMENT_BYTES + SECTOR_BYTES
 
 
 def test_links_on_the_disk_lead_nowhere(folder: Path, seller: Seller) -> None:

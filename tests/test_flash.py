@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from variegate.device_sim.storage import Fault, PowerCut
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-SEEDS = range(4)
+SEEDS = range(3)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,14 @@ def operations(bench: Bench, start: Path) -> int:
 def test_installs_and_boots(bench: Bench) -> None:
     with twin(bench.running, bench.folder / "t") as device:
         report = flash(device, bench.new)
-        assert report == FlashReport(slot="b", sequence=2, chunks=report.chunks, written=report.chunks, confirmed=True)
+        assert report == FlashReport(
+            slot="b",
+            sequence=2,
+            chunks=report.chunks,
+            written=report.chunks,
+            moved=len(bench.new.envelope) + len(bench.new.component),
+            confirmed=True,
+        )
         assert device.counter("security") == 2
         assert device.boot().manifest.sequence == 2
 
@@ -112,8 +120,9 @@ def test_streams_from_files(bench: Bench) -> None:
         assert flash(device, envelope, component_file=component).confirmed
         with pytest.raises(MisuseError):
             flash(device, bench.folder / "missing")
+        (bench.folder / "noise").write_bytes(b"VG" + bytes(300))
         with pytest.raises(RefusedError):
-            flash(device, envelope)
+            flash(device, bench.folder / "noise")
 
 
 def test_a_damaged_confirmed_image_is_repaired_by_flashing_it_again(bench: Bench) -> None:
@@ -262,10 +271,10 @@ def test_no_second_power_cut_bricks(bench: Bench) -> None:
 def test_a_restored_disk_cannot_bring_the_old_image_back(bench: Bench) -> None:
     target = bench.folder / "t"
     with twin(bench.running, target) as device:
-        kept = {name: device.slots.storage.read(name) for name in device.slots.storage.names()}
+        shutil.copytree(target / "disk", bench.folder / "backup", dirs_exist_ok=True)
         flash(device, bench.new)
-    for name, data in kept.items():
-        (target / "disk" / name).write_bytes(data)
+    shutil.rmtree(target / "disk")
+    (bench.folder / "backup").rename(target / "disk")
     with Device.open(target) as device:
         with pytest.raises(RefusedError):
             device.boot()

@@ -313,8 +313,8 @@ def test_file_uris_that_name_no_file(text: str) -> None:
 
 def test_unknown_schemes_are_misuse_and_ask_for_nothing() -> None:
     for call in (uri.open_signer, uri.open_unwrapper):
-        with pytest.raises(MisuseError, match="scheme pkcs11:") as caught:
-            call("pkcs11:object=seller", never)
+        with pytest.raises(MisuseError, match="scheme vault:") as caught:
+            call("vault:object=seller", never)
         assert "file:" in (caught.value.hint or "")
     with pytest.raises(RefusedError) as refusal:
         SellerRoot.from_bytes(b"")

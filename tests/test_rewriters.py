@@ -51,7 +51,7 @@ def test_all_renderings_give_the_same_labels(base: Base, rewriter: Rewriter, dty
     shown = frames if dtype == "uint8" else frames / np.float32(255)
     template = fuse(base, rewriter, dtype)
     keyed = recipe.expand(template.tensors, SEED)
-    fused = session(template.graph, keyed).run([LABEL], {IMAGE: shown})[0]
+    fused = session(template.graph, {**template.constants, **keyed}).run([LABEL], {IMAGE: shown})[0]
     answered = measure(base, shown)
     tail = CopyJudge(template).labels(SEED, answered)
     scores = reference_scores(rewriter, base.contract, shown, answered.probabilities, keyed)
@@ -107,9 +107,11 @@ def test_a_templates_bytes_are_reproducible_and_say_nothing(base: Base) -> None:
     model = onnx.load_model_from_string(first.graph)
     assert not (model.producer_name + model.doc_string + model.domain)
     assert not model.metadata_props
-    keyed = {t.name for t in first.tensors}
+    outside = {t.name for t in first.tensors} | first.constants.keys()
     for tensor in model.graph.initializer:
-        assert (tensor.name in keyed) == (tensor.data_location == onnx.TensorProto.EXTERNAL)
+        assert (tensor.name in outside) == (tensor.data_location == onnx.TensorProto.EXTERNAL)
+    for value in first.constants.values():
+        assert value.tobytes()[:32] not in first.graph
     assert [i.name for i in model.graph.input] == [IMAGE]
     assert [o.name for o in model.graph.output] == [LABEL]
 

@@ -158,7 +158,8 @@ def test_a_batch_is_charged_for_what_it_is_not_for_what_it_says(device: Device) 
 
 def test_values_under_a_mask_are_seen(device: Device) -> None:
     tiny = tiny_payload()
-    payload = Payload(tiny.tensors, (frames(2) / np.float32(255)).tobytes(), as_float(bytes(tiny.graph)))
+    canaries = (frames(2) / np.float32(255)).tobytes()
+    payload = Payload(tiny.tensors, canaries, as_float(bytes(tiny.graph)), tiny.constants)
     with Enclave.open(seal_for(device.identity, SIGNER, payload=payload, dtype="float32"), device) as enclave:
         values = np.zeros(SHAPE, np.float32)
         values[0, 0, 0] = 1e9
@@ -223,7 +224,7 @@ def test_a_graph_cannot_read_the_working_folder(
     tiny = tiny_payload()
     (tmp_path / "k").write_bytes(np.ones((48, 10), np.float32).tobytes())
     monkeypatch.chdir(tmp_path)
-    payload = Payload(tiny.tensors[:1], tiny.canaries, tiny.graph)
+    payload = Payload(tiny.tensors[:1], tiny.canaries, tiny.graph, tiny.constants)
     with pytest.raises(RefusedError):
         Enclave.open(seal_for(device.identity, SIGNER, payload=payload, canaries=bytes(32)), device)
     assert Refusal.MODEL in device.log()[-1]
@@ -321,7 +322,7 @@ def test_a_wrong_canary_digest_fails_the_self_test(device: Device) -> None:
 
 def test_a_payload_without_canaries_fails_the_self_test(device: Device) -> None:
     tiny = tiny_payload()
-    payload = Payload(tiny.tensors, b"", tiny.graph)
+    payload = Payload(tiny.tensors, b"", tiny.graph, tiny.constants)
     with (
         Enclave.open(seal_for(device.identity, SIGNER, payload=payload, canaries=bytes(32)), device) as enclave,
         pytest.raises(RefusedError),
@@ -331,7 +332,8 @@ def test_a_payload_without_canaries_fails_the_self_test(device: Device) -> None:
 
 @pytest.mark.parametrize("graph", [b"not onnx", b"", tiny_payload().graph[:-40]])
 def test_a_signed_graph_that_does_not_load_is_refused(device: Device, graph: bytes) -> None:
-    payload = Payload(tiny_payload().tensors, b"", graph or b"\0")
+    tiny = tiny_payload()
+    payload = Payload(tiny.tensors, b"", graph or b"\0", tiny.constants)
     with pytest.raises(RefusedError):
         Enclave.open(seal_for(device.identity, SIGNER, payload=payload, canaries=bytes(32)), device)
     assert Refusal.MODEL in device.log()[-1]
@@ -346,7 +348,8 @@ def test_files_that_are_no_artefact(data: bytes) -> None:
 
 def test_a_float_copy_takes_floats_from_zero_to_one_only(device: Device) -> None:
     tiny = tiny_payload()
-    payload = Payload(tiny.tensors, (frames(2) / np.float32(255)).tobytes(), as_float(bytes(tiny.graph)))
+    canaries = (frames(2) / np.float32(255)).tobytes()
+    payload = Payload(tiny.tensors, canaries, as_float(bytes(tiny.graph)), tiny.constants)
     with Enclave.open(seal_for(device.identity, SIGNER, payload=payload, dtype="float32"), device) as enclave:
         enclave.self_test()
         good = frames(2) / np.float32(255)
@@ -366,7 +369,7 @@ def test_opening_writes_no_plaintext(device: Device, tmp_path: Path) -> None:
     with Enclave.open(seal_for(device.identity, SIGNER, payload=payload), device) as enclave:
         enclave.classify_batch(frames(3))
         after = {p for p in tmp_path.rglob("*") if p.is_file()}
-    window = bytes(payload.graph)[200:232]
+    window = payload.constants["w"].tobytes()[200:232]
     for path in after | before:
         assert window not in path.read_bytes()
     for path in Path(tempfile.gettempdir()).glob("*"):

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from variegate.export.split import placeholder, split
 from variegate.keys import component
 from variegate.keys.artefact import Artefact, Payload
 from variegate.keys.envelope import Order, SealedKeys, seal_batch
@@ -24,6 +24,7 @@ from variegate.keys.recipe import KeyedTensor
 from variegate.keys.seller import SoftwareSigner
 from variegate.keys.signing import Signer
 from variegate.runtime.engine import Engine
+from variegate.runtime.opening import Copy
 
 CLASSES = 10
 SHAPE = (3, 4, 4)
@@ -68,15 +69,13 @@ def tiny_payload(*, seed: int = 0, padding: int = 0) -> Payload:
         helper.make_node("Add", ["q", "t"], ["y"]),
         helper.make_node("ArgMax", ["y"], ["label"], axis=1, keepdims=0),
     ]
-    if padding:
-        constants["padding"] = rng.integers(0, 256, padding, np.uint8)
     keyed = (
         KeyedTensor(name="order", generator="derangement", shape=(CLASSES,)),
         KeyedTensor(name="signs", generator="signs", shape=(_PIXELS, CLASSES)),
     )
     initialisers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    initialisers += [_external("order", TensorProto.INT64, (CLASSES,), 8 * CLASSES)]
-    initialisers += [_external("signs", TensorProto.FLOAT, (_PIXELS, CLASSES), 4 * _PIXELS * CLASSES)]
+    initialisers += [placeholder("order", TensorProto.INT64, (CLASSES,))]
+    initialisers += [placeholder("signs", TensorProto.FLOAT, (_PIXELS, CLASSES))]
     graph = helper.make_graph(
         nodes,
         "g",
@@ -85,7 +84,10 @@ def tiny_payload(*, seed: int = 0, padding: int = 0) -> Payload:
         initialisers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
-    return Payload(keyed, frames(CANARIES, seed=1).tobytes(), model.SerializeToString())
+    outside = split(model.graph)
+    if padding:
+        model.graph.initializer.append(numpy_helper.from_array(rng.integers(0, 256, padding, np.uint8), "padding"))
+    return Payload(keyed, frames(CANARIES, seed=1).tobytes(), model.SerializeToString(), outside)
 
 
 def manifest_for(device: DevicePublic, ref: ComponentRef, **changes: Any) -> Manifest:
@@ -134,15 +136,7 @@ def seal_for(
     manifest = manifest_for(device, ref, **changes)
     if "canaries" not in changes:
         shown = np.frombuffer(payload.canaries, np.dtype(manifest.dtype)).reshape(-1, *manifest.shape)
-        labels = Engine(payload, keys.seed, manifest).run(shown)
+        labels = Engine(Copy.expand(payload, keys.seed, manifest)).run(shown)
         manifest = replace(manifest, canaries=sha256(labels.astype("<i8").tobytes()))
     order = Order(manifest, keys, device.kem, device.kem_public)
     return Artefact(seal_batch([order], signer)[0], bytes(file))
-
-
-def _external(name: str, kind: int, shape: tuple[int, ...], length: int) -> onnx.TensorProto:
-    """An initialiser whose bytes come at load: external data at location "k"."""
-    tensor = onnx.TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="k")
-    tensor.external_data.add(key="length", value=str(length))
-    return tensor

@@ -274,24 +274,54 @@ def _signed_components() -> list[Case]:
     return out
 
 
-def _payloads() -> list[Case]:
-    """Everything signed and sealed; the plaintext does not hold a recipe and a graph."""
-    good = recipe.to_cbor(p.TENSORS)
+def _keyed_too(good: list[Any]) -> bytes:
+    """A whole payload whose constant has the name of a keyed tensor."""
+    head = cbor.encode([2, good, b"", [["messages", "float32", [6]]]])
+    start = len(head).to_bytes(4, "big") + (5).to_bytes(4, "big") + head + b"graph"
+    return start + bytes(-len(start) % 64 + 24)
 
-    def framed(value: object, rest: bytes = b"graph") -> bytes:
+
+def _payloads() -> list[Case]:
+    """Everything signed and sealed; the plaintext is not laid out as it has to be."""
+    good = recipe.to_cbor(p.TENSORS)
+    floats = ["w", "float32", [2, 3]]
+
+    def framed(value: object, rest: bytes = b"graph", graph: int | None = None) -> bytes:
         data = cbor.encode(value)
-        return len(data).to_bytes(4, "big") + data + rest
+        lengths = len(data).to_bytes(4, "big") + (len(rest) if graph is None else graph).to_bytes(4, "big")
+        return lengths + data + rest
 
     def with_field(field: int, value: object) -> bytes:
         tensors: list[Any] = recipe.to_cbor(p.TENSORS)
         tensors[1] = [*tensors[1][:field], value, *tensors[1][field + 1 :]]
-        return framed([tensors, b""])
+        return framed([2, tensors, b"", []])
+
+    def with_constants(*table: object, slack: int = 0, pad: int = 0) -> bytes:
+        """A graph of five bytes, and behind it room for each of `table` as for six floats."""
+        start = framed([2, [], b"", list(table)])
+        return (
+            start
+            + bytes([pad]) * (-len(start) % 64)
+            + (24 * b"w").ljust(64, b"\0") * (len(table) - 1)
+            + bytes(24 + slack)
+        )
 
     faults = [
-        ("no-graph", "nothing after the recipe", framed([good, b""], b"")),
-        ("cut", "recipe longer than the payload", b"\x00\x00\xff\xff" + bytes(20)),
-        ("trailing", "recipe with a byte after it", b"\x00\x00\x00\x04\x82\x80\x40\x00graph"),
-        ("repeated", "a tensor named twice", framed([[*good, good[0]], b""])),
+        ("no-graph", "nothing after the head", framed([2, good, b"", []], b"")),
+        ("cut", "head longer than the payload", b"\x00\x00\xff\xff" + bytes(24)),
+        ("graph-cut", "graph longer than the payload", framed([2, good, b"", []], graph=6)),
+        ("trailing", "head with a byte after it", b"\x00\x00\x00\x06\x00\x00\x00\x05\x84\x02\x80\x40\x80\x00graph"),
+        ("layout", "layout 1", framed([1, good, b"", []])),
+        ("old", "the head of layout 1", framed([good, b""])),
+        ("after-end", "a byte after the graph", framed([2, good, b"", []], b"graph!", graph=5)),
+        ("constant-cut", "constant a byte short", with_constants(floats, slack=-1)),
+        ("constant-after-end", "a byte after the constant", with_constants(floats, slack=1)),
+        ("constant-padding", "padding that is not zero", with_constants(floats, pad=1)),
+        ("constant-repeated", "a constant named twice", with_constants(floats, floats)),
+        ("constant-keyed", "a constant with a keyed tensor's name", _keyed_too(good)),
+        ("constant-type", "constant of complex numbers", with_constants(["w", "complex64", [3]])),
+        ("constant-shape-zero", "constant without elements", with_constants(["w", "float32", [0]])),
+        ("repeated", "a tensor named twice", framed([2, [*good, good[0]], b"", []])),
         ("generator", "unknown generator", with_field(1, "numpy")),
         ("shape-empty", "tensor without dimensions", with_field(2, [])),
         ("shape-huge", "tensor of 2^29 elements", with_field(2, [1 << 15, 1 << 14])),

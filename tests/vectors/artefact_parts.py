@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tests.vectors.reference import published_device, published_seller
 from variegate.keys import cbor, component, merkle, signing
 from variegate.keys.artefact import Artefact, Payload
@@ -23,6 +25,7 @@ X25519, HYBRID, OTHER = (published_device(name) for name in ("x25519", "hybrid",
 KEYS = SealedKeys(SELLER.release_cek("test-release", "test-cohort"), SELLER.buyer_seed("test-buyer", 0))
 COMPONENT_ID = sha256(b"test component")[:16]
 CHUNK = 1024
+_WITH_CONSTANTS = 1000
 
 TENSORS = (
     KeyedTensor(name="messages", generator="signs", shape=(2, 3, 4, 4), steps=(64, 128)),
@@ -58,9 +61,19 @@ def graph(length: int) -> bytes:
 
 
 def payload(length: int = 300) -> bytes:
-    """A component's plaintext of exactly `length` bytes."""
-    empty = Payload(TENSORS, bytes(range(12)), b"").to_bytes()
-    return empty + graph(length - len(empty))
+    """A component's plaintext of exactly `length` bytes; a long one has constants."""
+    canaries = bytes(range(12))
+    if length < _WITH_CONSTANTS:
+        empty = len(Payload(TENSORS, canaries, b"").to_bytes())
+        return Payload(TENSORS, canaries, graph(length - empty)).to_bytes()
+    constants = {
+        "w": np.frombuffer(graph(60), "<f4").reshape(3, 5),
+        "steps": np.arange(7, dtype=np.int64),
+        "scale": np.array(0.5, np.float16),
+    }
+    empty = len(Payload(TENSORS, canaries, graph(100), {**constants, "rest": np.zeros(256, np.uint8)}).to_bytes()) - 256
+    rest = np.frombuffer(graph(length - empty), np.uint8)
+    return Payload(TENSORS, canaries, graph(100), {**constants, "rest": rest}).to_bytes()
 
 
 def seal(plain: bytes) -> tuple[bytes, ComponentRef]:

@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402 - the path first
 from tests.vectors import artefact_parts as parts  # noqa: E402
 from tests.vectors.artefact_cases import cases  # noqa: E402
 from tests.vectors.artefact_parts import Case  # noqa: E402
+from tests.vectors.attest_cases import attest_vectors  # noqa: E402
 from tests.vectors.patches import difference, read_artefacts  # noqa: E402
 from tests.vectors.reference import open_artefact, published_device, secret_of  # noqa: E402
 from variegate.keys import cbor, keyfile, streams  # noqa: E402
@@ -195,6 +196,7 @@ def main() -> int:
         "streams.json": stream_vectors(),
         "recipes.json": recipe_vectors(),
         "artefacts.json": artefact_index(made),
+        "attest.json": attest_vectors(),
     }
     if check:
         faults = [name for name, value in fixed.items() if (HERE / name).read_text("utf-8") != _text(value)]

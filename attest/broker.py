@@ -1,0 +1,164 @@
+"""The key broker: releases a copy's share against good, fresh evidence (background check, RFC 9334 section 5.2).
+
+In terms of RFC 9334 it is relying party and verifier in one. Whatever is wrong, whoever asked gets the same answer;
+the broker's log has the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from variegate.attest.broker_store import BrokerStore
+from variegate.attest.evidence import Evidence
+from variegate.attest.nonces import Nonces
+from variegate.attest.policy import AppraisalPolicy
+from variegate.attest.release import release_info
+from variegate.attest.verifier import Verifier
+from variegate.keys.broker import BrokerKey
+from variegate.keys.envelope import Envelope, open_envelope
+from variegate.keys.errors import DeviceError, LimitError, Refusal, RefusedError
+from variegate.keys.primitives import hpke_seal
+from variegate.keys.signing import SellerRoot
+
+_STRANGERS_PER_MINUTE = 60
+"""Lines of the log that those may cause whom no enrolled device's signature vouches for."""
+_MINUTE_S = 60.0
+_MAX_DETAIL = 2000
+
+
+class Broker:
+    """A key broker; an `attest.release.Exchange`. Thread-safe.
+
+    Args:
+        key: What shares are sealed to.
+        root: Whose envelopes it serves.
+        store: Its books.
+        policy: What is asked of evidence.
+        clock: Unix time in seconds.
+        nonces: For freshness; over `store` with the usual bounds unless told.
+    """
+
+    def __init__(
+        self,
+        key: BrokerKey,
+        root: SellerRoot,
+        store: BrokerStore,
+        policy: AppraisalPolicy,
+        clock: Callable[[], float],
+        *,
+        nonces: Nonces | None = None,
+    ) -> None:
+        self._key, self._root, self._store, self._clock = key, root, store, clock
+        nonces = Nonces(store.database, clock) if nonces is None else nonces
+        self._verifier = Verifier(policy, store.device, nonces, clock, revocations=store.revocations)
+        self._strangers = _Thinned(_STRANGERS_PER_MINUTE, clock)
+
+    def challenge(self) -> bytes:
+        """A nonce for one request."""
+        return self._verifier.challenge()
+
+    def release(self, token: bytes, envelope: bytes) -> bytes:
+        """The share of a copy, sealed to the ephemeral key in the evidence.
+
+        Args:
+            token: Evidence, hostile bytes.
+            envelope: Of the copy, hostile bytes.
+
+        Returns:
+            HPKE: enc || ciphertext, under `release.release_info(token)`.
+
+        Raises:
+            RefusedError: `RELEASE`, whatever was wrong.
+            LimitError: This device has asked too often.
+            DeviceError: The broker's storage failed.
+        """
+        case = _Case()
+        try:
+            sealed = self._released(token, envelope, case)
+        except LimitError as error:
+            self._record("limited", case, error.message)
+            raise
+        except RefusedError as error:
+            self._record("refused", case, f"{error.refusal}: {error.message}")
+        except DeviceError as error:
+            # Storage may have failed for good, and then the log with it.
+            raise DeviceError("broker's storage failed") from error
+        else:
+            # Before it leaves: what is not in the log was not released.
+            self._record("released", case, "")
+            return sealed
+        # Outside of the handlers, so that the reason is not this error's context.
+        raise RefusedError(Refusal.RELEASE, "the broker releases nothing for this request")
+
+    def _released(self, token: bytes, envelope: bytes, case: _Case) -> bytes:
+        appraisal = self._verifier.appraise(token)
+        case.evidence = appraisal.evidence
+        evidence = appraisal.require()
+        case.envelope = opened = open_envelope(envelope, self._root)
+        self._match(evidence, opened)
+        manifest = opened.manifest
+        if not self._store.is_allowed(manifest.buyer, manifest.ueid):
+            raise RefusedError(Refusal.REVOKED, "buyer is not authorised on this device, or no longer")
+        if evidence.ephemeral is None:
+            raise RefusedError(Refusal.EVIDENCE, "evidence holds no key to answer to")
+        share = self._key.share_of(manifest)
+        kem, public = evidence.ephemeral
+        return hpke_seal(kem, public, release_info(token), share)
+
+    def _match(self, evidence: Evidence, opened: Envelope) -> None:
+        """That the evidence speaks of this envelope, and the envelope is one that its device may open now."""
+        manifest = opened.manifest
+        if evidence.root != self._root.fingerprint:
+            raise RefusedError(Refusal.EVIDENCE, "device pins another seller's root")
+        if manifest.ueid != evidence.ueid:
+            raise RefusedError(Refusal.WRONG_DEVICE, "envelope is for another device")
+        if evidence.model != opened.digest:
+            raise RefusedError(Refusal.EVIDENCE, "evidence is about another copy")
+        if manifest.security_counter < evidence.security_counter:
+            raise RefusedError(Refusal.ROLLED_BACK, "copy is older than what the device has confirmed")
+        if manifest.not_after is not None and self._clock() > manifest.not_after + manifest.policy.grace_s:
+            raise RefusedError(Refusal.EXPIRED, "copy has expired")
+
+    def _record(self, event: str, case: _Case, detail: str) -> None:
+        evidence, opened = case.evidence, case.envelope
+        if evidence is None:
+            missed = self._strangers.take()
+            if missed is None:
+                return
+            detail += f" ({missed} such requests before it not entered)" if missed else ""
+        self._store.record(
+            event,
+            ueid=None if evidence is None else evidence.ueid,
+            buyer="" if opened is None else opened.manifest.buyer,
+            model=None if opened is None else opened.digest,
+            detail=detail[:_MAX_DETAIL],
+        )
+
+
+@dataclass
+class _Case:
+    """What is known so far of one request; only what a signature vouches for."""
+
+    evidence: Evidence | None = None
+    envelope: Envelope | None = None
+
+
+class _Thinned:
+    """Lets so many events a minute through: strangers shall not fill the disk by way of the log."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._since, self._count, self._missed = clock(), 0, 0
+
+    def take(self) -> int | None:
+        """How many were left out before this one, or None when this one is left out."""
+        now = self._clock()
+        if not 0 <= now - self._since < _MINUTE_S:
+            self._since, self._count = now, 0
+        if self._count >= self._per_minute:
+            self._missed += 1
+            return None
+        self._count += 1
+        missed, self._missed = self._missed, 0
+        return missed

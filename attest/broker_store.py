@@ -1,0 +1,241 @@
+"""A broker's books: enrolled devices, who may have what, the revocation list, used nonces, and the log.
+
+Triggers keep the log append-only against mistakes in a script; whoever owns the file can still replace it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from variegate.attest import nonces
+from variegate.attest.database import Database
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.manifest import UEID_BYTES
+from variegate.keys.public_identity import DevicePublic
+from variegate.keys.rotation import Revocations
+from variegate.keys.signing import SellerRoot
+
+_APPLICATION, _VERSION = 0x56474252, 1
+_MAX_BUYER = 128
+_MAX_TIME = (1 << 53) - 1
+_SCHEMA = f"""
+{nonces.SCHEMA}
+CREATE TABLE devices (ueid BLOB PRIMARY KEY, identity TEXT NOT NULL) STRICT;
+CREATE TABLE allowed (buyer TEXT NOT NULL, ueid BLOB NOT NULL, until INTEGER, PRIMARY KEY (buyer, ueid)) STRICT;
+CREATE TABLE revocations (serial INTEGER PRIMARY KEY, ueids BLOB NOT NULL) STRICT;
+CREATE TABLE log (
+  id INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL,
+  ueid TEXT NOT NULL, buyer TEXT NOT NULL, model TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER log_no_update BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER log_no_delete BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """One authorisation.
+
+    Attributes:
+        buyer: Buyer id.
+        ueid: The device, 33 bytes.
+        until: Unix seconds after which it ends, or None.
+    """
+
+    buyer: str
+    ueid: bytes
+    until: int | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log.
+
+    Attributes:
+        number: Counts from 1.
+        time: Unix seconds.
+        event: What happened: "released", "refused", "limited", "allowed", "denied", "revoked".
+        ueid: The device, hexadecimal, or empty.
+        buyer: Buyer id, or empty.
+        model: SHA-256 of the manifest, hexadecimal, or empty.
+        detail: Why.
+    """
+
+    number: int
+    time: int
+    event: str
+    ueid: str
+    buyer: str
+    model: str
+    detail: str
+
+
+class BrokerStore:
+    """An open store; a context manager. Threads and processes may share the file.
+
+    Args:
+        path: The SQLite file.
+        clock: Unix time in seconds.
+        create: Whether to make it.
+
+    Raises:
+        MisuseError: It is not there, is there already, or cannot be opened.
+        RefusedError: `MALFORMED`, when it is another kind of file.
+        DeviceError: Storage failed.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
+        self._clock = clock
+        self.database = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, create=create)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.database.close()
+
+    def allow(self, buyer: str, device: DevicePublic, until: int | None = None) -> None:
+        """Lets a buyer have shares on a device, and enrols the device. Its fingerprint is the caller's to compare.
+
+        Args:
+            buyer: Buyer id, as in manifests.
+            device: The device's public identity.
+            until: Unix seconds after which this ends, or None.
+
+        Raises:
+            MisuseError: The buyer is not 1 to 128 printable characters, or the time is out of its range.
+            RefusedError: `KEY`, when another identity is enrolled under this ueid.
+            DeviceError: Storage failed.
+        """
+        if not 1 <= len(buyer) <= _MAX_BUYER or not buyer.isprintable():
+            raise MisuseError(f"a buyer id is 1 to {_MAX_BUYER} printable characters")
+        if until is not None and not 0 <= until <= _MAX_TIME:
+            raise MisuseError("an authorisation ends at a time from 1970 on")
+        with self.database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO devices VALUES (?, ?)", (device.ueid, device.to_json()))
+            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()[0]
+            if found != device.to_json():
+                raise RefusedError(Refusal.KEY, f"device {device.ueid.hex()} is enrolled with another identity")
+            db.execute("INSERT OR REPLACE INTO allowed VALUES (?, ?, ?)", (buyer, device.ueid, until))
+        self.record("allowed", ueid=device.ueid, buyer=buyer, detail="no end" if until is None else f"until {until}")
+
+    def deny(self, buyer: str, ueid: bytes | None = None) -> int:
+        """Takes authorisations back.
+
+        Args:
+            buyer: Whose.
+            ueid: On which device, or None for all of the buyer's.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            query = "DELETE FROM allowed WHERE buyer = ?1 AND (?2 IS NULL OR ueid = ?2)"
+            count = db.execute(query, (buyer, ueid)).rowcount
+        self.record("denied", ueid=ueid, buyer=buyer, detail=f"{count} authorisations taken back")
+        return count
+
+    def is_allowed(self, buyer: str, ueid: bytes) -> bool:
+        """Whether a buyer may have shares on a device now.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        query = "SELECT 1 FROM allowed WHERE buyer = ? AND ueid = ? AND (until IS NULL OR until > ?)"
+        with self.database.transaction() as db:
+            return db.execute(query, (buyer, ueid, int(self._clock()))).fetchone() is not None
+
+    def authorisations(self) -> list[Allowed]:
+        """All authorisations, also those that have ended, by buyer and device.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            rows = db.execute("SELECT buyer, ueid, until FROM allowed ORDER BY buyer, ueid").fetchall()
+        return [Allowed(*row) for row in rows]
+
+    def device(self, ueid: bytes) -> DevicePublic | None:
+        """An enrolled device, or None.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            row = db.execute("SELECT identity FROM devices WHERE ueid = ?", (ueid,)).fetchone()
+        return None if row is None else DevicePublic.from_json(row[0])
+
+    def revoke(self, statement: bytes, root: SellerRoot) -> Revocations:
+        """Takes a signed revocation list over.
+
+        Args:
+            statement: Hostile bytes.
+            root: The seller's keys.
+
+        Returns:
+            The list.
+
+        Raises:
+            RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when it is older than the last,
+                or another one with its serial.
+            DeviceError: Storage failed.
+        """
+        found = Revocations.verify(statement, root, self.revocations().serial)
+        with self.database.transaction() as db:
+            # Of two lists at once the newer stays, whichever came first.
+            joined = b"".join(sorted(found.ueids))
+            db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
+            kept = db.execute("SELECT ueids FROM revocations WHERE serial = ?", (found.serial,)).fetchone()[0]
+            if kept != joined:
+                raise RefusedError(Refusal.ROLLED_BACK, "another revocation list with this serial is here already")
+        self.record("revoked", detail=f"list {found.serial} with {len(found.ueids)} devices")
+        return found
+
+    def revocations(self) -> Revocations:
+        """The last list taken over; empty before the first.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            row = db.execute("SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1").fetchone()
+        if row is None:
+            return Revocations()
+        serial, joined = row
+        return Revocations(serial, frozenset(joined[i : i + UEID_BYTES] for i in range(0, len(joined), UEID_BYTES)))
+
+    def record(
+        self, event: str, *, ueid: bytes | None = None, buyer: str = "", model: bytes | None = None, detail: str = ""
+    ) -> None:
+        """Appends a line to the log.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        values = (int(self._clock()), event, (ueid or b"").hex(), buyer, (model or b"").hex(), detail)
+        with self.database.transaction() as db:
+            db.execute("INSERT INTO log (time, event, ueid, buyer, model, detail) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def log(self, *, after: int = 0, limit: int = 1000) -> Iterator[Entry]:
+        """Lines of the log in order.
+
+        Args:
+            after: Number of the last line already seen.
+            limit: The most lines given; fewer means that there are no more.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        query = "SELECT id, time, event, ueid, buyer, model, detail FROM log WHERE id > ? ORDER BY id LIMIT ?"
+        with self.database.transaction() as db:
+            rows = db.execute(query, (after, limit)).fetchall()
+        return (Entry(*row) for row in rows)

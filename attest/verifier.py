@@ -1,0 +1,175 @@
+"""The verifier (RFC 9334): appraises evidence against reference values and says which check failed.
+
+Appraising uses up the nonce, whatever comes out, once an enrolled device has signed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from variegate.attest import evidence as tokens
+from variegate.attest.evidence import SIMULATED, DebugStatus, Evidence
+from variegate.attest.nonces import Nonces, NonceState
+from variegate.attest.policy import AppraisalPolicy
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.public_identity import DevicePublic
+from variegate.keys.rotation import Revocations
+
+Devices = Callable[[bytes], DevicePublic | None]
+"""Finds an enrolled device by its ueid."""
+
+
+class Tier(StrEnum):
+    """How far evidence can be relied on: the trustworthiness tiers of draft-ietf-rats-ar4si."""
+
+    NONE = "none"
+    """It could not be appraised: nobody known has signed it."""
+    AFFIRMING = "affirming"
+    WARNING = "warning"
+    """Every check passed, and the policy takes what deserves no full trust: a simulated device, or debuggers."""
+    CONTRAINDICATED = "contraindicated"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: What was checked.
+        passed: How it went.
+        detail: Why, for people; holds no secret.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What came out.
+
+    Attributes:
+        evidence: The claims, or None when nobody known has signed them.
+        checks: In order.
+        tier: What they come to.
+    """
+
+    evidence: Evidence | None
+    checks: tuple[Check, ...]
+    tier: Tier
+
+    @property
+    def good(self) -> bool:
+        """Whether every check passed."""
+        return self.evidence is not None and all(check.passed for check in self.checks)
+
+    def require(self) -> Evidence:
+        """The evidence, when it is good.
+
+        Raises:
+            RefusedError: `EVIDENCE`, naming the checks that failed.
+        """
+        if self.evidence is None or not self.good:
+            failed = "; ".join(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+            raise RefusedError(Refusal.EVIDENCE, f"evidence is not good: {failed}")
+        return self.evidence
+
+
+class Verifier:
+    """Appraises evidence. Thread-safe.
+
+    Args:
+        policy: What is asked of evidence.
+        devices: Who is enrolled.
+        nonces: For freshness.
+        clock: Unix time in seconds.
+        revocations: Gives the devices that no longer count, at each appraisal.
+    """
+
+    def __init__(
+        self,
+        policy: AppraisalPolicy,
+        devices: Devices,
+        nonces: Nonces,
+        clock: Callable[[], float],
+        *,
+        revocations: Callable[[], Revocations] = Revocations,
+    ) -> None:
+        self._policy, self._devices, self._nonces = policy, devices, nonces
+        self._clock, self._revocations = clock, revocations
+
+    def challenge(self) -> bytes:
+        """A nonce for one piece of evidence."""
+        return self._nonces.issue()
+
+    def appraise(self, token: bytes) -> Appraisal:
+        """Appraises a token.
+
+        Args:
+            token: Hostile bytes.
+
+        Returns:
+            Every check with how it went; bad evidence is a result, not an error.
+
+        Raises:
+            LimitError: This device has asked too often.
+            DeviceError: Storage failed.
+        """
+        try:
+            claimed = tokens.claimed(token)
+        except RefusedError as error:
+            return _unknown(Check("form", False, error.message))
+        device = self._devices(claimed.ueid)
+        if device is None or device.ueid != claimed.ueid:
+            return _unknown(Check("device", False, f"device {claimed.ueid.hex()} is not enrolled"))
+        try:
+            evidence = tokens.verify(token, device.signing_public)
+        except RefusedError as error:
+            return _unknown(Check("signature", False, error.message))
+        state = self._nonces.take(evidence.nonce, evidence.ueid)
+        checks = (
+            Check("signature", True, f"device {evidence.ueid.hex()}"),
+            Check("nonce", state is NonceState.FRESH, str(state)),
+            *self._checks(evidence),
+        )
+        return Appraisal(evidence, checks, _tier(evidence, checks))
+
+    def _checks(self, evidence: Evidence) -> Iterator[Check]:
+        policy = self._policy
+        revoked = self._revocations().contains(evidence.ueid)
+        yield Check("revocation", not revoked, "device is revoked" if revoked else "not revoked")
+        off = evidence.issued_at - self._clock()
+        yield Check("clock", abs(off) <= policy.clock_skew_s, f"the device's clock is {off:+.0f} s from here")
+        yield Check("profile", evidence.profile in policy.profiles, evidence.profile)
+        closed = evidence.debug is not DebugStatus.ENABLED
+        yield Check("debug", closed or policy.debug, evidence.debug.name.lower().replace("_", " "))
+        for name in sorted(policy.measurements.keys() | evidence.measurements.keys()):
+            yield self._measurement(name, evidence.measurements.get(name))
+        claims = {claim.name: claim for claim in evidence.protections}
+        for name in policy.require:
+            claim = claims.get(name)
+            detail = "not mentioned" if claim is None else f"{claim.state}: {claim.reason}"
+            yield Check(f"protection {name}", claim is not None and claim.state == "on", detail)
+
+    def _measurement(self, name: str, value: bytes | None) -> Check:
+        accepted = self._policy.measurements.get(name)
+        title = f"measurement {name}"
+        if value is None:
+            return Check(title, False, "not measured")
+        if accepted is None:
+            return Check(title, False, f"{value.hex()}, and no reference value to hold it against")
+        return Check(title, value in accepted, value.hex())
+
+
+def _unknown(check: Check) -> Appraisal:
+    return Appraisal(None, (check,), Tier.NONE)
+
+
+def _tier(evidence: Evidence, checks: tuple[Check, ...]) -> Tier:
+    if not all(check.passed for check in checks):
+        return Tier.CONTRAINDICATED
+    doubtful = evidence.profile == SIMULATED or evidence.debug is DebugStatus.ENABLED
+    return Tier.WARNING if doubtful else Tier.AFFIRMING

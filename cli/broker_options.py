@@ -1,0 +1,128 @@
+"""What the commands of `variegate broker` accept."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from variegate.cli.console import add_json_option, add_passphrase_option
+from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
+
+
+def new(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker new`."""
+    p = _command(commands, "new", "make a broker: a key and empty books", "variegate broker new broker --root s.root")
+    p.add_argument("--root", type=Path, required=True, metavar="FILE", help="whose copies it shall serve")
+    p.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
+    add_passphrase_option(p)
+    return p
+
+
+def policy(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker policy`."""
+    example = "variegate broker policy broker token.eat --device camera7.json"
+    p = _command(commands, "policy", "write down a good device's measurements as those to expect", example)
+    p.add_argument("token", type=Path, metavar="TOKEN", help="evidence of a device that you know to be good")
+    p.add_argument("--device", type=Path, required=True, metavar="JSON", help="its public identity")
+    p.add_argument("--add", action="store_true", help="take its measurements besides those in policy.toml")
+    return p
+
+
+def allow(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker allow`."""
+    example = "variegate broker allow broker --buyer acme --device camera7.json"
+    p = _command(commands, "allow", "let a buyer open copies on a device; enrols the device", example)
+    p.add_argument("--buyer", required=True, help="buyer id, as in manifests")
+    p.add_argument(
+        "--device", type=Path, required=True, metavar="JSON", help="public identity; compare its fingerprint first"
+    )
+    p.add_argument("--until", type=_moment, metavar="TIME", help="end, ISO 8601 with time zone (default: none)")
+    return p
+
+
+def deny(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker deny`."""
+    p = _command(commands, "deny", "take authorisations back", "variegate broker deny broker --buyer acme")
+    p.add_argument("--buyer", required=True, help="buyer id")
+    p.add_argument("--ueid", metavar="HEX", help="only on this device (default: on all)")
+    return p
+
+
+def revoked(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker revoked`."""
+    p = _command(commands, "revoked", "take over a signed list of revoked devices", "variegate broker revoked broker r")
+    p.add_argument("list", type=Path, metavar="LIST", help="as `variegate keys revoke` writes it")
+    return p
+
+
+def listing(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker list`."""
+    p = _command(commands, "list", "who is allowed what", "variegate broker list broker --json")
+    add_json_option(p)
+    return p
+
+
+def log(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker log`."""
+    p = _command(commands, "log", "what was released and refused, and why", "variegate broker log broker --after 100")
+    p.add_argument("--after", type=int, default=0, metavar="NUMBER", help="only later lines")
+    add_json_option(p)
+    return p
+
+
+def challenge(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker challenge`."""
+    p = _command(
+        commands, "challenge", "a nonce to ask a device for evidence with", "variegate broker challenge broker"
+    )
+    add_json_option(p)
+    return p
+
+
+def appraise(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker appraise`."""
+    p = _command(
+        commands,
+        "appraise",
+        "hold evidence against policy.toml, and say which check failed; uses up its nonce",
+        "variegate broker appraise broker token.eat",
+    )
+    p.add_argument("token", type=Path, metavar="TOKEN", help="what the device answered to `challenge`")
+    add_json_option(p)
+    return p
+
+
+def serve(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker serve`."""
+    p = _command(commands, "serve", "serve devices over HTTP", "variegate broker serve broker --port 8443")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    p.add_argument("--port", type=int, default=8443, help="0 takes any free one (%(default)s)")
+    p.add_argument("--certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
+    p.add_argument("--key", type=Path, metavar="PEM", help="its key")
+    p.add_argument("--client-ca", type=Path, metavar="PEM", help="let in only clients with a certificate of this one")
+    add_passphrase_option(p)
+    return p
+
+
+def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=line,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="BROKER", help="the broker's folder")
+    return parser
+
+
+def _moment(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("give date, time and zone, as in 2027-01-01T00:00:00+00:00") from None
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError("give a time zone, as in 2027-01-01T00:00:00+00:00")
+    return int(moment.timestamp())

@@ -1,0 +1,230 @@
+"""The audit log of a device that is on: appends, survives power cuts and damage, exports.
+
+An entry is durable on the disk first, then the chip counts it (`audit`). A power cut between the two leaves the log
+one entry ahead, which the next start adopts; a log that is behind the chip has lost entries, whoever did it. The
+device goes on all the same: with a new segment whose head counts what is missing, and an entry that says so.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from variegate.device_sim.at_rest import AtRest
+from variegate.device_sim.audit import (
+    KEPT,
+    LOST,
+    MAX_LINE,
+    MAX_RECORD,
+    SEGMENT_BYTES,
+    SEGMENTS,
+    START,
+    AuditKey,
+    End,
+    Entry,
+    Head,
+    line,
+    parse,
+    to_export,
+)
+from variegate.device_sim.repeats import Repeats
+from variegate.keys.errors import DeviceError
+from variegate.keys.primitives import sha256
+
+COUNTER = "audit"
+"""The chip's counter of entries."""
+
+
+class Anchor(Protocol):
+    """What the log needs of the chip."""
+
+    def counter(self, name: str) -> int: ...  # noqa: D102
+
+    def advance(self, name: str, value: int) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _Tip:
+    """Where the log ends: its newest head (None: there is none), its last entry, and where the next record goes."""
+
+    head: Head | None
+    last: int
+    link: bytes
+    end: int
+
+
+class AuditLog:
+    """The log on one disk, counted by one chip. Safe among threads."""
+
+    def __init__(self, disk: AtRest, chip: Anchor, key: AuditKey) -> None:
+        self._disk = disk
+        self._chip = chip
+        self._key = key
+        self._repeats = Repeats()
+        self._guard = threading.RLock()
+        self._tip: _Tip | None = None  # None: to be read from the disk
+
+    def write(self, at: float, event: str, detail: str, *, boot: int) -> None:
+        """Appends an entry, durable before this returns; repeats of what others cause are counted first.
+
+        Args:
+            at: Unix time in seconds.
+            event: One word.
+            detail: The rest, without secrets; what is not printable is escaped, what is long is cut.
+            boot: Boots of the device so far.
+
+        Raises:
+            DeviceError: The disk or the chip failed.
+        """
+        with self._guard:
+            for owed in self._repeats.due():
+                self._append(at, *owed, boot=boot)
+            if self._repeats.admits(event, detail):
+                try:
+                    self._append(at, event, detail, boot=boot)
+                except BaseException:
+                    self._repeats.forget(event, detail)  # the next like it is the first
+                    raise
+
+    def flush(self, at: float, *, boot: int) -> None:
+        """Writes what was only counted so far.
+
+        Raises:
+            DeviceError: The disk or the chip failed.
+        """
+        with self._guard:
+            for owed in self._repeats.due(all_of_it=True):
+                self._append(at, *owed, boot=boot)
+
+    def lines(self, at: float) -> list[str]:
+        """All entries kept, oldest first, for people; nothing is verified. Last, what was only counted so far.
+
+        Args:
+            at: Unix time in seconds, for the latter.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
+        with self._guard:
+            segments = [s for s in (parse(data, None) for data in self._segments()) if s is not None]
+            segments.sort(key=lambda segment: segment.head.number)
+            written = [entry.line() for segment in segments for entry in segment.entries]
+            return written + [line(at, *owed) for owed in self._repeats.owed()]
+
+    def export(self, at: float, *, boot: int) -> bytes:
+        """The log with its end, signed now: what `audit_report.verify` takes.
+
+        Raises:
+            DeviceError: The disk or the chip failed.
+        """
+        with self._guard:
+            self.flush(at, boot=boot)
+            tip = self._ready(at, boot)
+            end = End(sequence=tip.last, boot=boot, time_ms=_ms(at), previous=tip.link)
+            # As far as each goes: what follows damage proves nothing, and the verifier names what is missing.
+            whole = [data[: found.end] for data in self._segments() if (found := parse(data, None)) is not None]
+            return to_export(self._key.certificate, self._key.sign(end.to_bytes()), whole)
+
+    def _append(self, at: float, event: str, detail: str, *, boot: int) -> None:
+        # Cut so that a line is not longer than `MAX_LINE`, whatever is escaped in it.
+        shown = line(at, event, detail)
+        detail = detail if len(shown) < MAX_LINE else _cut(detail, len(line(at, event, "")))
+        tip = self._ready(at, boot)
+        entry = Entry(sequence=tip.last + 1, boot=boot, time_ms=_ms(at), event=event, detail=detail, previous=tip.link)
+        self._write(tip, entry)
+
+    def _write(self, tip: _Tip, entry: Entry) -> None:
+        record = self._key.sign(entry.to_bytes())
+        if tip.head is not None and tip.end + len(record) <= SEGMENT_BYTES:
+            self._store(tip.head, tip.end, record, entry)
+        else:
+            self._begin(tip, entry, lost=0)
+
+    def _begin(self, tip: _Tip, entry: Entry, *, lost: int) -> None:
+        """Starts a segment with an entry, `lost` entries after the last one."""
+        before = tip.head or Head(number=0, firsts=(), previous=START, lost=0)
+        head = Head(
+            number=before.number + 1,
+            firsts=(*before.firsts, entry.sequence)[-KEPT:],
+            previous=tip.link,
+            lost=before.lost + lost,
+        )
+        body = head.to_bytes()
+        first = replace(entry, previous=sha256(body))
+        name, disk = _name(head.number), self._disk
+        new = not disk.exists(name)
+        self._tip = None
+        disk.create(name)
+        disk.truncate(name, SEGMENT_BYTES)  # of one length from now on: no later write changes more than sectors
+        if new:
+            disk.fsync_dir()
+        self._store(head, 0, self._key.sign(body) + self._key.sign(first.to_bytes()), first)
+
+    def _store(self, head: Head, at: int, records: bytes, last: Entry) -> None:
+        name = _name(head.number)
+        self._tip = None  # unless all of this succeeds, the disk is asked
+        self._disk.write(name, at, records)
+        self._disk.fsync(name)
+        self._chip.advance(COUNTER, last.sequence)
+        self._tip = _Tip(head, last.sequence, sha256(last.to_bytes()), at + len(records))
+
+    def _ready(self, at: float, boot: int) -> _Tip:
+        """Where to go on; what a power cut left open is settled, and what is missing is said."""
+        if self._tip is None:
+            tip, counted = self._found(), self._chip.counter(COUNTER)
+            if tip.last < counted:
+                missing = counted - tip.last
+                entry = Entry(
+                    sequence=counted + 1,
+                    boot=boot,
+                    time_ms=_ms(at),
+                    event=LOST,
+                    detail=f"entries {tip.last + 1} to {counted}",
+                    previous=tip.link,
+                )
+                self._begin(tip, entry, lost=missing)
+            else:
+                if tip.last > counted:  # the power went before the chip counted it
+                    self._chip.advance(COUNTER, tip.last)
+                self._tip = tip
+        if self._tip is None:
+            raise DeviceError("the device's audit log cannot be written", hint="open the device again")
+        return self._tip
+
+    def _found(self) -> _Tip:
+        """The end of the newest segment that has a signed head."""
+        starts = [parse(data, self._key.public) for data in self._segments(MAX_RECORD)]
+        heads = [s.head for place, s in enumerate(starts) if s is not None and s.head.number % SEGMENTS == place]
+        if not heads:
+            return _Tip(None, 0, START, 0)
+        newest = max(heads, key=lambda head: head.number)
+        found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
+        if found is None:
+            raise DeviceError("the device's disk does not read the same twice", hint="give the device a blank disk")
+        return _Tip(found.head, found.last, found.link, found.end)
+
+    def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
+        """Bytes of each segment's file, empty for none; no more than was written, whatever lies there."""
+        disk = self._disk
+        names = [_name(place) for place in range(SEGMENTS)]
+        return [disk.read(name, 0, most) if disk.exists(name) else b"" for name in names]
+
+
+def _name(number: int) -> str:
+    return f"audit.{number % SEGMENTS}"
+
+
+def _ms(at: float) -> int:
+    return max(0, round(at * 1000))
+
+
+def _cut(detail: str, used: int) -> str:
+    """The longest start of a text that is no longer than a line leaves when escaped."""
+    room, kept = MAX_LINE - used, []
+    for character in detail:
+        room -= len(character.encode("unicode_escape"))
+        if room < 0:
+            break
+        kept.append(character)
+    return "".join(kept)

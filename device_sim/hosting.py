@@ -1,0 +1,68 @@
+"""Where a device's enclave runs, and the policy file that says so.
+
+policy.toml   in the device's folder, beside `disk` and `fuses`; not secret; measured before every launch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from variegate.device_sim.measure import measurements
+from variegate.isolation.host import Below, IsolatedHost
+from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
+from variegate.keys.artefact import Artefact
+from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.files import read_capped
+from variegate.runtime.enclave import Enclave
+from variegate.runtime.port import Host, LabelPort
+
+POLICY_FILE = "policy.toml"
+
+
+class InProcess:
+    """Opens copies in the caller's process (`runtime.port.Host`): isolation and memory protection are off."""
+
+    def __init__(self, policy: DevicePolicy) -> None:
+        self.policy = policy
+
+    def measurements(self) -> Mapping[str, bytes]:
+        """What can be measured of a process that runs already: its own code, as it lies on the disk now."""
+        return {**measurements(), "policy": self.policy.digest}
+
+    def start(self, artefact: Artefact, platform: Below) -> LabelPort:
+        """As `runtime.port.Host.start`.
+
+        Raises:
+            DeviceError: The policy is strict: in a process of the caller's no protection of a process is on.
+        """
+        if self.policy.strict:
+            raise DeviceError(
+                "the device's policy is strict: it takes an isolated enclave", hint="see policy.toml of the device"
+            )
+        return Enclave.open(artefact, platform)
+
+
+def policy_of(folder: Path) -> DevicePolicy:
+    """The policy of the device in `folder`; the default where it has none.
+
+    Raises:
+        RefusedError: `TOO_LARGE` or `MALFORMED`, naming the key.
+        MisuseError: It cannot be read.
+    """
+    path = folder / POLICY_FILE
+    if not path.exists():
+        return DevicePolicy()
+    return DevicePolicy.from_toml(read_capped(path, limit=MAX_POLICY_BYTES))
+
+
+def host_of(folder: Path) -> Host:
+    """What the policy of the device in `folder` asks for.
+
+    Raises:
+        RefusedError, MisuseError: As `policy_of`.
+    """
+    if not folder.is_dir():
+        raise MisuseError(f"{folder} holds no device", hint="make one with `variegate device new`")
+    policy = policy_of(folder)
+    return IsolatedHost(policy) if policy.isolation == "process" else InProcess(policy)

@@ -1,0 +1,191 @@
+"""What a chip over a TPM keeps in a file: counters and burnt values, encrypted, authenticated, numbered. No I/O here.
+
+    file    CBOR [1, raises, [updates, openings, raises], [private, public], salt (32, random), ciphertext]
+    inside  CBOR [number, session, [[name, value], ...], [[name, bytes], ...], [[name, bytes], ...]]
+
+    ciphertext = AES-256-GCM under HKDF-Expand(key, context || salt), nonce zero; beside it, CBOR of what precedes it
+
+The key comes out of the TPM (`tpm_secret`); which sealed object to ask it for stands in the file itself. So the file's
+head is first read as hostile, then its object is unsealed, and what that gives must open the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+
+from variegate.device_sim.tpm import Sealed
+from variegate.keys import cbor
+from variegate.keys.errors import DeviceError, RefusedError
+from variegate.keys.primitives import HASH_BYTES, aead, hkdf_expand
+
+MAX_STATE_BYTES = 256 * 1024
+_FORMAT = 1
+_CONTEXT = b"variegate/1/tpm-state/"
+_NONCE = bytes(12)  # a key for every file written
+_LAST = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Indices:
+    """The chip's three NV counters.
+
+    Attributes:
+        updates: Raised once for each state that takes the place of another.
+        openings: Raised each time that the chip is turned on.
+        raises: Raised once for each rise of the security counter; the root secret's policy looks at it.
+    """
+
+    updates: int
+    openings: int
+    raises: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What can be read of a state without its key.
+
+    Attributes:
+        raises: Value of `indices.raises` that it goes with.
+        indices: The TPM's counters.
+        sealed: The root secret, under the measurements and `indices.raises <= raises`.
+    """
+
+    raises: int
+    indices: Indices
+    sealed: Sealed
+
+    def to_list(self) -> list[object]:
+        """As it stands in the file."""
+        at, sealed = self.indices, self.sealed
+        return [_FORMAT, self.raises, [at.updates, at.openings, at.raises], [sealed.private, sealed.public]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Head):
+    """One state of the chip.
+
+    Attributes:
+        number: Value of `indices.updates` from which on this state is the only one that counts.
+        session: Value of `indices.openings` in the process that wrote it.
+        counters: Values by name.
+        burnt: Values by name.
+        secrets: Ciphertexts by name.
+    """
+
+    number: int
+    session: int
+    counters: Mapping[str, int]
+    burnt: Mapping[str, bytes]
+    secrets: Mapping[str, bytes]
+
+    def to_bytes(self, key: bytes) -> bytes:
+        """The file, under a salt of its own.
+
+        Raises:
+            DeviceError: More is kept than a chip holds.
+        """
+        parts: tuple[Mapping[str, object], ...] = (self.counters, self.burnt, self.secrets)
+        listed = [[[name, part[name]] for name in sorted(part)] for part in parts]
+        inside = cbor.encode([self.number, self.session, *listed])
+        salt = os.urandom(HASH_BYTES)
+        ahead = [*self.to_list(), salt]
+        data = cbor.encode([*ahead, aead(_file_key(key, salt)).encrypt(_NONCE, inside, cbor.encode(ahead))])
+        if len(data) > MAX_STATE_BYTES:
+            raise DeviceError(f"the device's chip holds no more than {MAX_STATE_BYTES} bytes")
+        return data
+
+
+def read_head(data: bytes) -> Head:
+    """Reads the head of hostile bytes; it is to be believed only after `read_state`.
+
+    Raises:
+        DeviceError: They are not in the format.
+    """
+    return _parsed(data)[0]
+
+
+def read_state(data: bytes, key: bytes) -> State:
+    """Opens a file.
+
+    Raises:
+        DeviceError: It was not written under this key, or is not in the format.
+    """
+    head, salt, ciphertext = _parsed(data)
+    try:
+        inside = aead(_file_key(key, salt)).decrypt(_NONCE, ciphertext, cbor.encode([*head.to_list(), salt]))
+    except (InvalidTag, ValueError):
+        raise _damaged() from None
+    match _decoded(inside):
+        case [int(number), int(session), list(counters), list(burnt), list(secrets)] if _in_range(number, session):
+            return State(
+                raises=head.raises,
+                indices=head.indices,
+                sealed=head.sealed,
+                number=number,
+                session=session,
+                counters=_integers(counters),
+                burnt=_blobs(burnt),
+                secrets=_blobs(secrets),
+            )
+    raise _damaged()
+
+
+def _parsed(data: bytes) -> tuple[Head, bytes, bytes]:
+    match _decoded(data):
+        case [
+            int(version),
+            int(raises),
+            [int(updates), int(openings), int(raising)],
+            [bytes(private), bytes(public)],
+            bytes(salt),
+            bytes(ciphertext),
+        ] if version == _FORMAT and _in_range(raises, updates, openings, raising) and len(salt) == HASH_BYTES:
+            head = Head(raises=raises, indices=Indices(updates, openings, raising), sealed=Sealed(private, public))
+            return head, salt, ciphertext
+    raise _damaged()
+
+
+def _file_key(key: bytes, salt: bytes) -> bytes:
+    return hkdf_expand(key, _CONTEXT + salt)
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return cbor.decode(data, limit=MAX_STATE_BYTES)
+    except RefusedError:
+        raise _damaged() from None
+
+
+def _in_range(*values: int) -> bool:
+    return all(0 <= value <= _LAST for value in values)
+
+
+def _integers(items: list[object]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in items:
+        match item:
+            case [str(name), int(value)] if name not in found and _in_range(value):
+                found[name] = value
+            case _:
+                raise _damaged()
+    return found
+
+
+def _blobs(items: list[object]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for item in items:
+        match item:
+            case [str(name), bytes(value)] if name not in found:
+                found[name] = value
+            case _:
+                raise _damaged()
+    return found
+
+
+def _damaged() -> DeviceError:
+    return DeviceError("the chip's state is damaged", hint="put back the state that the device wrote last")

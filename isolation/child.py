@@ -1,0 +1,170 @@
+"""The enclave process: locks itself down, has a copy loaded into its secret pages, answers queries.
+
+Nothing secret passes through the ordinary memory of the process that serves. A forked loader opens the artefact: it
+reads the device's keys, asks the broker where one is needed, decrypts into the pages that both share, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.backends import openssl as _openssl  # noqa: F401  no file can be opened on first use
+from numpy.typing import NDArray
+
+from variegate.isolation import wire
+from variegate.isolation.below import Below, Settings, protections_to_values
+from variegate.isolation.calls import Stage, filter_calls
+from variegate.isolation.loader import in_a_fork
+from variegate.isolation.lockdown import lock_down
+from variegate.isolation.opened import Opened, open_into
+from variegate.isolation.pages import SecretRegion
+from variegate.isolation.planner import Planner
+from variegate.isolation.statements import Statements
+from variegate.isolation.wire import Kind, Lost
+from variegate.keys.artefact import Artefact
+from variegate.keys.errors import DeviceError, VariegateError
+from variegate.runtime.enclave import Enclave, Protection, ProtectionState
+from variegate.runtime.engine import Engine
+
+_DESCRIPTORS = 3
+"""Frames, component, identity: what comes with `START`."""
+_ROOMS = (64 << 20, 16 << 20, 4 << 20, 1 << 20)
+"""Bytes to set aside for the keyed tensors; pages that are not written take no memory, but count as locked."""
+_ISOLATION = Protection("isolation", ProtectionState.ON, "a process of its own")
+
+
+def serve(descriptor: int) -> None:
+    """Runs the enclave until the supervisor hangs up.
+
+    Args:
+        descriptor: The socket to the supervisor.
+    """
+    channel = socket.socket(fileno=descriptor)
+    with contextlib.suppress(Lost):
+        wire.send(channel, wire.pack(Kind.LOADED))
+        settings, descriptors = _started(channel)
+        try:
+            process = _Process(channel, settings, descriptors)
+        except VariegateError as error:
+            wire.send(channel, wire.failure(error))
+        else:
+            process.run()
+
+
+def _started(channel: socket.socket) -> tuple[Settings, list[int]]:
+    packet, descriptors, _, _ = socket.recv_fds(channel, wire.MAX_PACKET, _DESCRIPTORS)
+    if not packet or packet[0] != Kind.START or len(descriptors) != _DESCRIPTORS:
+        raise Lost("no start")
+    return Settings.of(wire.unpack(packet)[1]), descriptors
+
+
+class _Process:
+    """One enclave; single-threaded."""
+
+    def __init__(self, channel: socket.socket, settings: Settings, descriptors: list[int]) -> None:
+        self._channel = channel
+        policy = settings.policy
+        # Everything that takes a descriptor comes before the lockdown.
+        self._frames, file, identity = (_mapped(descriptor) for descriptor in descriptors)
+        self._below = below = Below(channel, settings, identity)
+        planner = Planner()
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        region = _region(len(file), secret=policy.secret_pages)
+        held = (_ISOLATION, *settings.held, *lock_down(ram_mib=policy.ram_mib, debug=policy.debug))
+        self._protections = (*held, region.protection)
+        self._hold_to(policy.require if policy.strict else ())
+        with memoryview(file) as component:
+            artefact = Artefact(settings.envelope, component)
+            found = in_a_fork(pair, lambda: open_into(region.view, artefact, below, self._protections, planner))
+        planner.close()
+        file.close()
+        below.forget_identity()
+        narrowed = filter_calls(Stage.SERVE)
+        self._protections = tuple(narrowed if p.name == narrowed.name else p for p in self._protections)
+        self._opened = opened = Opened.of(found, region.view)
+        secret = region.protection.state == ProtectionState.ON
+        self._engine = Engine(opened.copy, in_place=secret)
+        self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)
+        manifest, public = opened.copy.manifest, opened.signing_public
+        self._says = Statements(below, manifest, self._protections, opened.sign, public)
+
+    def run(self) -> None:
+        """Answers until the supervisor hangs up.
+
+        Raises:
+            Lost: It did.
+        """
+        ready = [self._opened.manifest, protections_to_values(self._protections)]
+        wire.send(self._channel, wire.pack(Kind.READY, *ready))
+        while True:
+            packet = wire.receive(self._channel)
+            try:
+                answer = self._answer(packet)
+            except VariegateError as error:
+                answer = wire.failure(error)
+            except MemoryError:
+                answer = wire.failure(DeviceError("the enclave has not enough memory", hint="raise ram_mib"))
+            wire.send(self._channel, answer)
+            self._engine.scrub()  # after the answer is out: nobody waits for it
+
+    def _answer(self, packet: bytes) -> bytes:
+        if packet[0] == Kind.QUERY:
+            return self._query(packet)
+        kind, values = wire.unpack(packet)
+        match kind, values:
+            case Kind.TEST, []:
+                self._enclave.self_test()
+                return wire.pack(Kind.DONE)
+            case Kind.STATUS, [int(time_ns), int(security)]:
+                self._below.update(time_ns / wire.NS, security)
+                status = self._enclave.status()
+                return wire.pack(Kind.DONE, status.answered, status.remaining)
+            case Kind.EVIDENCE, [bytes(nonce), int(time_ns), int(security)]:
+                self._below.update(time_ns / wire.NS, security)
+                return wire.pack(Kind.DONE, self._says.evidence(nonce))
+        raise Lost("supervisor asks for something else")
+
+    def _query(self, packet: bytes) -> bytes:
+        _, number, now, security, count, receipt = wire.QUERY_LAYOUT.unpack(packet)
+        self._below.update(now, security)
+        spec = self._enclave.frames
+        size = count * spec.size
+        if size > len(self._frames) * spec.dtype.itemsize:
+            raise Lost("more frames than fit")
+        shown: NDArray[Any] = np.frombuffer(self._frames, spec.dtype, size).reshape(count, *spec.shape)
+        # The supervisor could write while this runs: what a receipt names is what was classified.
+        frames = shown.copy() if receipt else shown
+        labels = self._enclave.classify_batch(frames)
+        answer = wire.LABELS_LAYOUT.pack(Kind.LABELS, number, count) + labels.astype("<i8", copy=False).tobytes()
+        return answer + self._says.receipt(frames, labels) if receipt else answer
+
+    def _hold_to(self, required: tuple[str, ...]) -> None:
+        on = {protection.name for protection in self._protections if protection.state == ProtectionState.ON}
+        missing = [name for name in required if name not in on]
+        if missing:
+            raise DeviceError(
+                f"the device's policy requires what is not on: {', '.join(missing)}",
+                hint="`variegate device status` says why",
+            )
+
+
+def _mapped(descriptor: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError):
+        raise DeviceError("the enclave was given something else than memory") from None
+    finally:
+        os.close(descriptor)
+
+
+def _region(component: int, *, secret: bool) -> SecretRegion:
+    """Pages for a payload no longer than its component, and for the keyed tensors, as many as the limit allows."""
+    for room in _ROOMS:
+        with contextlib.suppress(DeviceError):
+            return SecretRegion(component + room, secret=secret, required=secret)
+    return SecretRegion(component + _ROOMS[0])

@@ -1,0 +1,338 @@
+"""The supervisor's side: starts enclaves, watches them, restarts them within the policy, relays queries."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.isolation import launch, wire
+from variegate.isolation.below import Settings
+from variegate.isolation.launch import Image
+from variegate.isolation.memory import frame_memory, mappable, sealed
+from variegate.isolation.policy import DevicePolicy
+from variegate.isolation.process import Process
+from variegate.isolation.wire import Kind, Lost
+from variegate.keys.artefact import Artefact
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
+from variegate.keys.manifest import Manifest
+from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
+from variegate.runtime.enclave import Protection, Status
+from variegate.runtime.frames import Frames
+from variegate.runtime.limits import LIMITS
+from variegate.runtime.platform import Platform
+
+POLICY, ROOT, SYSTEM = "policy", "root", "system"
+_MAX_FRAME_MEMORY = 1 << 30
+
+
+class Below(Platform, Protocol):
+    """A platform with an enclave that is a process of its own."""
+
+    @property
+    def boots(self) -> int:
+        """Times the device was booted."""
+        ...
+
+    def challenge(self) -> bytes:
+        """As `attest.release.Exchange.challenge`; `DeviceError` where no broker is known."""
+        ...
+
+    def release(self, token: bytes, envelope: bytes) -> bytes:
+        """As `attest.release.Exchange.release`; `DeviceError` where no broker is known."""
+        ...
+
+    def identity_descriptor(self) -> int:
+        """A descriptor of memory or a file that holds the device's private keys; the caller closes it.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        ...
+
+
+class IsolatedHost:
+    """Starts copies in enclave processes (`runtime.port.Host`)."""
+
+    def __init__(self, policy: DevicePolicy) -> None:
+        self._policy = policy
+        self._measured: Mapping[str, bytes] | None = None
+
+    def measurements(self) -> Mapping[str, bytes]:
+        """What an enclave would be now, 32 bytes by name, measured once; the root is the platform's to add.
+
+        Raises:
+            DeviceError: The code cannot be read or does not start.
+        """
+        if self._measured is None:
+            image = launch.prepare()
+            process = Process(image)
+            process.end(gently=True)
+            self._measured = _measurements(image, process, self._policy)
+        return self._measured
+
+    def start(self, artefact: Artefact, platform: Below) -> Isolated:
+        """As `runtime.port.Host.start`."""
+        return Isolated(artefact, platform, self._policy)
+
+
+class Isolated:
+    """One copy in an enclave process (`runtime.port.LabelPort`). Thread-safe: queries take turns.
+
+    A query that the enclave does not live to answer raises `DeviceError` and is not asked again; what was reserved
+    for it is lost. The supervisor starts the next enclave by itself, as often as the policy allows.
+    """
+
+    def __init__(self, artefact: Artefact, platform: Below, policy: DevicePolicy) -> None:
+        """Opens an artefact.
+
+        Raises:
+            RefusedError: `ARTEFACT`; the platform's inner log has the reason.
+            DeviceError: The enclave does not start, or lacks a protection that the policy requires.
+        """
+        self._platform, self._policy = platform, policy
+        self._envelope = artefact.envelope
+        self._lock = threading.RLock()
+        self._process: Process | None = None
+        self._closed = False
+        self._query = self._launched = 0
+        self._starts: deque[float] = deque(maxlen=policy.restarts + 1)
+        self._protections: tuple[Protection, ...] = ()
+        # The signature says how large its frames are, so it is held here, too.
+        manifest = uniform(platform, "open", lambda: admit(artefact.envelope, platform)).manifest
+        self._manifest = manifest
+        self._spec = Frames(manifest)
+        self._component = sealed("variegate-component", artefact.component)
+        count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
+        self._memory, shared = frame_memory(count * self._spec.bytes)
+        self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
+        try:
+            self._launch()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """The signed manifest."""
+        return self._manifest
+
+    @property
+    def pid(self) -> int | None:
+        """Of the enclave process, or None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def restarts(self) -> int:
+        """Times that the enclave was started again, whether or not it then lived."""
+        return max(0, self._launched - 1)
+
+    def classify(self, frame: NDArray[Any]) -> int:
+        """As `runtime.enclave.Enclave.classify`; also `DeviceError` when the enclave stopped: no label was given."""
+        return int(self._answered(self._spec.plain(frame, batch=False))[0][0])
+
+    def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """As `runtime.enclave.Enclave.classify_batch`; also `DeviceError` when the enclave stopped."""
+        return self._answered(self._spec.plain(frames, batch=True))[0]
+
+    def classify_with_receipt(self, frames: NDArray[Any]) -> tuple[NDArray[np.int64], bytes]:
+        """Labels of frames, and the device's signature under both (`attest.receipt`).
+
+        Args:
+            frames: (N, *shape) of the manifest's dtype.
+
+        Returns:
+            Class indices, int64 (N,), and the receipt.
+
+        Raises:
+            RefusedError, LimitError, MisuseError, DeviceError: As `classify_batch`.
+        """
+        return self._answered(self._spec.plain(frames, batch=True), receipt=True)
+
+    def evidence(self, nonce: bytes) -> bytes:
+        """A token that says what runs here (`attest.evidence`), signed by the device.
+
+        Args:
+            nonce: The verifier's, 8 to 64 bytes.
+
+        Raises:
+            RefusedError: `MALFORMED`, for a nonce of another length.
+            MisuseError, DeviceError: As `classify`.
+        """
+        match wire.unpack(self._asked(Kind.EVIDENCE, nonce, *self._clock())):
+            case Kind.DONE, [bytes(token)]:
+                return token
+        raise self._lost("answers something else")
+
+    def self_test(self) -> None:
+        """As `runtime.enclave.Enclave.self_test`."""
+        self._asked(Kind.TEST)
+
+    def status(self) -> Status:
+        """What the device says of itself, the enclave's protections among it."""
+        match wire.unpack(self._asked(Kind.STATUS, *self._clock())):
+            case Kind.DONE, [int(answered), None | int() as remaining]:
+                return Status.of(self._manifest, answered, remaining, self._protections)
+        raise self._lost("answers something else")
+
+    def close(self) -> None:
+        """Ends the enclave; later queries are misuse."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._process is not None:
+                self._process.end(gently=True)
+                self._process = None
+            os.close(self._component)
+            os.close(self._memory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answered(self, frames: NDArray[Any], *, receipt: bool = False) -> tuple[NDArray[np.int64], bytes]:
+        count = len(frames)
+        if count > len(self._shown):
+            raise RefusedError(Refusal.INPUT, f"a batch of such frames has at most {len(self._shown)}")
+        with self._lock:
+            process = self._running()
+            platform = self._platform
+            self._query = number = self._query + 1
+            packet = wire.QUERY_LAYOUT.pack(
+                Kind.QUERY, number, platform.now(), platform.counter(SECURITY_COUNTER), count, receipt
+            )
+            # Copied while no other query is under way: there is one memory for frames.
+            np.copyto(self._shown[:count], frames)
+            answer = self._exchange(process, packet)
+            end = wire.LABELS_LAYOUT.size + 8 * count
+            if end == len(answer) or (receipt and end < len(answer)):
+                kind, told, labelled = wire.LABELS_LAYOUT.unpack_from(answer)
+                if (kind, told, labelled) == (Kind.LABELS, number, count):
+                    labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size)
+                    return labels.astype(np.int64), answer[end:]
+            raise self._lost("answers something else")
+
+    def _clock(self) -> tuple[int, int]:
+        """Unix time in nanoseconds, and the security counter."""
+        if self._closed:
+            raise MisuseError("enclave is closed")
+        return round(self._platform.now() * wire.NS), self._platform.counter(SECURITY_COUNTER)
+
+    def _asked(self, kind: Kind, *values: object) -> bytes:
+        with self._lock:
+            return self._exchange(self._running(), wire.pack(kind, *values))
+
+    def _exchange(self, process: Process, packet: bytes) -> bytes:
+        """Asks once; whatever goes wrong between, the question is not asked again."""
+        try:
+            return process.ask(packet, self._platform, self._policy.hang_s)
+        except TimeoutError:
+            why = f"did not answer within {self._policy.hang_s:g} s"
+        except Lost:
+            why = "stopped"
+        raise self._lost(why)
+
+    def _lost(self, why: str) -> DeviceError:
+        """Ends the enclave. Returns the error to raise."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+            self._platform.record("enclave", f"{why}: {process.how_it_ended}")
+        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started anew")
+
+    def _running(self) -> Process:
+        """The enclave, started anew when it has ended; the lock is held.
+
+        Raises:
+            MisuseError: It is closed.
+            DeviceError: It does not start, or was started as often as the policy allows.
+        """
+        if self._closed:
+            raise MisuseError("enclave is closed")
+        process = self._process
+        if process is not None and process.exited.is_set():
+            self._lost("stopped")
+            process = None
+        if process is None:
+            process = self._launch()
+        return process
+
+    def _launch(self) -> Process:
+        policy, platform = self._policy, self._platform
+        now = time.monotonic()
+        starts = self._starts
+        if len(starts) > policy.restarts and now - starts[0] < policy.restart_window_s:
+            wait = policy.restart_window_s - (now - starts[0])
+            raise DeviceError(
+                f"the enclave stopped more than {policy.restarts} times; it starts again in {wait:.0f} s",
+                hint="the device's log says how it ended",
+            )
+        starts.append(now)
+        self._launched += 1
+        image = launch.prepare()
+        process = Process(image, debug=policy.debug)
+        self._process = process
+        try:
+            self._open(process, _measurements(image, process, policy))
+        except VariegateError:
+            self._process = None
+            process.end()
+            raise
+        except (Lost, TimeoutError) as error:
+            raise self._lost("stopped while it opened the copy") from error
+        platform.record("enclave", f"started as process {process.pid}")
+        threading.Thread(target=self._watch, args=(process,), name=f"watch of {process.pid}", daemon=True).start()
+        return process
+
+    def _watch(self, process: Process) -> None:
+        """Starts the next enclave when this one has ended, so that no query has to wait for that."""
+        process.exited.wait()
+        with self._lock:
+            if self._closed:
+                return
+            if self._process is process:
+                self._lost("stopped")
+            if self._process is None:
+                try:
+                    self._launch()
+                except VariegateError as error:
+                    self._platform.record("enclave", f"stays down: {error.message}")
+
+    def _open(self, process: Process, measured: Mapping[str, bytes]) -> None:
+        platform = self._platform
+        settings = Settings(
+            policy=self._policy,
+            ueid=platform.ueid,
+            device_class=platform.device_class,
+            root=platform.root,
+            measurements={**measured, ROOT: platform.root.fingerprint},
+            boots=platform.boots,
+            time_ns=round(platform.now() * wire.NS),
+            security=platform.counter(SECURITY_COUNTER),
+            held=(process.held,),
+            envelope=self._envelope,
+        )
+        identity = mappable(platform.identity_descriptor())
+        try:
+            manifest, protections = process.open(settings, [self._memory, self._component, identity], platform)
+        finally:
+            os.close(identity)
+        if manifest != self._manifest:
+            raise Lost("another copy")
+        self._protections = protections
+
+
+def _measurements(image: Image, process: Process, policy: DevicePolicy) -> Mapping[str, bytes]:
+    return {**image.measurements, SYSTEM: process.system, POLICY: policy.digest}

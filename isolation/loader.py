@@ -1,0 +1,56 @@
+"""Opens a copy in a forked process that ends, so that the keys it held end with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from variegate.isolation import wire
+from variegate.isolation.wire import Kind
+from variegate.keys.errors import DeviceError, VariegateError
+
+_MAX_RESULT = 64 * 1024
+
+
+def in_a_fork(pair: tuple[socket.socket, socket.socket], work: Callable[[], list[object]]) -> list[object]:
+    """Runs `work` in a child process and returns what it returned, in CBOR's types.
+
+    Args:
+        pair: Two ends of a socket that keeps packets, for the result; both are closed.
+        work: What it raises of ours is raised here, and nothing else of it comes back.
+
+    Raises:
+        VariegateError: As `work`.
+        DeviceError: The child ended without a word.
+    """
+    ours, theirs = pair
+    child = os.fork()
+    if child == 0:
+        _report(theirs, work)
+    theirs.close()
+    with ours:
+        result = ours.recv(_MAX_RESULT)
+    _, status = os.waitpid(child, 0)
+    if not result or status != 0:
+        raise DeviceError("the process that opens the copy ended early", hint="it may need more memory: see ram_mib")
+    kind, values = wire.unpack(result)
+    if kind == Kind.FAILED:
+        raise wire.error_of(values)
+    return values
+
+
+def _report(channel: socket.socket, work: Callable[[], list[object]]) -> None:
+    """Ends the process; whatever happens, no frame of the parent's goes on running here."""
+    status = 1
+    try:
+        try:
+            result = wire.pack(Kind.DONE, *work())
+        except VariegateError as error:
+            result = wire.failure(error)
+        except MemoryError:
+            result = wire.failure(DeviceError("the enclave has not enough memory", hint="raise ram_mib"))
+        channel.send(result)
+        status = 0
+    finally:
+        os._exit(status)

@@ -1,0 +1,73 @@
+"""Asks onnxruntime how it would lay out a network's weights, in a process apart from the weights.
+
+onnxruntime answers that by writing a file, which the locked-down loader cannot. So a helper is forked before the
+lockdown: it is shown the graph and the names and shapes of the weights (`runtime.arrange` puts markers in their place),
+never a weight, message or key; it answers once and ends.
+
+    request   length (4, big-endian) || CBOR [graph, [[name, dtype, shape], ...]]
+    answer    length (4, big-endian) || graph; nothing when onnxruntime could not be asked
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from variegate.isolation.lockdown import drop_capabilities, no_new_privs, undumpable
+from variegate.keys import cbor
+from variegate.keys.artefact import Spec
+from variegate.keys.component import MAX_COMPONENT_BYTES
+from variegate.runtime.arrange import optimised
+
+_LENGTH_BYTES = 4
+
+
+class Planner:
+    """The helper, seen from the processes that were forked after it."""
+
+    def __init__(self) -> None:
+        """Forks it; call this in a process with one thread, before its lockdown."""
+        self._channel, theirs = socket.socketpair()
+        self._child = os.fork()
+        if self._child == 0:
+            _answer(theirs, self._channel)
+        theirs.close()
+
+    def __call__(self, graph: bytes, specs: list[Spec]) -> bytes | None:
+        """As `runtime.arrange.optimised`."""
+        wanted = [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
+        try:
+            _send(self._channel, cbor.encode([graph, wanted]))
+            return _receive(self._channel) or None
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Hangs up and waits for its end."""
+        self._channel.close()
+        os.waitpid(self._child, 0)
+
+
+def _answer(channel: socket.socket, other: socket.socket) -> None:
+    try:
+        other.close()
+        no_new_privs()
+        drop_capabilities()
+        undumpable()
+        request = cbor.decode(_receive(channel), limit=MAX_COMPONENT_BYTES)
+        graph, wanted = request
+        specs = [Spec(name, dtype, tuple(shape)) for name, dtype, shape in wanted]
+        _send(channel, optimised(graph, specs) or b"")
+    finally:
+        os._exit(0)
+
+
+def _send(channel: socket.socket, data: bytes) -> None:
+    channel.sendall(len(data).to_bytes(_LENGTH_BYTES, "big"))
+    channel.sendall(data)
+
+
+def _receive(channel: socket.socket) -> bytes:
+    """What was sent; empty when the other side hung up."""
+    length = int.from_bytes(channel.recv(_LENGTH_BYTES, socket.MSG_WAITALL), "big")
+    return channel.recv(length, socket.MSG_WAITALL) if length else b""

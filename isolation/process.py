@@ -1,0 +1,173 @@
+"""One enclave process, seen from the supervisor: launched, held, asked, and ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+
+from variegate.isolation import launch, wire
+from variegate.isolation.below import Settings, answer, protections_of
+from variegate.isolation.launch import Image
+from variegate.isolation.memory import sealed
+from variegate.isolation.tracing import Tracer
+from variegate.isolation.wire import Kind, Lost
+from variegate.keys.errors import DeviceError
+from variegate.keys.manifest import Manifest
+from variegate.runtime.enclave import Protection
+
+_ARCHIVE, _SOCKET = 3, 4
+"""Numbers of the inherited descriptors; 0 to 2 lead nowhere."""
+_ABOVE = 64
+_START_S = 60.0
+_END_S = 5.0
+_NOWHERE = "/nonexistent"
+
+
+class Process:
+    """A launched enclave process, our code running in it and nothing opened yet. Not thread-safe.
+
+    Attributes:
+        pid: Of the process.
+        system: Hash over the shared libraries of the system that it has loaded, 32 bytes.
+    """
+
+    def __init__(self, image: Image, *, debug: bool = False) -> None:
+        """Launches.
+
+        Args:
+            image: What to run.
+            debug: Whether to leave it to debuggers, and its standard error open.
+
+        Raises:
+            DeviceError: It does not start.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel = ours
+        with theirs:
+            self.pid = _spawn(image, theirs, debug=debug)
+        self._tracer = Tracer(self.pid, hold=not debug)
+        try:
+            ours.settimeout(_START_S)
+            self._expect(Kind.LOADED)
+            self.system = launch.system_digest(self.pid, image)
+        except (Lost, TimeoutError, OSError) as error:
+            self.end()
+            raise DeviceError(f"the enclave process does not start: {self.how_it_ended}") from error
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def held(self) -> Protection:
+        """Whether the supervisor holds ptrace."""
+        return self._tracer.protection
+
+    @property
+    def exited(self) -> threading.Event:
+        """Set once the process has ended."""
+        return self._tracer.exited
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words, for the log."""
+        return self._tracer.how_it_ended
+
+    def open(
+        self, settings: Settings, descriptors: list[int], platform: object
+    ) -> tuple[Manifest, tuple[Protection, ...]]:
+        """Has it open a copy.
+
+        Args:
+            settings: What to tell it.
+            descriptors: Of frames, component and the device's identity.
+            platform: Answers its calls.
+
+        Returns:
+            The manifest, and the enclave's protections.
+
+        Raises:
+            VariegateError: What the enclave raised.
+            Lost: It ended.
+            TimeoutError: It hangs.
+        """
+        packet = wire.pack(Kind.START, *settings.to_values())
+        try:
+            socket.send_fds(self._channel, [packet], descriptors)
+        except OSError as error:
+            raise Lost("cannot send") from error
+        match wire.unpack(self._settled(platform)):
+            case Kind.READY, [bytes(manifest), [*protections]]:
+                return Manifest.from_bytes(manifest), protections_of(protections)
+        raise Lost("not ready")
+
+    def ask(self, packet: bytes, platform: object, seconds: float) -> bytes:
+        """Sends a packet and waits for what is not a call.
+
+        Args:
+            packet: A request.
+            platform: Answers calls meanwhile.
+            seconds: Time for each packet of the enclave's.
+
+        Returns:
+            The answer's packet.
+
+        Raises:
+            VariegateError: What the enclave raised.
+            Lost: It ended, or speaks another language.
+            TimeoutError: It hangs.
+        """
+        self._channel.settimeout(seconds)
+        wire.send(self._channel, packet)
+        return self._settled(platform)
+
+    def _expect(self, kind: Kind) -> None:
+        if wire.receive(self._channel)[0] != kind:
+            raise Lost("something else")
+
+    def _settled(self, platform: object) -> bytes:
+        while True:
+            packet = wire.receive(self._channel)
+            if packet[0] == Kind.CALL:
+                wire.send(self._channel, answer(platform, wire.unpack(packet)[1]))
+            elif packet[0] == Kind.FAILED:
+                raise wire.error_of(wire.unpack(packet)[1])
+            else:
+                return packet
+
+    def end(self, *, gently: bool = False) -> None:
+        """Ends the process and waits for it.
+
+        Args:
+            gently: Whether to hang up and give it some seconds first.
+        """
+        self._channel.close()
+        if not (gently and self._tracer.exited.wait(_END_S)):
+            self._tracer.kill()
+            self._tracer.exited.wait(_END_S)
+
+
+def _spawn(image: Image, theirs: socket.socket, *, debug: bool) -> int:
+    """Starts the interpreter with nothing inherited but the archive and the socket."""
+    opened: list[int] = []
+
+    def above(descriptor: int) -> int:  # out of the way of the numbers that the process gets
+        opened.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE))
+        return opened[-1]
+
+    archive = sealed("variegate-runtime", image.archive)
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        opened.append(nowhere)
+        wanted = {0: nowhere, 1: nowhere, 2: 2 if debug else nowhere, _ARCHIVE: archive, _SOCKET: theirs.fileno()}
+        actions = [(os.POSIX_SPAWN_DUP2, above(source), number) for number, source in wanted.items()]
+        options = ["-I", "-S", "-B", "-X", f"pycache_prefix={_NOWHERE}"]
+        arguments = [image.interpreter, *options, f"/proc/self/fd/{_ARCHIVE}", str(_SOCKET), image.site]
+        # A session of its own: an interrupt typed at the supervisor is the supervisor's to act on.
+        return os.posix_spawn(image.interpreter, arguments, {}, file_actions=actions, setsid=True)
+    except OSError as error:
+        raise DeviceError("the enclave process cannot be started") from error
+    finally:
+        for descriptor in (archive, *opened):
+            os.close(descriptor)

@@ -1,0 +1,94 @@
+"""What the enclave signs with the device's key: evidence of what it is, and receipts of what it answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attest import evidence, receipt
+from variegate.attest.cose import Sign
+from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, ProtectionClaim
+from variegate.attest.receipt import Receipt
+from variegate.isolation.below import Below
+from variegate.keys.manifest import Manifest
+from variegate.keys.primitives import sha256
+from variegate.runtime.admission import SECURITY_COUNTER
+from variegate.runtime.allowance import budget_counter
+from variegate.runtime.enclave import Protection
+
+
+class Statements:
+    """Makes and signs statements about one copy on one device."""
+
+    def __init__(
+        self,
+        below: Below,
+        manifest: Manifest,
+        protections: tuple[Protection, ...],
+        sign: Sign,
+        public: bytes,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            below: The device.
+            manifest: Of the copy.
+            protections: Of the enclave.
+            sign: The device's signing key.
+            public: Its public half, 32 bytes.
+        """
+        self._below = below
+        self._manifest = manifest
+        self._model = sha256(manifest.to_bytes())
+        self._protections = tuple(ProtectionClaim(p.name, str(p.state), p.reason) for p in protections)
+        self._sign, self._public = sign, public
+        self._receipts = 0
+
+    def evidence(self, nonce: bytes, ephemeral: Ephemeral | None = None) -> bytes:
+        """A token for a verifier.
+
+        Args:
+            nonce: The verifier's, 8 to 64 bytes.
+            ephemeral: The key to seal a broker's answer to, if one is asked.
+
+        Raises:
+            RefusedError: `MALFORMED`, when no verifier would read it: the nonce is too short or too long.
+        """
+        below = self._below
+        settings = below.settings
+        claims = Evidence(
+            nonce=nonce,
+            ueid=below.ueid,
+            issued_at=int(below.now()),
+            debug=DebugStatus.ENABLED if settings.policy.debug else DebugStatus.DISABLED_SINCE_BOOT,
+            boot_count=settings.boots,
+            measurements=settings.measurements,
+            security_counter=below.counter(SECURITY_COUNTER),
+            root=below.root.fingerprint,
+            model=self._model,
+            budget_used=below.counter(budget_counter(self._manifest.epoch)),
+            protections=self._protections,
+            ephemeral=ephemeral,
+        )
+        return evidence.issue(claims, self._sign, self._public)
+
+    def receipt(self, frames: NDArray[Any], labels: NDArray[np.int64]) -> bytes:
+        """A receipt for one answered query; they are numbered from 1 since the enclave was started.
+
+        Args:
+            frames: (N, *shape): what was shown.
+            labels: int64 (N,): what was answered.
+        """
+        self._receipts += 1
+        given = Receipt(
+            ueid=self._below.ueid,
+            model=self._model,
+            boot_count=self._below.settings.boots,
+            sequence=self._receipts,
+            time_s=int(self._below.now()),
+            frames=receipt.frames_digest(frames),
+            labels=receipt.labels_of(labels),
+        )
+        return receipt.issue(given, self._sign, self._public)

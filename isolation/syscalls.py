@@ -1,0 +1,125 @@
+"""The few calls of Linux that Python does not wrap, through the C library that is already loaded.
+
+Numbers are those of the kernel's generic table, which x86-64 and aarch64 share from 424 on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+LANDLOCK_CREATE_RULESET = 444
+LANDLOCK_RESTRICT_SELF = 446
+MEMFD_SECRET = 447
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.prctl.restype = ctypes.c_int
+_libc.ptrace.restype = ctypes.c_long
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+
+
+def _checked(result: int) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def syscall(number: int, *arguments: int) -> int:
+    """Makes a system call by its number.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    return _checked(_libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+
+
+def prctl(option: int, *arguments: int) -> int:
+    """`prctl(2)`; arguments left out are zero.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    padded = (*arguments, 0, 0, 0, 0)[:4]
+    return _checked(_libc.prctl(ctypes.c_int(option), *map(ctypes.c_ulong, padded)))
+
+
+def ptrace(request: int, pid: int, data: int = 0) -> int:
+    """`ptrace(2)` with a null address: must always come from the thread that seized.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    return _checked(_libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_void_p(0), ctypes.c_void_p(data)))
+
+
+def mmap_shared(size: int, *, descriptor: int = -1, flags: int = 0) -> int:
+    """Maps shared, readable and writable pages; anonymous ones where the flags say so.
+
+    Args:
+        size: Bytes.
+        descriptor: Of the file.
+        flags: Beside `MAP_SHARED`.
+
+    Returns:
+        The address.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    read_write, shared = 3, 1
+    address = _libc.mmap(None, size, read_write, shared | flags, descriptor, 0)
+    if address in (None, _MAP_FAILED):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
+
+
+def mlock(address: int, size: int) -> None:
+    """Keeps pages from swap.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    _checked(_libc.mlock(address, size))
+
+
+def madvise(address: int, size: int, advice: int) -> None:
+    """`madvise(2)`.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    _checked(_libc.madvise(address, size, advice))
+
+
+def drop_all_capabilities() -> None:
+    """Empties the thread's effective, permitted and inheritable sets (`capset(2)`, version 3).
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    version = 0x20080522
+    header = (ctypes.c_uint32 * 2)(version, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _checked(_libc.capset(header, data))
+
+
+def name_of(error: OSError) -> str:
+    """`EPERM` and the like, for a reason that people read."""
+    return errno.errorcode.get(error.errno or 0, "an unknown error")

@@ -1,0 +1,168 @@
+"""The supervisor holds ptrace over the enclave, so that nobody else can: a process has one tracer at most.
+
+The enclave runs at full speed: it stops for signals and forks only, never for system calls, and goes on at once.
+When the supervisor ends, however it ends, the kernel kills what it holds.
+
+Rules of ptrace that shape this file: every request comes from the thread that seized; `waitpid` of another thread would
+steal the stops. So a thread of its own does both, and nobody else waits for the child: start it with
+`os.posix_spawn`, not `subprocess.Popen`, which waits behind its owner's back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+from variegate.isolation import syscalls
+from variegate.keys.errors import DeviceError
+from variegate.runtime.enclave import Protection, ProtectionState
+
+NAME = "ptrace"
+
+_CONT, _SEIZE, _LISTEN = 7, 0x4206, 0x4208
+_FORKS = 1 << 1 | 1 << 2 | 1 << 3
+_EXIT_KILL = 1 << 20
+_EVENT_STOP = 128
+_WAIT_ALL, _WAIT_OWN_THREAD = 0x4000_0000, 0x2000_0000
+_STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+
+class Tracer:
+    """Holds a child process and all that it forks, until it ends.
+
+    Where the kernel refuses ptrace, it still waits for the child and says that the protection is unavailable; such a
+    child ends with the supervisor only because its socket does.
+
+    Attributes:
+        pid: Of the child.
+        exited: Set once the child has ended and been waited for.
+        protection: Whether it is held.
+    """
+
+    def __init__(self, pid: int, *, hold: bool = True) -> None:
+        """Seizes a child of this process. Returns once it is held or that has failed.
+
+        Args:
+            pid: Of a child for which nobody else waits.
+            hold: Whether to seize it; without, it is only waited for, and debuggers may.
+
+        Raises:
+            DeviceError: It is not a child of this process, or has been waited for.
+        """
+        self.pid = pid
+        self.exited = threading.Event()
+        self.protection = Protection(NAME, ProtectionState.UNAVAILABLE, "not seized yet")
+        self._status: int | None = None
+        try:
+            self._descriptor = os.pidfd_open(pid)
+            os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError as error:
+            raise DeviceError(f"the process is not a child of the supervisor: {syscalls.name_of(error)}") from None
+        self._wanted = hold
+        seized = threading.Event()
+        # A daemon: when the interpreter ends, so does this thread, and the kernel kills the child.
+        threading.Thread(target=self._run, args=(seized,), name=f"tracer of {pid}", daemon=True).start()
+        seized.wait()
+
+    def __repr__(self) -> str:
+        return f"Tracer(pid={self.pid}, {self.protection.state}, status={self._status})"
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._descriptor)
+
+    @property
+    def status(self) -> int | None:
+        """Exit status of the child, or minus the signal that ended it; None while it runs or if nobody knows."""
+        return self._status
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words, for the log."""
+        if not self.exited.is_set():
+            return "still running"
+        if self._status is None or self._status >= 0:
+            return f"exit status {self._status}"
+        number = -self._status
+        return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+    def kill(self) -> None:
+        """Kills the child, whatever state it is in; `exited` follows. Nothing happens when it has ended."""
+        # By descriptor: the number may belong to another process by now.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    def _run(self, seized: threading.Event) -> None:
+        try:
+            if not self._wanted:
+                self.protection = Protection(NAME, ProtectionState.OFF, "debugging is asked for")
+                seized.set()
+                self._wait_only()
+                return
+            try:
+                syscalls.ptrace(_SEIZE, self.pid, _EXIT_KILL | _FORKS)
+            except OSError as error:
+                reason = f"seizing is refused: {syscalls.name_of(error)}"
+                self.protection = Protection(NAME, ProtectionState.UNAVAILABLE, reason)
+                seized.set()
+                self._wait_only()
+            else:
+                self.protection = Protection(NAME, ProtectionState.ON, "held by the supervisor")
+                seized.set()
+                self._hold()
+        finally:
+            # If it ends in any other way than the child's, the kernel kills the child with this thread.
+            seized.set()
+            self.exited.set()
+
+    def _wait_only(self) -> None:
+        # Its end only: a stop is for the debugger that made it.
+        with contextlib.suppress(ChildProcessError):
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | _WAIT_ALL)
+            if ended is not None:
+                exited = ended.si_code == os.CLD_EXITED
+                self._status = ended.si_status if exited else -ended.si_status
+
+    def _hold(self) -> None:
+        """Waits for all that this thread traces and lets each go on, until nothing is left."""
+        others: set[int] = set()
+        while True:
+            try:
+                # Only what this thread traces: other children of the supervisor are none of its business.
+                pid, raw = os.waitpid(-1, _WAIT_ALL | _WAIT_OWN_THREAD)
+            except ChildProcessError:
+                return
+            if os.WIFSTOPPED(raw):
+                if pid != self.pid:
+                    others.add(pid)
+                    if self.exited.is_set():
+                        _kill(pid)
+                _resume(pid, os.WSTOPSIG(raw), raw >> 16)
+                continue
+            others.discard(pid)
+            if pid == self.pid:
+                self._status = os.waitstatus_to_exitcode(raw)
+                self.exited.set()
+                # What it forked does not outlive it.
+                for other in others:
+                    _kill(other)
+
+
+def _resume(pid: int, number: int, event: int) -> None:
+    """Lets a stopped process go on as if nobody held it."""
+    if event == _EVENT_STOP and number in _STOPPING:
+        request, data = _LISTEN, 0  # a real SIGSTOP: it stays stopped, and SIGCONT still reaches it
+    elif event:
+        request, data = _CONT, 0
+    else:
+        request, data = _CONT, number  # a signal on its way: delivered
+    # Killed in between; the next wait says so.
+    with contextlib.suppress(ProcessLookupError):
+        syscalls.ptrace(request, pid, data)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

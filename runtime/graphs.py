@@ -1,0 +1,190 @@
+"""As much of ONNX's wire format as a device needs: initialisers out of a graph, and into one.
+
+ONNX is a protocol buffer (protobuf.dev/programming-guides/encoding). Two facts keep this small: fields that are
+not looked at are copied as they stand, and the concatenation of two messages is their merger, so that initialisers
+are added by appending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from variegate.keys.artefact import Spec
+from variegate.keys.errors import Refusal, RefusedError
+
+LOCATION = "k"
+"""Where a copy's graph says that its external initialisers are; they come from memory."""
+
+# Field numbers of ModelProto, GraphProto, TensorProto and StringStringEntryProto in onnx.proto.
+_GRAPH = 7
+_INITIALISER = 5
+_DIMENSIONS, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE = 1, 2, 8, 9, 13, 14
+_KEY, _VALUE = 1, 2
+_OUTSIDE = 1  # TensorProto.DataLocation.EXTERNAL
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_TYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+}
+_NUMBERS = {name: number for number, name in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """One initialiser of a graph.
+
+    Attributes:
+        spec: Its name, type and shape; the type is empty when it is none of `keys.artefact.DTYPES`.
+        external: Whether its data lies elsewhere.
+        raw: Its data, little-endian; empty when it is written in another way.
+    """
+
+    spec: Spec
+    external: bool
+    raw: memoryview = field(repr=False)
+
+
+def take_out(model: bytes | memoryview, wanted: Callable[[Initialiser], bool]) -> tuple[bytes, list[Initialiser]]:
+    """Splits initialisers off a model.
+
+    Args:
+        model: A serialised ModelProto.
+        wanted: Which to take.
+
+    Returns:
+        The model without them, and what was taken.
+
+    Raises:
+        RefusedError: `MODEL`, when it is no protocol buffer.
+    """
+    taken: list[Initialiser] = []
+
+    def keep(number: int, value: int | memoryview) -> bool:
+        if number != _INITIALISER or isinstance(value, int):
+            return True
+        found = _initialiser(value)
+        if wanted(found):
+            taken.append(found)
+        return not wanted(found)
+
+    out = bytearray()
+    for number, value, whole in _fields(memoryview(model)):
+        if number == _GRAPH and not isinstance(value, int):
+            inner = b"".join(part for n, v, part in _fields(value) if keep(n, v))
+            out += _message(_GRAPH, inner)
+        else:
+            out += whole
+    return bytes(out), taken
+
+
+def declare(specs: Iterable[Spec], *, zeros: bool) -> bytes:
+    """Initialisers to append to a serialised model.
+
+    Args:
+        specs: Of the initialisers.
+        zeros: Whether they hold zeros, or are said to be external at `LOCATION`.
+
+    Returns:
+        A ModelProto that holds nothing else.
+    """
+    tensors = []
+    for spec in specs:
+        parts = [_number(_DIMENSIONS, size) for size in spec.shape]
+        parts += [_number(_TYPE, _NUMBERS[spec.dtype]), _message(_NAME, spec.name.encode())]
+        if zeros:
+            parts.append(_message(_RAW, bytes(spec.bytes)))
+        else:
+            place = _message(_KEY, b"location") + _message(_VALUE, LOCATION.encode())
+            length = _message(_KEY, b"length") + _message(_VALUE, str(spec.bytes).encode())
+            parts += [_message(_EXTERNAL, place), _message(_EXTERNAL, length), _number(_PLACE, _OUTSIDE)]
+        tensors.append(_message(_INITIALISER, b"".join(parts)))
+    return _message(_GRAPH, b"".join(tensors))
+
+
+def _initialiser(tensor: memoryview) -> Initialiser:
+    shape: list[int] = []
+    name, kind, external, raw = b"", 0, False, memoryview(b"")
+    for number, value, _ in _fields(tensor):
+        match number, value:
+            case 1, int(size):
+                shape.append(size)
+            case 1, memoryview() as packed:
+                at = 0
+                while at < len(packed):
+                    size, at = _varint(packed, at)
+                    shape.append(size)
+            case 2, int(found):
+                kind = found
+            case 8, memoryview() as text:
+                name = bytes(text)
+            case 9, memoryview() as data:
+                raw = data
+            case 14, int(place):
+                external = place == _OUTSIDE
+    return Initialiser(Spec(name.decode("utf-8", "replace"), _TYPES.get(kind, ""), tuple(shape)), external, raw)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """Number, value and the whole bytes of each field."""
+    at = 0
+    while at < len(data):
+        start = at
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        value: int | memoryview
+        if wire == _VARINT:
+            value, at = _varint(data, at)
+        else:
+            if wire == _BYTES:
+                length, at = _varint(data, at)
+            elif wire in (_FIXED64, _FIXED32):
+                length = 8 if wire == _FIXED64 else 4
+            else:
+                raise _broken()
+            value, at = data[at : at + length], at + length
+            if at > len(data):
+                raise _broken()
+        yield number, value, data[start:at]
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:  # noqa: PLR2004  ten bytes of seven bits at most
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004  the last byte has no high bit
+            return value, at
+        shift += 7
+    raise _broken()
+
+
+def _number(field_number: int, value: int) -> bytes:
+    return _encoded(field_number << 3 | _VARINT) + _encoded(value)
+
+
+def _message(field_number: int, value: bytes) -> bytes:
+    return _encoded(field_number << 3 | _BYTES) + _encoded(len(value)) + value
+
+
+def _encoded(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:  # noqa: PLR2004
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _broken() -> RefusedError:
+    return RefusedError(Refusal.MODEL, "graph is no ONNX model")

@@ -1,0 +1,231 @@
+"""The ASGI application: a handful of fixed paths in front of one label port.
+
+Written against ASGI itself: a dozen fixed paths need no framework, which would be one more package in the process and
+more time for every query.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from variegate.serve import encodings, oip
+from variegate.serve.answers import BUSY, INPUT, RETRY_S, TOO_LARGE, Fault, fault_of
+from variegate.serve.dispatcher import Dispatcher, Query
+from variegate.serve.health import Health
+from variegate.serve.limits import ServeLimits, Spec
+from variegate.serve.metrics import CONTENT_TYPE, Metrics
+from variegate.serve.peers import Permit, peer_of
+from variegate.serve.protocol import PERMIT
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_JSON, _BINARY = b"application/json", b"application/octet-stream"
+_TAKEN = {_JSON, _BINARY}
+_ONCE = {b"content-length", b"content-encoding", b"content-type", b"inference-header-content-length"}
+_MAX_DIGITS = 12
+_NOT_FOUND = Fault(404, INPUT, "http", "no such path or model")
+_METHOD = Fault(405, INPUT, "http", "method not allowed")
+_MEDIA = Fault(415, INPUT, "http", "body is neither application/json nor application/octet-stream")
+_ENCODING = Fault(415, INPUT, "http", "content encoding is none of gzip, deflate and identity")
+_BROWSER = Fault(403, INPUT, "http", "requests of web pages are not served")
+_HEADERS = Fault(400, INPUT, "http", "a header is malformed or given twice")
+_FULL = Fault(503, BUSY, "busy", "too many requests are being read", RETRY_S)
+
+
+class _GoneError(Exception):
+    """The client left while its body was read."""
+
+
+class _FaultError(Exception):
+    """Carries a fault up to where it is answered."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.reason)
+        self.fault = fault
+
+
+class App:
+    """Serves the Open Inference Protocol v2.
+
+    Args:
+        spec: What the copy takes.
+        limits: Bounds on clients.
+        dispatcher: Answers queries.
+        health: Knows whether it can.
+        metrics: Counts.
+        version: Of Variegate, for the server's metadata.
+        show_metrics: Whether /metrics is served here.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: Spec,
+        limits: ServeLimits,
+        dispatcher: Dispatcher,
+        health: Health,
+        metrics: Metrics,
+        version: str,
+        show_metrics: bool,
+    ) -> None:
+        self._spec, self._dispatcher, self._health, self._metrics = spec, dispatcher, health, metrics
+        self._max_buffer = max(limits.max_buffer_bytes, spec.body_bytes)
+        self._too_large = Fault(413, TOO_LARGE, "too-large", f"body of more than {spec.body_bytes} bytes")
+        self._buffered = 0
+        model = b"/v2/models/" + oip.MODEL.encode("ascii")
+        bases = (model, model + b"/versions/" + spec.version.encode("ascii"))
+        metadata = oip.model_metadata(spec)
+        self._pages: dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]] = {
+            b"/v2": ("metadata", lambda: (200, oip.server_metadata(version))),
+            b"/v2/health/live": ("health", lambda: (200, b'{"live":true}')),
+            b"/v2/health/ready": ("health", self._ready),
+        }
+        for base in bases:
+            self._pages[base] = ("metadata", lambda: (200, metadata))
+            self._pages[base + b"/ready"] = ("health", self._model_ready)
+        if show_metrics:
+            self._pages[b"/metrics"] = ("metrics", lambda: (200, metrics.exposition()))
+        self._infer_paths = frozenset(base + b"/infer" for base in bases)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        path: bytes = scope["raw_path"]
+        if path in self._infer_paths:
+            if scope["method"] == "POST":
+                await self._infer(scope, receive, send)
+            else:
+                await self._fault(send, "infer", _METHOD, (b"allow", b"POST"))
+        elif path in self._pages:
+            kind, page = self._pages[path]
+            if scope["method"] in {"GET", "HEAD"}:
+                status, body = page()
+                await self._send(send, kind, status, body, CONTENT_TYPE if kind == "metrics" else _JSON)
+            else:
+                await self._fault(send, kind, _METHOD, (b"allow", b"GET, HEAD"))
+        else:
+            await self._fault(send, "other", _NOT_FOUND)
+
+    def _ready(self) -> tuple[int, bytes]:
+        ready = self._health.ready
+        return (200 if ready else 503), b'{"ready":%s}' % (b"true" if ready else b"false")
+
+    def _model_ready(self) -> tuple[int, bytes]:
+        status, _ = self._ready()
+        return status, json.dumps({"name": oip.MODEL, "ready": status == 200}).encode("ascii")  # noqa: PLR2004
+
+    async def _infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        held = [0]
+        try:
+            headers = _headers(scope["headers"])
+            body = await self._body(receive, headers.get(b"content-length"), held)
+            plain = encodings.decoded(body, headers.get(b"content-encoding", b"identity"), self._spec.body_bytes)
+            request = oip.parse_infer(plain, _number(headers.get(b"inference-header-content-length")), self._spec)
+            permit = _permit(scope)
+
+            def hold(query: Query) -> None:
+                permit.on_lost = lambda: self._dispatcher.give_up(query)
+
+            try:
+                labels = await self._dispatcher.labels(permit.peer, request.frames, hold)
+            finally:
+                permit.on_lost = None
+            reply, split = oip.infer_reply(labels, request, self._spec.version)
+        except _GoneError:
+            return
+        except _FaultError as error:
+            await self._fault(send, "infer", error.fault)
+        except Exception as error:  # noqa: BLE001 - fault_of knows ours, and says nothing of others
+            await self._fault(send, "infer", fault_of(error))
+        else:
+            # Counted before it is sent: a client that does not take its answer has still been given labels.
+            self._metrics.answered(len(labels), time.perf_counter() - began)
+            extra = () if split is None else ((b"inference-header-content-length", str(split).encode("ascii")),)
+            await self._send(send, "infer", 200, reply, _JSON if split is None else _BINARY, *extra)
+        finally:
+            self._buffered -= held[0]
+
+    async def _body(self, receive: Receive, stated: bytes | None, held: list[int]) -> bytes | bytearray:
+        """The whole body, within its own bound and that of all bodies together."""
+        if stated is not None and (_number(stated) or 0) > self._spec.body_bytes:
+            raise _FaultError(self._too_large)  # before `receive`, which would ask the client to go on sending
+        parts = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise _GoneError
+            chunk: bytes = message.get("body", b"")
+            if len(parts) + len(chunk) > self._spec.body_bytes:
+                raise _FaultError(self._too_large)
+            if self._buffered + len(chunk) > self._max_buffer:
+                raise _FaultError(_FULL)
+            held[0] += len(chunk)
+            self._buffered += len(chunk)
+            if not message.get("more_body", False):
+                if not parts:
+                    return chunk
+                parts += chunk
+                return parts
+            parts += chunk
+
+    async def _fault(self, send: Send, kind: str, fault: Fault, *extra: tuple[bytes, bytes]) -> None:
+        self._metrics.refusals[fault.reason] += 1
+        wait = fault.retry_after
+        if wait is not None:
+            extra = (*extra, (b"retry-after", wait))
+        await self._send(send, kind, fault.status, fault.body, _JSON, *extra)
+
+    async def _send(
+        self, send: Send, kind: str, status: int, body: bytes, content_type: bytes, *extra: tuple[bytes, bytes]
+    ) -> None:
+        self._metrics.requests[kind, status] += 1
+        length = str(len(body)).encode("ascii")
+        headers = [(b"content-type", content_type), (b"content-length", length), *extra]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _headers(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers that matter for infer, each given once at most."""
+    out: dict[bytes, bytes] = {}
+    for name, value in found:
+        if name in _ONCE:
+            if name in out:
+                raise _FaultError(_HEADERS)
+            out[name] = value.strip()
+        elif name == b"origin":
+            # A page in the owner's browser could otherwise spend the budget: such a request needs no preflight.
+            raise _FaultError(_BROWSER)
+    kind = out.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
+    if kind not in _TAKEN:
+        raise _FaultError(_MEDIA)
+    encoding = out.get(b"content-encoding")
+    if encoding is not None:
+        out[b"content-encoding"] = encoding.lower()
+        if not encodings.known(encoding.lower()):
+            raise _FaultError(_ENCODING)
+    return out
+
+
+def _number(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
+        raise _FaultError(_HEADERS)
+    return int(value)
+
+
+def _permit(scope: Scope) -> Permit:
+    found = scope.get("extensions", {}).get(PERMIT)
+    if isinstance(found, Permit):
+        return found
+    client = scope.get("client")
+    return Permit(peer_of(client[0]) if client else "unknown", lambda: None)

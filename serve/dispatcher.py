@@ -1,0 +1,179 @@
+"""Queries from the event loop to the one engine and back, so that an engine that hangs stops nothing else.
+
+One thread asks the port: the engine is one, and a second thread would only wait for the first inside of it, where no
+fairness reaches. The loop never calls the port itself, however short a query may seem: an enclave may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
+from variegate.runtime.port import LabelPort
+from variegate.serve.answers import BusyError, LeftError, TimeLimitError
+from variegate.serve.fair import FairQueue
+from variegate.serve.limits import ServeLimits
+
+Labels = NDArray[np.int64]
+Answer = Labels | Exception
+
+
+class Query:
+    """One batch on its way. `done` is called once on the loop, unless it is dropped first."""
+
+    __slots__ = ("done", "frames", "timer")
+
+    def __init__(self, frames: NDArray[Any], done: Callable[[Answer], None]) -> None:
+        self.frames: NDArray[Any] | None = frames
+        self.done: Callable[[Answer], None] | None = done
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Dispatcher:
+    """Serialises the queries of all clients, fairly. Made and used on the thread of the loop.
+
+    Args:
+        port: What answers. Only `classify_batch` is called here, from one thread.
+        limits: How many may wait, and how long.
+        loop: The running loop.
+    """
+
+    def __init__(self, port: LabelPort, limits: ServeLimits, loop: asyncio.AbstractEventLoop) -> None:
+        self._port = port
+        self._loop = loop
+        self._answer_s = limits.answer_s
+        self._lock = threading.Lock()
+        self._queue: FairQueue[Query] = FairQueue(limits.max_queue, limits.max_peer_queue)
+        self._tokens: SimpleQueue[bool] = SimpleQueue()
+        self._closing = False
+        self.last_error: Exception | None = None
+        """Of the latest query, when the port and not the query was at fault. Read by the health."""
+        self.failed_at = float("-inf")
+        """When that was, on the monotonic clock."""
+        self._thread = threading.Thread(target=self._work, name="variegate-labels", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Queries that wait for the engine."""
+        return len(self._queue)
+
+    def ask(self, peer: str, frames: NDArray[Any], done: Callable[[Answer], None]) -> Query:
+        """Queues a batch.
+
+        Args:
+            peer: Whose share it counts against.
+            frames: (N, *shape), not changed until it is answered.
+            done: Gets labels int64 (N,), or the error, on the loop.
+
+        Raises:
+            BusyError: There is no room to wait.
+            MisuseError: The server is closing.
+        """
+        if self._closing:
+            raise MisuseError("server is closing")
+        query = Query(frames, done)
+        with self._lock:
+            if not self._queue.push(peer, len(frames), query):
+                raise BusyError("too many queries are waiting")
+        query.timer = self._loop.call_later(self._answer_s, self._expire, query)
+        self._tokens.put(True)
+        return query
+
+    async def labels(self, peer: str, frames: NDArray[Any], hold: Callable[[Query], None]) -> Labels:
+        """As `ask`, awaited.
+
+        Args:
+            peer: Whose share it counts against.
+            frames: (N, *shape).
+            hold: Gets the query, so that whoever sees the client leave can `drop` it.
+
+        Raises:
+            VariegateError: What the port raised, and what `ask` raises.
+            asyncio.CancelledError: The query was dropped by cancelling.
+        """
+        future: asyncio.Future[Answer] = self._loop.create_future()
+
+        def done(answer: Answer) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        query = self.ask(peer, frames, done)
+        hold(query)
+        try:
+            answer = await future
+        finally:
+            self.drop(query)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def drop(self, query: Query) -> None:
+        """Forgets a query; one that has not begun is not charged."""
+        if query.done is None:
+            return
+        query.done = None
+        if query.timer is not None:
+            query.timer.cancel()
+        with self._lock:
+            self._queue.remove(query)
+        query.frames = None
+
+    def give_up(self, query: Query) -> None:
+        """Answers a query whose client has left with an error, so that nobody waits for it."""
+        self._finish(query, LeftError("the client has left"))
+
+    def close(self, wait_s: float) -> None:
+        """Answers nothing more. A query inside of the engine is waited for; a hung one is left behind."""
+        self._closing = True
+        self._tokens.put(False)
+        self._thread.join(wait_s)
+
+    def _expire(self, query: Query) -> None:
+        self._finish(query, TimeLimitError("no answer in time"))
+
+    def _finish(self, query: Query, answer: Answer) -> None:
+        done = query.done
+        self.drop(query)
+        if done is not None:
+            done(answer)
+
+    def _work(self) -> None:
+        while self._tokens.get():
+            with self._lock:
+                query = self._queue.pop()
+            frames = None if query is None else query.frames
+            if query is None or frames is None:
+                continue
+            answer = self._answer(frames)
+            try:
+                self._loop.call_soon_threadsafe(self._finish, query, answer)
+            except RuntimeError:  # the loop has ended
+                return
+
+    def _answer(self, frames: NDArray[Any]) -> Answer:
+        try:
+            labels = self._port.classify_batch(frames)
+        except VariegateError as error:
+            found: Exception = error
+        except Exception as error:  # noqa: BLE001 - nothing foreign may reach a client or end this thread
+            found = DeviceError(f"the port failed ({type(error).__name__})")
+        else:
+            self.last_error = None
+            return labels
+        if not isinstance(found, LimitError) and not _of_client(found):
+            self.failed_at = time.monotonic()
+            self.last_error = found
+        return found
+
+
+def _of_client(error: Exception) -> bool:
+    return isinstance(error, RefusedError) and error.refusal is Refusal.INPUT

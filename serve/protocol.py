@@ -1,0 +1,253 @@
+"""HTTP connections that cannot be held open, stuffed or confused: uvicorn's own, with bounds around it.
+
+uvicorn waits for ever for a request's first byte, its head and its body, and bounds neither the number of headers nor
+their size with httptools. Everything here is said in terms of what asyncio and httptools call: bytes come, a message
+begins, headers are complete, the message is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from variegate.serve.limits import ServeLimits
+from variegate.serve.metrics import Metrics
+from variegate.serve.peers import Permit, peer_of_certificate
+
+_TEXTS = {400: "malformed HTTP", 408: "request took too long", 431: "request head too large"}
+PERMIT = "variegate.permit"
+"""Key of the connection's permit in `scope["extensions"]`."""
+
+
+class _RefusedHeadError(Exception):
+    """Ends the parsing of a message. httptools wraps it."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        config: Of uvicorn.
+        state: Of uvicorn: connections and tasks.
+        limits: Times and sizes.
+        metrics: Counts what is refused here.
+        permit: Of this connection; released with it.
+        body_bytes: Most that is read of a body nobody wants any more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: ServerState,
+        *,
+        limits: ServeLimits,
+        metrics: Metrics,
+        permit: Permit,
+        body_bytes: int,
+    ) -> None:
+        super().__init__(config, state, {})
+        self._limits, self._metrics, self._permit, self._body_bytes = limits, metrics, permit, body_bytes
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._in_message = self._in_head = False
+        self._head_bytes = self._raw_bytes = self._unwanted = 0
+        self._completed = False
+        self._framed: set[bytes] = set()
+        self._status = 400
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake, if any, is done."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        secured = transport.get_extra_info("ssl_object")
+        certificate = None if secured is None else secured.getpeercert(binary_form=True)
+        if certificate:
+            self._permit.peer = peer_of_certificate(certificate)
+        self._expect(self._limits.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side left, or we closed."""
+        self._permit.release()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._write_timer = None
+        super().connection_lost(exc)
+        # uvicorn leaves this one running when a connection breaks, and with it all that it refers to.
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        lost, self._permit.on_lost = self._permit.on_lost, None
+        if lost is not None:
+            lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Parses within bounds."""
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        if self._deadline is None and not self._in_message:
+            self._expect(self._limits.head_s)  # also for bytes that begin no message, as empty lines do
+        self._completed = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400)
+        except httptools.HttpParserError:
+            self._refuse(self._status)
+        else:
+            if not self._completed and (self._in_head or not self._in_message):
+                # A header without an end is not seen by `on_header`.
+                self._raw_bytes += len(data)
+                if self._raw_bytes > self._limits.max_head_bytes and not self.transport.is_closing():
+                    self._refuse(431)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if len(self.pipeline) >= self._limits.max_pipelined:
+            raise _RefusedHeadError
+        super().on_message_begin()
+        extensions: dict[str, dict[object, object]] = {PERMIT: cast("dict[object, object]", self._permit)}
+        self.scope["extensions"] = extensions
+        self._in_message = self._in_head = True
+        self._head_bytes = self._unwanted = 0
+        self._framed = set()
+        if self._deadline is None:
+            self._expect(self._limits.head_s)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or a trailer of a chunked body; trailers are dropped."""
+        self._head(len(name) + len(value))
+        if not self._in_head:
+            return
+        if len(self.headers) >= self._limits.max_headers:
+            self._status = 431
+            raise _RefusedHeadError
+        lower = name.lower()
+        if lower in {b"content-length", b"transfer-encoding", b"host"}:
+            # Two readings of where a body ends are two requests for who stands behind a proxy (RFC 9112, 6.3).
+            if lower in self._framed or (lower != b"host" and self._framed & {b"content-length", b"transfer-encoding"}):
+                raise _RefusedHeadError
+            self._framed.add(lower)
+        if lower == b"transfer-encoding" and value.lower() != b"chunked":
+            raise _RefusedHeadError
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: the app starts."""
+        self._in_head = False
+        self._raw_bytes = 0
+        super().on_headers_complete()
+        self._expect(self._limits.body_s)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > self._body_bytes:
+                self.transport.abort()
+                return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._in_message = False
+        self._completed = True
+        self._raw_bytes = 0
+        self._deadline = None
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not take what is written to it."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        if self._write_timer is not None and not self.transport.is_closing():
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def on_response_complete(self) -> None:
+        """An answer was written, and with `Connection: close` the connection is closing."""
+        super().on_response_complete()
+        self._cut_later()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No request came for a while."""
+        super().timeout_keep_alive_handler()
+        self._cut_later()
+
+    def shutdown(self) -> None:
+        """No request after the ones that are here."""
+        super().shutdown()
+        self._cut_later()
+        for cycle, _ in self.pipeline:
+            cycle.keep_alive = False
+
+    def _cut_later(self) -> None:
+        """A closing connection waits for the client to take the rest; this bounds that."""
+        if self._write_timer is None and self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
+
+    def _head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._status = 431
+            raise _RefusedHeadError
+
+    def _expect(self, seconds: float) -> None:
+        """Moves the time by which reading must have got on. One timer, which looks again when it was moved."""
+        due = self.loop.time() + seconds
+        self._deadline = due
+        if self._timer is not None and self._timer.when() > due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline is None or self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is us who do not read
+            self._expect(self._limits.body_s)
+        elif self._deadline > self.loop.time():
+            self._timer = self.loop.call_at(self._deadline, self._look)
+        elif self._in_message:
+            self._refuse(408)
+        else:
+            self.transport.close()
+            self._cut_later()
+
+    def _refuse(self, status: int) -> None:
+        """Answers what cannot be served, where an answer still has a place, and closes."""
+        cycle: Any = self.cycle
+        waiting = cycle is not None and not cycle.response_complete
+        self._metrics.requests["other", status] += 1
+        if waiting and (self._in_head or self.pipeline or cycle.response_started):
+            # An answer to an earlier request is due, and this would be taken for it.
+            self.transport.abort()
+            return
+        body = b'{"error":"%s"}' % _TEXTS[status].encode("ascii")
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+            % (status, HTTPStatus(status).phrase.encode("ascii"), len(body), body)
+        )
+        self.transport.close()
+        self._cut_later()
+        if waiting:
+            cycle.disconnected = True
+            cycle.message_event.set()

@@ -1,0 +1,257 @@
+"""The label socket: the shortest way from another language on the same machine to a label.
+
+A Unix stream socket. Clients share the engine with those of HTTP, fairly: a user id is a peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from uvicorn.server import ServerState
+
+from variegate.keys.errors import MisuseError
+from variegate.serve import socket_wire as wire
+from variegate.serve.answers import Fault, fault_of
+from variegate.serve.dispatcher import Answer, Dispatcher, Query
+from variegate.serve.limits import ServeLimits, Spec
+from variegate.serve.listener import Listener
+from variegate.serve.metrics import Metrics
+from variegate.serve.peers import Doorkeeper, Permit
+
+_BACKLOG = 64
+_CREDENTIALS = struct.Struct("iII")
+
+
+class SocketConnection(asyncio.BufferedProtocol):
+    """One client: hello, then query and answer in turn. The next query is not read before the answer is written.
+
+    Args:
+        permit: Of this connection; released with it.
+        spec: What the copy takes.
+        limits: Times.
+        dispatcher: Answers queries.
+        metrics: Counts.
+        state: Where the server finds the connections to close.
+    """
+
+    def __init__(
+        self,
+        permit: Permit,
+        *,
+        spec: Spec,
+        limits: ServeLimits,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        state: ServerState,
+    ) -> None:
+        self._permit, self._spec, self._limits = permit, spec, limits
+        self._dispatcher, self._metrics, self._connections = dispatcher, metrics, cast("set[Any]", state.connections)
+        self._loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self._head = bytearray(wire.QUERY_BYTES)
+        self._asked: wire.QueryHead | None = None
+        self._frames: NDArray[np.uint8] | None = None
+        self._target = memoryview(self._head)
+        self._have = 0
+        self._query: Query | None = None
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._last = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client got in."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._connections.add(self)
+        self.transport.write(wire.hello(self._spec))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It left, or was closed: a query that waits is dropped and not charged."""
+        del exc
+        self._connections.discard(self)
+        self._permit.release()
+        if self._query is not None:
+            self._dispatcher.drop(self._query)
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: never beyond the message that is being read."""
+        del sizehint
+        return self._target[self._have :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._limits.body_s, self.transport.abort)
+        self._have += nbytes
+        if self._have < len(self._target):
+            return
+        if self._frames is None:
+            self._take_head()
+        else:
+            self._take_frames(self._frames)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers."""
+        if self._write_timer is None and self.transport is not None:
+            self._write_timer = self._loop.call_later(self._limits.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        if self._write_timer is not None and self.transport is not None and not self.transport.is_closing():
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def shutdown(self) -> None:
+        """The server stops: at once, or after the answer that is due."""
+        if self._query is not None:
+            self._last = True
+        elif self.transport is not None:
+            self.transport.close()
+
+    def _take_head(self) -> None:
+        try:
+            self._asked = wire.query_head(self._head, self._spec)
+        except wire.HeadError as error:
+            self._last = True
+            self._refuse(error.id, fault_of(error))
+            return
+        self._frames = np.empty(self._asked.count * self._spec.frame_bytes, np.uint8)
+        self._target, self._have = self._frames.data, 0
+
+    def _take_frames(self, raw: NDArray[np.uint8]) -> None:
+        assert self.transport is not None  # noqa: S101 - narrows a type
+        self._stop_timer()
+        self.transport.pause_reading()
+        self._began = time.perf_counter()
+        kind = np.dtype(self._spec.dtype).newbyteorder("<")
+        frames = raw.view(kind).reshape(-1, *self._spec.shape)
+        try:
+            self._query = self._dispatcher.ask(self._permit.peer, frames, self._answered)
+        except Exception as error:  # noqa: BLE001 - fault_of knows ours, and says nothing of others
+            self._answered(error)
+
+    def _answered(self, found: Answer) -> None:
+        self._query = None
+        if self.transport is None or self.transport.is_closing() or self._asked is None:
+            return
+        if isinstance(found, Exception):
+            self._refuse(self._asked.id, fault_of(found))
+            return
+        self._metrics.answered(len(found), time.perf_counter() - self._began)
+        self._metrics.requests["socket", 200] += 1
+        self._write(wire.answer(self._asked.id, found))
+
+    def _refuse(self, query: int, fault: Fault) -> None:
+        self._metrics.refusals[fault.reason] += 1
+        self._metrics.requests["socket", fault.status] += 1
+        self._write(wire.refusal(query, fault))
+
+    def _write(self, message: bytes) -> None:
+        assert self.transport is not None  # noqa: S101 - narrows a type
+        self.transport.write(message)
+        self._asked = self._frames = None
+        self._target, self._have = memoryview(self._head), 0
+        if self._last:
+            self._stop_timer()
+            self.transport.close()
+            if self.transport.get_write_buffer_size():  # closing waits for the client to take the rest
+                self.pause_writing()
+        else:
+            self.transport.resume_reading()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def socket_listener(
+    sock: socket.socket,
+    *,
+    spec: Spec,
+    limits: ServeLimits,
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    state: ServerState,
+) -> Listener:
+    """Serves on a socket of `bound_socket`; clients are counted apart from those of HTTP."""
+
+    def make(permit: Permit) -> SocketConnection:
+        return SocketConnection(permit, spec=spec, limits=limits, dispatcher=dispatcher, metrics=metrics, state=state)
+
+    return Listener(sock, Doorkeeper(limits), make, limits=limits, metrics=metrics, name=_user, full=b"")
+
+
+@contextlib.contextmanager
+def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
+    """A listening Unix socket; its file goes with it.
+
+    Args:
+        path: Must not be there, or be a socket that nobody serves any more.
+        mode: Of the file: who may write to it may ask for labels.
+
+    Raises:
+        MisuseError: The path cannot be used.
+    """
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            sock.bind(str(path))
+            path.chmod(mode)  # nobody can connect before `listen`
+            sock.listen(_BACKLOG)
+            made = path.stat().st_ino
+        except (OSError, ValueError) as error:
+            reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "path is not usable"
+            raise MisuseError(f"cannot listen on {path}: {reason}") from None
+        try:
+            yield sock
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == made:
+                    path.unlink()
+    finally:
+        sock.close()
+
+
+def _clear(path: Path) -> None:
+    """Removes a socket that a killed server left; refuses anything else."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise MisuseError(f"{path} is there already and no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            pass
+    raise MisuseError(f"{path} is served already")
+
+
+def _user(accepted: socket.socket) -> str:
+    """The user id at the other end, as the kernel knows it."""
+    try:
+        raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return "unknown"
+    return f"uid {_CREDENTIALS.unpack(raw)[1]}"

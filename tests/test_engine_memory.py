@@ -1,0 +1,216 @@
+"""Weights stay in the memory that they were given: what a serving process holds besides, read from outside.
+
+The reader sees what root sees in `/proc/PID/mem`. It knows the tensors as they are sold, as they are laid out, and
+transposed, as packed panels have them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.bases import CIFAR10, GTSRB, Subject
+from benchmarks.settings import calibrated
+from benchmarks.zoo.data import require_data
+from tests.support.artefacts import frames, tiny_payload
+from tests.support.in_place import SEED, manifest
+from tests.support.windows import Windows
+from variegate.export.fuse import fuse
+from variegate.keys import recipe
+from variegate.keys.artefact import Payload, Spec
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.runtime import arrange as arranging
+from variegate.runtime.arrange import arrange, optimised
+from variegate.runtime.engine import Engine
+from variegate.runtime.opening import Copy
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("qim", "permutation", "spread")
+SUBJECTS = {"cifar10": CIFAR10, "gtsrb": GTSRB}
+BATCHES = (1, 7, 64)
+
+
+@cache
+def payload_of(name: str, kind: str) -> tuple[Payload, NDArray[np.uint8]]:
+    """A copy's payload, and frames for it."""
+    require_data()
+    subject: Subject = SUBJECTS[name]
+    images, _ = subject.test_set(500)
+    template = fuse(subject.base, calibrated(name, kind), "uint8")
+    return Payload(template.tensors, images[:8].tobytes(), template.graph, template.constants), images
+
+
+def laid_out(payload: Payload, *, aid: Any = optimised) -> tuple[Payload, bytearray]:
+    """Arranged in ordinary memory."""
+    memory = bytearray()
+
+    def allocate(count: int) -> memoryview:
+        memory.extend(b"\xaa" * count)
+        return memoryview(memory)
+
+    return arrange(payload, recipe.expand(payload.tensors, SEED), allocate, aid), memory
+
+
+def windows(payload: Payload) -> Windows:
+    """Of every weight and keyed tensor, as sold, laid out, and transposed."""
+    sold = [*payload.constants.values(), *recipe.expand(payload.tensors, SEED).values()]
+    laid, _ = laid_out(payload)
+    return Windows([*sold, *laid.constants.values(), *(value.T for value in sold if value.ndim == 2)])
+
+
+class Server:
+    """A process that serves."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.pid = process.pid
+        self._process = process
+        start, end = self._line().split()
+        self.region = int(start), int(end)
+
+    def labels(self, count: int) -> list[int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return [int(label) for label in self._line().split()]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process ended"
+        return line
+
+
+@contextmanager
+def server(payload: Payload, shown: NDArray[Any], mode: str, folder: Path) -> Iterator[Server]:
+    (folder / "payload").write_bytes(payload.to_bytes())
+    np.save(folder / "frames.npy", shown)
+    command = [sys.executable, "-m", "tests.support.in_place", "payload", "frames.npy", mode]
+    command[3:5] = [str(folder / "payload"), str(folder / "frames.npy")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Server(process)
+        finally:
+            process.kill()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "kind"), [("cifar10", "qim"), ("gtsrb", "qim"), ("gtsrb", "permutation"), ("gtsrb", "spread")]
+)
+def test_serving_in_place_leaves_no_window_in_ordinary_memory(name: str, kind: str, tmp_path: Path) -> None:
+    payload, shown = payload_of(name, kind)
+    sought = windows(payload)
+    with server(payload, shown[:64], "in-place", tmp_path) as served:
+        for count in BATCHES:
+            served.labels(count)
+        assert sought.found_in(served.pid, served.region) == []
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "kind"), [("cifar10", "qim"), ("gtsrb", "permutation")])
+def test_the_normal_engine_leaves_windows_that_the_same_search_finds(name: str, kind: str, tmp_path: Path) -> None:
+    payload, shown = payload_of(name, kind)
+    with server(payload, shown[:64], "normal", tmp_path) as served:
+        assert windows(payload).found_in(served.pid)
+        keyed = Windows(recipe.expand(payload.tensors, SEED).values())
+        assert keyed.found_in(served.pid)
+
+
+@pytest.mark.data
+def test_without_clearing_a_panel_stays_on_the_stack(tmp_path: Path) -> None:
+    payload, shown = payload_of("gtsrb", "spread")
+    with server(payload, shown[:64], "no-scrub", tmp_path) as served:
+        served.labels(7)
+        assert windows(payload).found_in(served.pid, served.region) == ["[stack]"]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_both_engines_answer_alike(name: str, kind: str) -> None:
+    payload, shown = payload_of(name, kind)
+    laid, memory = laid_out(payload)
+    assert any("reorder" in constant for constant in laid.constants), "onnxruntime's layout was not taken over"
+    said = manifest(shown)
+    normal = Engine(Copy.expand(payload, SEED, said))
+    placed = Engine(Copy.from_region(said, memoryview(memory)), in_place=True)
+    canaries = np.frombuffer(payload.canaries, np.uint8).reshape(-1, *said.shape)
+    for batch in (canaries, shown, shown[:1], shown[3:10]):
+        assert placed.run(batch).tolist() == normal.run(batch).tolist()
+        placed.scrub()
+    # One by one as well: other kernels run for a single frame.
+    assert [placed.run(shown[i : i + 1])[0] for i in range(100)] == normal.run(shown[:100]).tolist()
+
+
+def test_a_graph_that_cannot_be_marked_is_served_as_it_is() -> None:
+    payload, said = tiny_payload(), manifest(frames(1))
+    for aid in (nothing_optimised, optimised_with_one_weight_changed):
+        laid, memory = laid_out(payload, aid=aid)
+        assert set(laid.constants) == {"w", "order", "signs"}
+        placed = Engine(Copy.from_region(said, memoryview(memory)), in_place=True)
+        shown = frames(50)
+        assert placed.run(shown).tolist() == Engine(Copy.expand(payload, SEED, said)).run(shown).tolist()
+
+
+def nothing_optimised(graph: bytes, specs: list[Spec]) -> None:
+    """As where no file can be written."""
+
+
+def optimised_with_one_weight_changed(graph: bytes, specs: list[Spec]) -> bytes:
+    """As when a fusion calculates."""
+    out = optimised(graph, specs)
+    assert out is not None
+    mark = arranging._marks(specs)
+    assert mark is not None
+    old = mark["w"].tobytes()
+    assert out.count(old) == 1
+    return out.replace(old, old[:40] + old[:4] + old[44:])
+
+
+def test_what_optimises_sees_no_weight_and_no_seed() -> None:
+    payload = tiny_payload()
+    seen: list[bytes] = []
+
+    def aid(graph: bytes, specs: list[Spec]) -> bytes | None:
+        seen.append(graph + repr(specs).encode())
+        return optimised(graph, specs)
+
+    laid_out(payload, aid=aid)
+    keyed = recipe.expand(payload.tensors, SEED)
+    for value in (*payload.constants.values(), *keyed.values()):
+        assert value.tobytes()[:32] not in seen[0]
+
+
+def test_a_region_at_another_address_serves_the_same() -> None:
+    payload, said = tiny_payload(), manifest(frames(1))
+    _, memory = laid_out(payload)
+    elsewhere = bytearray(64 + len(memory))
+    elsewhere[3 : 3 + len(memory)] = memory
+    placed = Engine(Copy.from_region(said, memoryview(elsewhere)[3 : 3 + len(memory)]), in_place=True)
+    assert placed.run(frames(9)).tolist() == Engine(Copy.expand(payload, SEED, said)).run(frames(9)).tolist()
+
+
+def test_an_engine_in_place_needs_an_arranged_copy_and_one_thread() -> None:
+    payload, said = tiny_payload(), manifest(frames(1))
+    _, memory = laid_out(payload)
+    with pytest.raises(MisuseError):
+        Engine(Copy.expand(payload, SEED, said), in_place=True)
+    with pytest.raises(MisuseError):
+        Engine(Copy.from_region(said, memoryview(memory)), in_place=True, threads=2)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -64])
+def test_a_region_of_another_length_is_refused(length: int) -> None:
+    _, memory = laid_out(tiny_payload())
+    with pytest.raises(RefusedError) as refused:
+        Copy.from_region(manifest(frames(1)), memoryview(memory)[:length])
+    assert refused.value.refusal is Refusal.MALFORMED
