@@ -168,6 +168,10 @@ class Http:
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """As `Client.ask`."""
         self.send(queries)
+        return self.read()
+
+    def read(self) -> list[Answer]:
+        """The second half of `ask`."""
         found = [reply(self._reader.answer(), name) for name in self._names]
         if self._reader.surplus:
             raise LostError("more answers than queries")
@@ -251,7 +255,7 @@ class LabelSocket:
         self._asked = 0
         try:
             self.sock.connect(str(path))
-            self._read(socket_wire.HELLO_BYTES)
+            self.read(socket_wire.HELLO_BYTES)
         except (OSError, LostError) as error:
             self.close()
             raise TurnedAwayError from error
@@ -268,14 +272,15 @@ class LabelSocket:
 
     def _one(self, query: Query) -> Answer:
         self.send(query)
-        _, name, status, wait_ms, count, _ = struct.unpack("<4s5I", self._read(socket_wire.ANSWER_BYTES))
+        _, name, status, wait_ms, count, _ = struct.unpack("<4s5I", self.read(socket_wire.ANSWER_BYTES))
         if name != self._asked:
             raise LostError("the answer to another query")
         if status != socket_wire.OK:
             return Refused(status, status == 6, wait_ms != socket_wire.NO_RETRY)
-        return np.frombuffer(self._read(4 * count), "<u4").astype(np.int64)
+        return np.frombuffer(self.read(4 * count), "<u4").astype(np.int64)
 
-    def _read(self, count: int) -> bytes:
+    def read(self, count: int) -> bytes:
+        """As many bytes; `LostError` where the connection ends."""
         data = b""
         while len(data) < count:
             part = self.sock.recv(count - len(data))
@@ -301,19 +306,19 @@ def kinds(address: Address, path: Path) -> dict[str, Callable[[], Client]]:
     }
 
 
-def live(kind: str, make: Callable[[], Client], pool: Pool, gate: Gate, ledger: Ledger, seed: int) -> None:
+def live(kind: str, make: Callable[[], Client], pool: Pool, gate: Gate, ledger: Ledger, *, seed: int) -> None:
     """The life of a client: connects, asks some queries, leaves, again, until the gate ends."""
     rng = np.random.default_rng(seed)
     while True:
         try:
             with gate:
-                _session(kind, make, pool, gate, ledger, rng)
+                _session(kind, make, pool, gate, ledger, rng=rng)
         except EOFError:
             return
 
 
 def _session(
-    kind: str, make: Callable[[], Client], pool: Pool, gate: Gate, ledger: Ledger, rng: np.random.Generator
+    kind: str, make: Callable[[], Client], pool: Pool, gate: Gate, ledger: Ledger, *, rng: np.random.Generator
 ) -> None:
     try:
         client = make()

@@ -7,22 +7,27 @@ import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.cli import device_audit, device_serve
+from variegate.cli import device_attest, device_audit, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
+from variegate.cli.device_open import add_broker_options, isolated, opened
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
-from variegate.keys.errors import LimitError, Refusal, RefusedError
+from variegate.device_sim.hosting import host_for
+from variegate.isolation.host import Isolated
+from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
+from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
-from variegate.runtime.enclave import Enclave
+from variegate.runtime.port import LabelPort
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _MAX_IMAGE_BYTES = 1 << 30
 _LONGEST_WAIT_S = 600.0
 
@@ -30,7 +35,12 @@ _LONGEST_WAIT_S = 600.0
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Adds the group's commands."""
     commands = parser.add_subparsers(metavar="COMMAND")
+    _add_making(commands)
+    _add_asking(commands)
+    _add_showing(commands)
 
+
+def _add_making(commands: _Commands) -> None:
     example = "variegate device new camera7 --class camera-v1 --root seller.root"
     new = _command(commands, "new", "make a device that trusts a seller's root", example)
     new.add_argument("--class", required=True, dest="device_class", metavar="CLASS", help="kind of device")
@@ -38,6 +48,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
     help_tpm = "keep its key and counters in a TPM 2.0, swtpm:path=SOCKET or device:PATH (needs tpm2-pytss)"
     new.add_argument("--tpm", metavar="TCTI", help=help_tpm)
+    help_policy = "TOML file: how its enclave is isolated (default: a process of its own, secret pages)"
+    new.add_argument("--policy", type=Path, metavar="PATH", help=help_policy)
     new.set_defaults(run=_new)
 
     example = "variegate device identity camera7 --out camera7.json"
@@ -53,18 +65,31 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     help_artefact = "single file (.vgc), or an envelope (.vge): with --component, unless the device holds its component"
     write.add_argument("artefact", type=Path, help=help_artefact)
     write.add_argument("--component", type=Path, metavar="PATH", help="the release's component.vgb")
+    add_broker_options(write)
     write.set_defaults(run=_flash)
 
+    example = "variegate device follow camera7 to2.root"
+    follow = _command(commands, "follow", "trust the seller's next root", example)
+    follow.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote")
+    follow.set_defaults(run=_follow)
+
+
+def _add_asking(commands: _Commands) -> None:
     example = "variegate device classify camera7 sign.png frames.npy"
     classify = _command(commands, "classify", "print one label for each image", example)
     help_images = "PNG or JPEG (needs Pillow), or .npy of one frame (C, H, W) or many (N, C, H, W)"
     classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=help_images)
+    help_receipt = "write the device's signature under frames and labels there; for one file of images"
+    classify.add_argument("--receipt", type=Path, metavar="PATH", help=help_receipt)
+    add_broker_options(classify)
     add_json_option(classify)
     classify.set_defaults(run=_classify)
 
     line = "answer labels over HTTP (Open Inference Protocol v2) and a Unix socket"
     device_serve.add_options(_command(commands, "serve", line, device_serve.EXAMPLE))
 
+
+def _add_showing(commands: _Commands) -> None:
     status = _command(commands, "status", "what a device holds", "variegate device status camera7 --json")
     add_json_option(status)
     status.set_defaults(run=_status)
@@ -73,6 +98,19 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_json_option(log)
     log.set_defaults(run=_log)
 
+    line = "boot, and say what protects the enclave: each protection on, off or unavailable"
+    protections = _command(commands, "protections", line, "variegate device protections camera7")
+    add_broker_options(protections)
+    add_json_option(protections)
+    protections.set_defaults(run=_protections)
+
+    example = "variegate device attest camera7 --nonce $(variegate broker challenge broker) --out camera7.eat"
+    device_attest.add_attest(_command(commands, "attest", "sign evidence of what the device runs", example))
+
+    example = "variegate device receipt frames.receipt --identity camera7.json --frames frames.npy"
+    line = "verify a receipt that `classify --receipt` wrote"
+    device_attest.add_receipt(_command(commands, "receipt", line, example, what="the receipt's file"))
+
     example = (
         "variegate device audit camera7 --export camera7.audit\n"
         "  variegate device audit camera7.audit --identity camera7.json"
@@ -80,21 +118,22 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     audit = _command(commands, "audit", "verify the signed log: exit status 1 when it is broken", example)
     device_audit.add_arguments(audit)
 
-    example = "variegate device follow camera7 to2.root"
-    follow = _command(commands, "follow", "trust the seller's next root", example)
-    follow.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote")
-    follow.set_defaults(run=_follow)
-
 
 def _new(args: argparse.Namespace) -> int:
     root = SellerRoot.from_bytes(read_capped(args.root, limit=MAX_STATEMENT_BYTES))
-    with Device.create(args.folder, args.device_class, root, kem=args.kem, tpm=args.tpm) as device:
+    policy = DevicePolicy()
+    if args.policy is not None:
+        policy = DevicePolicy.from_toml(read_capped(args.policy, limit=MAX_POLICY_BYTES))
+    made = Device.create(
+        args.folder, args.device_class, root, kem=args.kem, tpm=args.tpm, policy=policy, host=host_for(policy)
+    )
+    with made as device:
         note(f"made {args.folder}; device {device.ueid.hex()}, root {root.fingerprint.hex()}")
     return 0
 
 
 def _identity(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device:
+    with opened(args) as device:
         public = device.identity
     write_atomic(args.out, public.to_json().encode(), mode=PUBLIC)
     note(f"wrote {args.out}; fingerprint {public.fingerprint.hex()}")
@@ -102,7 +141,7 @@ def _identity(args: argparse.Namespace) -> int:
 
 
 def _flash(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device, Progress("chunks") as line:
+    with opened(args) as device, Progress("chunks") as line:
         report = flash(
             device, args.artefact, component_file=args.component, progress=lambda _done, _all: line.advance()
         )
@@ -113,11 +152,13 @@ def _flash(args: argparse.Namespace) -> int:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device:
-        enclave = device.boot()
+    if args.receipt is not None and len(args.images) > 1:
+        raise MisuseError("a receipt is for one file of images", hint="stack frames in one .npy file")
+    with opened(args) as device:
+        enclave = device.boot() if args.receipt is None else isolated(device)
         asked = _Patient(enclave)
         found = [
-            {"image": str(path), "labels": asked.classify(_frames(path, enclave.manifest)).tolist()}
+            {"image": str(path), "labels": asked.classify(_frames(path, enclave.manifest), args.receipt).tolist()}
             for path in args.images
         ]
     emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
@@ -125,21 +166,21 @@ def _classify(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device:
+    with opened(args) as device:
         facts = _facts(device.status(), device.counter)
     emit(facts, args.json, lambda: _text(facts))
     return 0
 
 
 def _log(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device:
+    with opened(args) as device:
         lines = device.log()
     emit(lines, args.json, lambda: "\n".join(lines))
     return 0
 
 
 def _follow(args: argparse.Namespace) -> int:
-    with Device.open(args.folder) as device:
+    with opened(args) as device:
         device.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES))
         note(f"{args.folder} trusts root {device.root.fingerprint.hex()}")
     return 0
@@ -148,12 +189,12 @@ def _follow(args: argparse.Namespace) -> int:
 class _Patient:
     """Asks an enclave, and waits where the signed rate asks for it: a device starts with nothing saved up."""
 
-    def __init__(self, enclave: Enclave) -> None:
+    def __init__(self, enclave: LabelPort) -> None:
         self._enclave = enclave
         self._told = False
 
-    def classify(self, frames: NDArray[Any]) -> NDArray[np.int64]:
-        """Labels of frames.
+    def classify(self, frames: NDArray[Any], receipt: Path | None) -> NDArray[np.int64]:
+        """Labels of frames, and a receipt where one is wanted.
 
         Raises:
             LimitError: The budget is spent, or the rate asks for more than `_LONGEST_WAIT_S`.
@@ -161,7 +202,7 @@ class _Patient:
         left = _LONGEST_WAIT_S
         while True:
             try:
-                return self._enclave.classify_batch(frames)
+                return self._labels(frames, receipt)
             except LimitError as error:
                 wait = error.retry_after_s
                 if wait is None:
@@ -173,6 +214,21 @@ class _Patient:
                 self._told = True
             time.sleep(wait)
             left -= wait
+
+    def _labels(self, frames: NDArray[Any], receipt: Path | None) -> NDArray[np.int64]:
+        if receipt is None or not isinstance(self._enclave, Isolated):
+            return self._enclave.classify_batch(frames)
+        labels, token = self._enclave.classify_with_receipt(frames)
+        write_atomic(receipt, token, mode=PUBLIC)
+        return labels
+
+
+def _protections(args: argparse.Namespace) -> int:
+    with opened(args) as device:
+        found = [(p.name, str(p.state), p.reason) for p in device.boot().status().protections]
+    facts = [dict(zip(("name", "state", "reason"), one, strict=True)) for one in found]
+    emit(facts, args.json, lambda: table(found))
+    return 0
 
 
 def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
@@ -241,7 +297,12 @@ def _word(value: object) -> str:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, example: str
+    commands: _Commands,
+    name: str,
+    line: str,
+    example: str,
+    *,
+    what: str = "the device's folder",
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -250,5 +311,5 @@ def _command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="the device's folder")
+    parser.add_argument("folder", type=Path, help=what)
     return parser

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from variegate.cli.console import note, table
-from variegate.device_sim.device import Device
-from variegate.device_sim.hosting import host_of
+from variegate.cli.device_open import add_broker_options, opened
 from variegate.isolation.host import Isolated
 from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
@@ -42,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address for --metrics-port (default: %(default)s)")
     parser.add_argument("--metrics-port", type=_port, help="serve /metrics there instead of on --port")
+    add_broker_options(parser)
     tls = parser.add_argument_group("TLS")
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate and its chain")
     tls.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, not encrypted, mode 600")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         limits=ServeLimits(**{one.name: getattr(args, one.name) for one in fields(ServeLimits)}),
     )
     options.check()  # before a boot is spent on it
-    with Device.open(args.folder, host=host_of(args.folder)) as device:
+    with opened(args) as device:
         port = device.boot()
         if isinstance(port, Isolated):
             options = replace(options, restarts=lambda: port.restarts)

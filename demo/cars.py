@@ -23,7 +23,7 @@ from variegate.export.sealing import CopyOrder, SealedCopy, Terms, seal_copies
 from variegate.keys.errors import MisuseError, RefusedError
 from variegate.keys.manifest import Policy
 from variegate.keys.seller import Seller
-from variegate.runtime import Enclave
+from variegate.runtime.port import LabelPort
 
 BUYERS = {"A": "Alice", "B": "Bob", "C": "Carol"}
 """Car -> buyer. The attacker is A's."""
@@ -72,7 +72,7 @@ class Car:
     name: str
     buyer: str
     device: Device
-    enclave: Enclave
+    enclave: LabelPort
     sealed: int
     report: FlashReport
 

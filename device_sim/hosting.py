@@ -56,6 +56,11 @@ def policy_of(folder: Path) -> DevicePolicy:
     return DevicePolicy.from_toml(read_capped(path, limit=MAX_POLICY_BYTES))
 
 
+def host_for(policy: DevicePolicy) -> Host:
+    """What a policy asks for."""
+    return IsolatedHost(policy) if policy.isolation == "process" else InProcess(policy)
+
+
 def host_of(folder: Path) -> Host:
     """What the policy of the device in `folder` asks for.
 
@@ -64,5 +69,4 @@ def host_of(folder: Path) -> Host:
     """
     if not folder.is_dir():
         raise MisuseError(f"{folder} holds no device", hint="make one with `variegate device new`")
-    policy = policy_of(folder)
-    return IsolatedHost(policy) if policy.isolation == "process" else InProcess(policy)
+    return host_for(policy_of(folder))

@@ -23,13 +23,13 @@ from variegate.isolation.loader import in_a_fork
 from variegate.isolation.lockdown import lock_down
 from variegate.isolation.opened import Opened, open_into
 from variegate.isolation.pages import SecretRegion
+from variegate.isolation.placed import PlacedEngine
 from variegate.isolation.planner import Planner
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, VariegateError
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
-from variegate.runtime.engine import Engine
 
 _DESCRIPTORS = 3
 """Frames, component, identity: what comes with `START`."""
@@ -87,8 +87,7 @@ class _Process:
         narrowed = filter_calls(Stage.SERVE)
         self._protections = tuple(narrowed if p.name == narrowed.name else p for p in self._protections)
         self._opened = opened = Opened.of(found, region.view)
-        secret = region.protection.state == ProtectionState.ON
-        self._engine = Engine(opened.copy, in_place=secret)
+        self._engine = PlacedEngine(opened.copy)
         self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)
         manifest, public = opened.copy.manifest, opened.signing_public
         self._says = Statements(below, manifest, self._protections, opened.sign, public)

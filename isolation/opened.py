@@ -1,6 +1,6 @@
 """A copy in the secret pages, and the key that signs for the device behind it.
 
-region = what `runtime.opening` lays down || 32 bytes: the device's Ed25519 seed
+region = what `placed.open_copy` lays down || 32 bytes: the device's Ed25519 seed
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from variegate.attest.release import request
+from variegate.isolation.arrange import Optimise
 from variegate.isolation.below import Below
+from variegate.isolation.placed import PlacedCopy, open_copy
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Lost
-from variegate.keys.artefact import Artefact
+from variegate.keys.artefact import Artefact, Spec
 from variegate.keys.envelope import Envelope
 from variegate.keys.errors import DeviceError
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import KEY_BYTES
 from variegate.runtime.admission import uniform
-from variegate.runtime.arrange import Optimise
 from variegate.runtime.enclave import Protection
-from variegate.runtime.opening import Copy, open_copy
 
 
 def open_into(
@@ -39,7 +39,7 @@ def open_into(
         artefact: Hostile bytes.
         below: The device.
         protections: Of this enclave, for the broker.
-        optimise: As `runtime.opening.open_copy`.
+        optimise: As `isolation.placed.open_copy`.
 
     Returns:
         What `Opened.of` takes.
@@ -64,7 +64,13 @@ def open_into(
         says = Statements(below, envelope.manifest, protections, identity.sign, public)
         return request(artefact.envelope, says.evidence, below)
 
-    copy = uniform(below, "open", lambda: open_copy(artefact, below, allocate, optimise=optimise, share=share))
+    def laid_out(graph: bytes, specs: list[Spec]) -> bytes | None:
+        out = optimise(graph, specs)
+        if out is None:
+            below.record("enclave", "onnxruntime's layout of the weights is not known: the copy runs slower")
+        return out
+
+    copy = uniform(below, "open", lambda: open_copy(artefact, below, allocate, optimise=laid_out, share=share))
     region[used : used + KEY_BYTES] = identity.signing_seed
     return [copy.manifest.to_bytes(), used]
 
@@ -80,7 +86,7 @@ class Opened:
     """
 
     manifest: bytes
-    copy: Copy
+    copy: PlacedCopy
     seed: memoryview = field(repr=False)
 
     @property
@@ -97,7 +103,7 @@ class Opened:
         """
         match values:
             case [bytes(manifest), int(used)] if 0 < used <= len(region) - KEY_BYTES:
-                copy = Copy.from_region(Manifest.from_bytes(manifest), region[:used])
+                copy = PlacedCopy.from_region(Manifest.from_bytes(manifest), region[:used])
                 return cls(manifest, copy, region[used : used + KEY_BYTES])
         raise Lost("nothing was opened")
 

@@ -1,7 +1,7 @@
 """Asks onnxruntime how it would lay out a network's weights, in a process apart from the weights.
 
 onnxruntime answers that by writing a file, which the locked-down loader cannot. So a helper is forked before the
-lockdown: it is shown the graph and the names and shapes of the weights (`runtime.arrange` puts markers in their place),
+lockdown: it is shown the graph and the names and shapes of the weights (`arrange` puts markers in their place),
 never a weight, message or key; it answers once and ends.
 
     request   length (4, big-endian) || CBOR [graph, [[name, dtype, shape], ...]]
@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 import socket
 
+from variegate.isolation.arrange import optimised
 from variegate.isolation.lockdown import drop_capabilities, no_new_privs, undumpable
 from variegate.keys import cbor
 from variegate.keys.artefact import Spec
 from variegate.keys.component import MAX_COMPONENT_BYTES
-from variegate.runtime.arrange import optimised
 
 _LENGTH_BYTES = 4
 
@@ -34,7 +34,7 @@ class Planner:
         theirs.close()
 
     def __call__(self, graph: bytes, specs: list[Spec]) -> bytes | None:
-        """As `runtime.arrange.optimised`."""
+        """As `arrange.optimised`."""
         wanted = [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
         try:
             _send(self._channel, cbor.encode([graph, wanted]))

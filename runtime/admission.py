@@ -40,8 +40,7 @@ def admit(envelope: bytes, platform: Platform) -> Envelope:
     if manifest.device_class != platform.device_class:
         raise RefusedError(Refusal.WRONG_CLASS, "artefact is for another class of device")
     check_current(manifest, platform)
-    measured = platform.measurements()
-    if any(measured.get(name) != value for name, value in manifest.measurements.items()):
+    if manifest.measurements and not manifest.measurements.items() <= platform.measurements().items():
         raise RefusedError(Refusal.SELF_TEST, "device does not measure what the artefact asks for")
     return opened
 

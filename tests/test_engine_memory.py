@@ -25,11 +25,12 @@ from tests.support.artefacts import frames, tiny_payload
 from tests.support.in_place import SEED, manifest
 from tests.support.windows import Windows
 from variegate.export.fuse import fuse
+from variegate.isolation import arrange as arranging
+from variegate.isolation.arrange import arrange, optimised
+from variegate.isolation.placed import PlacedCopy, PlacedEngine
 from variegate.keys import recipe
 from variegate.keys.artefact import Payload, Spec
-from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.runtime import arrange as arranging
-from variegate.runtime.arrange import arrange, optimised
+from variegate.keys.errors import Refusal, RefusedError
 from variegate.runtime.engine import Engine
 from variegate.runtime.opening import Copy
 
@@ -142,7 +143,7 @@ def test_both_engines_answer_alike(name: str, kind: str) -> None:
     assert any("reorder" in constant for constant in laid.constants), "onnxruntime's layout was not taken over"
     said = manifest(shown)
     normal = Engine(Copy.expand(payload, SEED, said))
-    placed = Engine(Copy.from_region(said, memoryview(memory)), in_place=True)
+    placed = PlacedEngine(PlacedCopy.from_region(said, memoryview(memory)))
     canaries = np.frombuffer(payload.canaries, np.uint8).reshape(-1, *said.shape)
     for batch in (canaries, shown, shown[:1], shown[3:10]):
         assert placed.run(batch).tolist() == normal.run(batch).tolist()
@@ -156,7 +157,7 @@ def test_a_graph_that_cannot_be_marked_is_served_as_it_is() -> None:
     for aid in (nothing_optimised, optimised_with_one_weight_changed):
         laid, memory = laid_out(payload, aid=aid)
         assert set(laid.constants) == {"w", "order", "signs"}
-        placed = Engine(Copy.from_region(said, memoryview(memory)), in_place=True)
+        placed = PlacedEngine(PlacedCopy.from_region(said, memoryview(memory)))
         shown = frames(50)
         assert placed.run(shown).tolist() == Engine(Copy.expand(payload, SEED, said)).run(shown).tolist()
 
@@ -195,22 +196,13 @@ def test_a_region_at_another_address_serves_the_same() -> None:
     _, memory = laid_out(payload)
     elsewhere = bytearray(64 + len(memory))
     elsewhere[3 : 3 + len(memory)] = memory
-    placed = Engine(Copy.from_region(said, memoryview(elsewhere)[3 : 3 + len(memory)]), in_place=True)
+    placed = PlacedEngine(PlacedCopy.from_region(said, memoryview(elsewhere)[3 : 3 + len(memory)]))
     assert placed.run(frames(9)).tolist() == Engine(Copy.expand(payload, SEED, said)).run(frames(9)).tolist()
-
-
-def test_an_engine_in_place_needs_an_arranged_copy_and_one_thread() -> None:
-    payload, said = tiny_payload(), manifest(frames(1))
-    _, memory = laid_out(payload)
-    with pytest.raises(MisuseError):
-        Engine(Copy.expand(payload, SEED, said), in_place=True)
-    with pytest.raises(MisuseError):
-        Engine(Copy.from_region(said, memoryview(memory)), in_place=True, threads=2)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -64])
 def test_a_region_of_another_length_is_refused(length: int) -> None:
     _, memory = laid_out(tiny_payload())
     with pytest.raises(RefusedError) as refused:
-        Copy.from_region(manifest(frames(1)), memoryview(memory)[:length])
+        PlacedCopy.from_region(manifest(frames(1)), memoryview(memory)[:length])
     assert refused.value.refusal is Refusal.MALFORMED

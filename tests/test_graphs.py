@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.artefacts import tiny_payload
 from variegate.export.split import LOCATION, split
+from variegate.isolation import graphs
+from variegate.isolation.graphs import Initialiser, declare, take_out
 from variegate.keys.artefact import DTYPES, Spec
 from variegate.keys.errors import Refusal, RefusedError
-from variegate.runtime import graphs
-from variegate.runtime.graphs import Initialiser, declare, take_out
 
 
 def model(*initialisers: TensorProto) -> onnx.ModelProto:

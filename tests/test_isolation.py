@@ -60,7 +60,7 @@ def ask_for_ever(port: Isolated, shown: np.ndarray[Any, Any]) -> None:
 @pytest.mark.parametrize("secret_pages", [True, False])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_an_isolated_copy_gives_the_same_labels(tmp_path: Path, secret_pages: bool, dtype: str) -> None:
-    shown = frames(300)
+    shown: np.ndarray[Any, Any] = frames(300)
     payload = float_payload() if dtype == "float32" else tiny_payload()
     if dtype == "float32":
         shown = shown.astype(np.float32) / np.float32(255)
@@ -138,6 +138,7 @@ def test_a_killed_enclave_costs_its_query_an_error_and_is_started_anew(tmp_path:
             time.sleep(0.02)
         assert port.classify(shown[0]) == label
         lines = "\n".join(device.log())
+        assert "layout" not in lines  # onnxruntime's layout of the weights was learnt
         assert "SIGKILL" in lines
         assert lines.count("started as process") >= 2
 

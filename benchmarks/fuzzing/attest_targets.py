@@ -147,9 +147,7 @@ def _requests() -> list[bytes]:
 
 TARGETS = (
     Target(name="token", opened=pure(_token), seeds=_tokens, mutate=mutation.of_cbor),
-    Target(
-        name="evidence", opened=pure(_evidence), seeds=lambda: [_EVIDENCE.to_bytes()], mutate=mutation.of_cbor
-    ),
+    Target(name="evidence", opened=pure(_evidence), seeds=lambda: [_EVIDENCE.to_bytes()], mutate=mutation.of_cbor),
     Target(name="receipt", opened=pure(_receipt), seeds=lambda: [_RECEIPT.to_bytes()], mutate=mutation.of_cbor),
     Target(
         name="appraisal_policy",

@@ -80,7 +80,9 @@ def _checked(exported: bytes) -> None:
 def _signed(value: Any) -> bytes:
     match value:
         case [bytes(end), [*segments]]:
-            parts_ = [b"".join(_KEY.sign(b) for b in s if isinstance(b, bytes)) for s in segments if isinstance(s, list)]
+            parts_ = [
+                b"".join(_KEY.sign(b) for b in s if isinstance(b, bytes)) for s in segments if isinstance(s, list)
+            ]
             return audit.to_export(_KEY.certificate, _KEY.sign(end), parts_)
     return b""
 
@@ -136,7 +138,5 @@ TARGETS = (
         cap=8192,
     ),
     Target(name="audit_key", opened=pure(_audit_key), seeds=lambda: [_KEY.to_bytes()], mutate=mutation.of_cbor),
-    Target(
-        name="audit", opened=pure(_audit), seeds=_log, mutate=mutation.behind(1, mutation.of_cbor), cap=8192
-    ),
+    Target(name="audit", opened=pure(_audit), seeds=_log, mutate=mutation.behind(1, mutation.of_cbor), cap=8192),
 )

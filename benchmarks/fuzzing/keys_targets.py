@@ -210,9 +210,7 @@ TARGETS = (
         opened=pure(_component),
         seeds=lambda: [parts.FILE, parts.seal(parts.payload(2000))[0], parts.header(1)],
     ),
-    Target(
-        name="artefact", opened=pure(_artefact), seeds=lambda: [parts.whole(b"envelope", b"component")], cap=512
-    ),
+    Target(name="artefact", opened=pure(_artefact), seeds=lambda: [parts.whole(b"envelope", b"component")], cap=512),
     Target(name="payload", opened=pure(_payload), seeds=_payloads, mutate=mutation.behind(8, mutation.of_cbor)),
     Target(
         name="recipe",

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import re
-import signal
 import socket
 import struct
 import zipfile
@@ -18,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fuzzing import mutation
-from benchmarks.fuzzing.target import ACCEPTED, Broken, Run, Target, need, verdict
-from benchmarks.fuzzing.wire_targets import HELD, joined, of_packets, split
+from benchmarks.fuzzing.target import Broken, Run, Target, need, verdict
+from benchmarks.fuzzing.wire_targets import HELD, joined, of_packets, questions, split
 from tests.support.artefacts import CLASS, frames, seal_for
 from tests.support.serving import Http, device_with, infer_binary, infer_json, read_all, serving
 from tests.vectors import artefact_parts as parts
@@ -29,7 +28,10 @@ from variegate.isolation import launch, wire
 from variegate.isolation.below import protections_to_values
 from variegate.isolation.host import Isolated, IsolatedHost
 from variegate.isolation.policy import DevicePolicy
+from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
+from variegate.keys.envelope import open_envelope
+from variegate.keys.errors import DeviceError, VariegateError
 from variegate.serve.limits import ServeLimits
 
 _INFER = "/v2/models/copy/infer"
@@ -131,7 +133,9 @@ def _label_socket(folder: Path) -> Iterator[Run]:
             yield run
 
 
-def _expected(data: bytes, labels: Callable[[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], list[int]]) -> tuple[bytes, bool]:
+def _expected(
+    data: bytes, labels: Callable[[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], list[int]]
+) -> tuple[bytes, bool]:
     """The answers, and whether the server hangs up by itself."""
     out = b""
     while len(data) >= _HEAD:
@@ -156,6 +160,8 @@ def _queries() -> list[bytes]:
     return [query(1, 1), query(2, 3) + query(3, 1), _QUERY.pack(b"VGQ1", 4, 65, 0)]
 
 
+_READY = bytes([Kind.READY])
+"""Stands for a `READY` that opens: it holds the copy's own manifest, which is another in every run."""
 _SCRIPT = """
 import socket, sys, time
 data = {data!r}
@@ -186,21 +192,23 @@ def _hostile_enclave(folder: Path) -> Iterator[Run]:
     real, image = launch.prepare, launch.prepare()
     with Device.create(folder / "device", CLASS, parts.SIGNER.root) as device:
         artefact = seal_for(device.identity, parts.SIGNER)
+        manifest = open_envelope(artefact.envelope, parts.SIGNER.root).manifest.to_bytes()
+        ready = wire.pack(Kind.READY, manifest, protections_to_values(HELD))
         shown = frames(2)
 
         def run(data: bytes) -> str:
+            packets = [ready if packet == _READY else packet for packet in split(data[1:])]
+            script = _SCRIPT.format(data=(data[:1] or b"\1") + joined(*packets))
             archive = io.BytesIO()
             with zipfile.ZipFile(archive, "w") as file:
-                file.writestr("__main__.py", _SCRIPT.format(data=data or b"\1"))
+                file.writestr("__main__.py", script)
             hostile = replace(image, archive=archive.getvalue())
             launch.prepare = lambda: hostile
             said = []
             try:
                 with contextlib.ExitStack() as stack:
                     ports: list[Isolated] = []
-                    said.append(
-                        verdict(lambda: ports.append(stack.enter_context(Isolated(artefact, device, policy))))
-                    )
+                    said.append(verdict(lambda: ports.append(stack.enter_context(Isolated(artefact, device, policy)))))
                     for port in ports:
                         said.append(verdict(lambda p=port: p.classify_batch(shown)))  # type: ignore[misc]
                         said.append(verdict(port.status))
@@ -208,8 +216,6 @@ def _hostile_enclave(folder: Path) -> Iterator[Run]:
                 launch.prepare = real
             return ", ".join(said)
 
-        global _ready  # noqa: PLW0603  a seed that opens, for whoever runs this process
-        _ready = artefact
         yield run
 
 
@@ -226,37 +232,47 @@ def _enclave_process(folder: Path) -> Iterator[Run]:
             raise Broken("not isolated")
 
         def run(data: bytes) -> str:
-            port.classify(frames(1)[0])
-            process = port._process  # noqa: SLF001  a supervisor that is hostile
-            if process is None:
-                raise Broken("no process")
+            process = _alive(port)
             said = []
-            try:
-                for packet in split(data):
-                    said.append(chr(65 + process.ask(packet, device, 5.0)[0]))
-            except Lost:
-                process.exited.wait(5)
-                how = process.how_it_ended
-                need("signal" not in how or str(int(signal.SIGKILL)) in how, how)
-                said.append("ended")
-            except TimeoutError as error:
-                raise Broken("the enclave hangs") from error
-            except Exception as error:  # noqa: BLE001
-                said.append(verdict(lambda e=error: _raise(e)))  # type: ignore[misc]
+            for packet in split(data):
+                try:
+                    said.append(Kind(process.ask(packet, device, 5.0)[0]).name)
+                except VariegateError as error:
+                    said.append(type(error).__name__)
+                except Lost:
+                    need(process.exited.wait(5), "it neither answers nor ends")
+                    need(process.how_it_ended.startswith("exit status"), process.how_it_ended)
+                    said.append("ended")
+                    break
+                except TimeoutError as error:
+                    raise Broken("the enclave hangs") from error
             return ", ".join(said)
 
         yield run
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _alive(port: Isolated) -> Process:
+    """The enclave process of a port, started anew where it has ended."""
+    for _ in range(3):
+        with contextlib.suppress(DeviceError):
+            port.classify(frames(1)[0])
+            process = port._process  # noqa: SLF001  the socket of a supervisor that is hostile
+            if process is not None:
+                return process
+    raise Broken("no enclave any more")
 
 
 def _hostile_seeds() -> list[bytes]:
-    ready = wire.pack(Kind.READY, parts.manifest().to_bytes(), protections_to_values(HELD))
     labels = wire.LABELS_LAYOUT.pack(Kind.LABELS, 1, 2) + np.arange(2, dtype="<i8").tobytes()
     call = wire.pack(Kind.CALL, "reserve", ["budget.0", 1, 1, 10])
-    return [b"\0", b"\1", b"\3" + joined(ready), b"\5" + joined(call, ready, labels), b"\1" + joined(labels)]
+    return [
+        b"\0",
+        b"\1",
+        b"\3" + joined(_READY),
+        b"\5" + joined(_READY, labels),
+        b"\1" + joined(call, _READY),
+        b"\1" + joined(labels),
+    ]
 
 
 TARGETS = (
@@ -280,5 +296,5 @@ TARGETS = (
         mutate=mutation.behind(1, of_packets),
         live=True,
     ),
+    Target(name="enclave_process", opened=_enclave_process, seeds=questions, mutate=of_packets, live=True),
 )
-assert ACCEPTED

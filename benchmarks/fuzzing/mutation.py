@@ -13,7 +13,7 @@ from benchmarks.fuzzing.target import Mutate, Plain
 from variegate.keys import cbor
 
 _NUMBERS: Final = (0, 1, 2, 3, 4, 8, 16, 23, 24, 255, 256, 65535, 1 << 24, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63)
-_OTHERS: Final = (None, True, False, b"", "", [], {}, -1, "\u200b", "\x00", "é😀", b"\x01" * 33, 1.5, float("inf"))
+_OTHERS: Final[tuple[Any, ...]] = (None, True, False, b"", "", [], {}, -1, "\u200b", "\x00", "é😀", b"\x01" * 33, 1.5, float("inf"))
 _BLIND: Final = 0.25
 """Share of mutations that know nothing."""
 _DEEPER: Final = 0.7
@@ -114,7 +114,7 @@ def _changed(value: Any, chance: Random, plain: Plain) -> Any:
     return _replaced(value, chance, plain)
 
 
-def _replaced(value: Any, chance: Random, plain: Plain) -> Any:
+def _replaced(value: Any, chance: Random, plain: Plain) -> Any:  # noqa: PLR0911 - a table
     if chance.random() < 0.2:
         return chance.choice((*_NUMBERS, *_OTHERS))
     match value:

@@ -77,9 +77,9 @@ def _same(request: InferRequest, wanted: NDArray[Any]) -> None:
 
 def _binary_requests() -> list[bytes]:
     out = []
-    for dtype in _NAMES:
+    for dtype, datatype in _NAMES.items():
         raw = np.arange(12, dtype=dtype).tobytes()
-        tensor = {"name": "image", "shape": [2, *_SHAPE], "datatype": _NAMES[dtype]}
+        tensor = {"name": "image", "shape": [2, *_SHAPE], "datatype": datatype}
         header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}]}).encode()
         out.append(struct.pack("<H", len(header)) + header + raw)
     plain = _request("uint8", parameters={})
@@ -146,7 +146,7 @@ TARGETS = (
         seeds=lambda: [
             _request("uint8"),
             _request("float32", data=[[[[0.5] * 3] * 2]] * 2),
-            _request("float32", data=[1e400, -0.0, 1e-400, 1] * 3),
+            _request("float32").replace(b"7, 7", b"1e400, -0.0"),
         ],
         mutate=mutation.of_json,
         words=_WORDS,

@@ -235,8 +235,7 @@ class _Enclave(Child):
         with identity.open("rb") as file:
             self._below = Below(ours, settings_of(device), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         self._frames = shared
-        self._engine = Engine(copy)
-        self._enclave = Enclave(copy.manifest, self._engine, copy.canaries, self._below, HELD)
+        self._enclave = Enclave(copy.manifest, Engine(copy), copy.canaries, self._below, HELD)
         public = parts.X25519.public.signing_public
         self._says = Statements(self._below, copy.manifest, HELD, parts.X25519.sign, public)
 
@@ -274,7 +273,9 @@ def _enclave(folder: Path) -> Iterator[Run]:
             os.close(descriptor)
 
 
-def _questions() -> list[bytes]:
+def questions() -> list[bytes]:
+    """What a supervisor asks."""
+
     def query(number: int, now: float, count: int, receipt: bool) -> bytes:
         return wire.QUERY_LAYOUT.pack(Kind.QUERY, number, now, 0, count, receipt)
 
@@ -321,6 +322,6 @@ TARGETS = (
         mutate=mutation.behind(1, of_packets),
         live=True,
     ),
-    Target(name="to_enclave", opened=_enclave, seeds=_questions, mutate=of_packets, live=True),
+    Target(name="to_enclave", opened=_enclave, seeds=questions, mutate=of_packets, live=True),
     Target(name="settings", opened=pure(_settings), seeds=_starts, mutate=mutation.of_cbor, cap=6000),
 )

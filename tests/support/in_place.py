@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from tests.support.artefacts import manifest_for
+from variegate.isolation.arrange import arrange, optimised
+from variegate.isolation.placed import PlacedCopy, PlacedEngine
 from variegate.keys import recipe
 from variegate.keys.artefact import Payload
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.manifest import ComponentRef, Manifest
-from variegate.runtime.arrange import arrange, optimised
 from variegate.runtime.engine import Engine
 from variegate.runtime.opening import Copy
 
@@ -89,7 +90,7 @@ def start(payload: Path, said: Manifest, mode: str) -> Served:
     region = memoryview(pages())
     used = load(payload, region)
     address = np.frombuffer(region, np.uint8).ctypes.data
-    return Served(Engine(Copy.from_region(said, region[:used]), in_place=True), address)
+    return Served(PlacedEngine(PlacedCopy.from_region(said, region[:used])), address)
 
 
 def main() -> None:
@@ -100,6 +101,7 @@ def main() -> None:
     for line in sys.stdin:
         labels = served.engine.run(shown[: int(line)])
         if mode == "in-place":
+            assert isinstance(served.engine, PlacedEngine)
             served.engine.scrub()
         print(*labels.tolist(), flush=True)
 

@@ -21,8 +21,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from variegate.isolation.graphs import take_out
 from variegate.keys.artefact import Payload, Spec
-from variegate.runtime.graphs import take_out
 
 Optimise = Callable[[bytes, list[Spec]], bytes | None]
 """`optimised`, or what runs it elsewhere. It is given nothing of a weight, message or key."""

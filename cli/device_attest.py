@@ -1,0 +1,77 @@
+"""`variegate device attest` and `receipt`: what a device signs, and whether a receipt holds."""
+
+from __future__ import annotations
+
+import argparse
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from variegate.attest import receipt
+from variegate.cli.console import add_json_option, emit, note, table
+from variegate.cli.device_open import add_broker_options, isolated, opened
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.identity import DevicePublic
+from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES
+
+_MAX_FRAMES_BYTES = 1 << 30
+
+
+def add_attest(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `attest`, which has `folder` already."""
+    parser.add_argument("--nonce", type=_nonce, required=True, metavar="HEX", help="the verifier's, 8 to 64 bytes")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="token; must not be there yet")
+    add_broker_options(parser)
+    parser.set_defaults(run=_attest)
+
+
+def add_receipt(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `receipt`, which has `folder` already: here, the receipt's file."""
+    parser.add_argument("--identity", type=Path, required=True, metavar="PATH", help="the device's public identity")
+    parser.add_argument("--frames", type=Path, metavar="NPY", help="the frames (N, C, H, W) that it should speak of")
+    add_json_option(parser)
+    parser.set_defaults(run=_receipt)
+
+
+def _attest(args: argparse.Namespace) -> int:
+    with opened(args) as device:
+        token = isolated(device).evidence(args.nonce)
+    write_atomic(args.out, token, mode=PUBLIC)
+    note(f"wrote {args.out}; a seller appraises it with `variegate broker appraise`")
+    return 0
+
+
+def _receipt(args: argparse.Namespace) -> int:
+    public = DevicePublic.from_json(read_capped(args.identity, limit=MAX_PUBLIC_TEXT_BYTES))
+    given = receipt.verify(read_capped(args.folder, limit=receipt.MAX_RECEIPT_BYTES), public.signing_public)
+    if given.ueid != public.ueid:
+        raise RefusedError(Refusal.WRONG_DEVICE, "receipt names another device than the one that signed it")
+    if args.frames is not None:
+        try:
+            frames = np.lib.format.read_array(
+                BytesIO(read_capped(args.frames, limit=_MAX_FRAMES_BYTES)), allow_pickle=False
+            )
+        except (ValueError, EOFError, MemoryError) as error:
+            raise RefusedError(Refusal.INPUT, f"{args.frames} is no numpy array of numbers") from error
+        given.require_frames(frames)
+    facts = {
+        "ueid": given.ueid.hex(),
+        "model": given.model.hex(),
+        "boot": given.boot_count,
+        "sequence": given.sequence,
+        "time": given.time_s,
+        "frames": given.frames.hex(),
+        "frames_checked": args.frames is not None,
+        "labels": list(given.labels),
+    }
+    emit(facts, args.json, lambda: table([(f"{name.replace('_', ' ')}:", str(value)) for name, value in facts.items()]))
+    return 0
+
+
+def _nonce(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not hexadecimal: {text}") from None

@@ -1,0 +1,50 @@
+"""How the commands of `variegate device` turn a device on: isolated as its policy says, its broker within reach."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from variegate.attest.client import BrokerClient
+from variegate.device_sim.device import Device
+from variegate.device_sim.hosting import host_of
+from variegate.isolation.host import Isolated
+from variegate.keys.errors import MisuseError
+
+
+def add_broker_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--broker` and the options of the way there, for commands that open a copy."""
+    parser.add_argument("--broker", metavar="URL", help="key broker, for copies that are released against evidence")
+    parser.add_argument("--broker-ca", type=Path, metavar="PEM", help="who signs its certificate (the system's, else)")
+    parser.add_argument("--broker-cert", type=Path, metavar="PEM", help="client certificate, if it asks for one")
+    parser.add_argument("--broker-key", type=Path, metavar="PEM", help="its key")
+
+
+def opened(args: argparse.Namespace) -> Device:
+    """Turns the device in `args.folder` on.
+
+    Raises:
+        MisuseError, RefusedError, DeviceError: As `hosting.host_of`, `Device.open` and `BrokerClient`.
+    """
+    url = getattr(args, "broker", None)
+    broker = None
+    if url is not None:
+        broker = BrokerClient(url, ca=args.broker_ca, certificate=args.broker_cert, key=args.broker_key)
+    device = Device.open(args.folder, host=host_of(args.folder))
+    device.broker = broker
+    return device
+
+
+def isolated(device: Device) -> Isolated:
+    """Boots a device whose enclave is a process of its own, which alone can sign what it says.
+
+    Raises:
+        MisuseError: Its policy puts the enclave into this process.
+        RefusedError, DeviceError: As `Device.boot`.
+    """
+    port = device.boot()
+    if isinstance(port, Isolated):
+        return port
+    raise MisuseError(
+        "only an isolated enclave signs evidence and receipts", hint='set isolation = "process" in its policy.toml'
+    )

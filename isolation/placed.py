@@ -1,0 +1,112 @@
+"""A copy laid out in memory of the caller's, and the engine that uses it there.
+
+    loader      open_copy(artefact, platform, allocate)    decrypts, and lays the copy out in `allocate`'s memory
+    server      PlacedCopy.from_region(manifest, region)   finds it there
+                PlacedEngine(copy)                         uses it there
+
+Nothing of a weight or keyed tensor is copied while it serves, so that a process which never saw a key can answer, and
+what protects that memory protects the copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+from variegate.isolation.arrange import Optimise, arrange, optimised
+from variegate.isolation.graphs import declare
+from variegate.isolation.scrub import Scrub
+from variegate.keys import recipe
+from variegate.keys.artefact import Artefact, Payload, Spec
+from variegate.keys.manifest import Manifest
+from variegate.runtime.engine import Engine
+from variegate.runtime.opening import Allocate, Copy, Share, decrypt, ordinary
+from variegate.runtime.platform import Platform
+
+
+@dataclass(frozen=True)
+class PlacedCopy(Copy):
+    """An opened copy whose graph is as onnxruntime is to run it, its tensors views of one region."""
+
+    @classmethod
+    def from_region(cls, manifest: Manifest, region: memoryview) -> PlacedCopy:
+        """Finds the copy that `open_copy` laid out; graph and tensors are views of the same bytes.
+
+        Args:
+            manifest: Its manifest.
+            region: Exactly the bytes that `open_copy` asked for, at any address.
+
+        Raises:
+            RefusedError: `MALFORMED` or `TOO_LARGE`, when they hold something else.
+        """
+        payload = Payload.from_bytes(region)
+        return cls(manifest, payload.canaries, payload.graph, payload.constants)
+
+
+def open_copy(
+    artefact: Artefact,
+    platform: Platform,
+    allocate: Allocate,
+    *,
+    optimise: Optimise = optimised,
+    share: Share | None = None,
+) -> PlacedCopy:
+    """Checks and decrypts an artefact, and lays the copy out for use in place.
+
+    Seed, CEK, plaintext and keyed tensors pass through ordinary memory of this process, which should end soon.
+
+    Args:
+        artefact: Hostile bytes.
+        platform: This device.
+        allocate: The memory of the copy, which holds all that is secret of it; asked once, for the exact length.
+        optimise: What asks onnxruntime for the layout of the weights; nothing secret is shown to it.
+        share: Gets a broker's share, for copies that need one; without, they are refused.
+
+    Returns:
+        The copy, as `PlacedCopy.from_region` finds it in that memory.
+
+    Raises:
+        RefusedError: With the true class; wrap the call in `admission.uniform` before it goes outwards.
+        DeviceError: When the device's own hardware fails.
+    """
+    manifest, keys, plain = decrypt(artefact, platform, ordinary, share)
+    payload = Payload.from_bytes(plain)
+    laid = arrange(payload, recipe.expand(payload.tensors, keys.seed), allocate, optimise)
+    return PlacedCopy(manifest, laid.canaries, laid.graph, laid.constants)
+
+
+class PlacedEngine(Engine):
+    """A loaded copy whose tensors onnxruntime reads where they lie. For one thread.
+
+    What a run leaves of weights on the stack, `scrub` clears.
+    """
+
+    def __init__(self, copy: PlacedCopy) -> None:
+        """Loads a copy; its memory must stay as it is as long as the engine lives.
+
+        Raises:
+            RefusedError: `MODEL`, when the graph does not load or is not an image-to-label graph.
+            DeviceError: On a processor where the stack cannot be cleared.
+        """
+        self._scrub = Scrub()
+        super().__init__(copy, threads=1)
+
+    def scrub(self) -> None:
+        """Clears what runs left on the stack of this thread.
+
+        Call it after a run, on the thread and from no deeper than where `run` was called.
+        """
+        self._scrub()
+
+    def _supply(self, copy: Copy, options: ort.SessionOptions) -> bytes:
+        """The graph with zeros for every weight, which onnxruntime never looks at: it is given the real ones to share.
+
+        External initialisers would not do: it copies those, or wants to see their file.
+        """
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
+        specs = [Spec.of(name, value) for name, value in copy.values.items()]
+        return bytes(copy.graph) + declare(specs, zeros=True)
