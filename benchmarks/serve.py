@@ -9,7 +9,8 @@ over several sets of processes and sessions, alternating within each. At batch 1
 microseconds, at batch 64 a ratio.
 
 HTTP: the same server with the same client, one connection kept alive, binary tensors, against an application on that
-server which reads the body and returns constant labels.
+server which reads the body and returns constant labels; beside it the label socket. Behind both is the enclave with
+every protection. What HTTP adds beyond the constant's cost and the enclave's own median is given apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from benchmarks.bases import CIFAR10
 from benchmarks.cars import DEVICE_CLASS
 from benchmarks.result import result_path, source_commit, write_result
+from benchmarks.serve_http import HttpProbe, SocketProbe, binary_request, server, timed
 from benchmarks.settings import calibrated
 from benchmarks.timing import alternate, ratio
 from variegate.device_sim.device import Device
@@ -62,14 +64,14 @@ def car(release: Release, seller: Seller) -> Iterator[Path]:
 
 
 @contextmanager
-def ports(release: Release, seller: Seller) -> Iterator[tuple[Enclave, LabelPort, LabelPort]]:
+def opened(release: Release, seller: Seller) -> Iterator[tuple[Enclave, LabelPort, LabelPort]]:
     """The same release booted in this process, isolated, and isolated with secret pages."""
     with ExitStack() as stack:
-        opened = []
+        found = []
         for host in (None, IsolatedHost(DevicePolicy(secret_pages=False)), IsolatedHost(DevicePolicy())):
             place = stack.enter_context(car(release, seller))
-            opened.append(stack.enter_context(Device.open(place, host=host)).boot())
-        own, isolated, secret = opened
+            found.append(stack.enter_context(Device.open(place, host=host)).boot())
+        own, isolated, secret = found
         assert isinstance(own, Enclave)
         yield own, isolated, secret
 
@@ -107,7 +109,7 @@ def enclaves(figures: dict[str, float], raw: dict[str, Any], *, setups: int, rep
         samples: dict[str, list[float]] = {}
         every: dict[str, list[float]] = {}
         for _ in range(setups):
-            with ports(release, seller) as (own, isolated, secret):
+            with opened(release, seller) as (own, isolated, secret):
                 for batch in BATCHES:
                     ways = calls(own, isolated, secret, np.ascontiguousarray(shown[:batch]))
                     labels = {name: np.asarray(call()).ravel().tolist() for name, call in ways.items()}
@@ -146,6 +148,41 @@ def _summary(
         print(f"{key}{suffix}: {figures[key + suffix]:.4g}", flush=True)
 
 
+def http(figures: dict[str, float], raw: dict[str, Any], *, rounds: int) -> None:
+    """The server and the label socket in front of the protected enclave, against a constant on the same server."""
+    images, _ = CIFAR10.test_set(256)
+    release, _ = make_release("serve", CIFAR10.base, calibrated("cifar10", Qim.kind), images)
+    with car(release, Seller.generate()) as place:
+        path = place.parent / "labels"
+        for batch in BATCHES:
+            request = binary_request(images[:batch])
+            with (
+                server("constant", "--batch", str(batch)) as constant_port,
+                server("device", place, "--socket", path) as port,
+                HttpProbe(constant_port, request) as constant,
+                HttpProbe(port, request) as real,
+                SocketProbe(path, images[:batch]) as direct,
+            ):
+                asks: dict[str, Callable[[], object]] = {
+                    "constant": constant.ask,
+                    "http": real.ask,
+                    "socket": direct.ask,
+                }
+                for ask in asks.values():
+                    ask()
+                assert np.array_equal(real.ask(), direct.ask())
+                found = timed(asks, rounds)
+            raw[f"http_b{batch}"] = {name: values.tolist() for name, values in found.items()}
+            for name, values in found.items():
+                for percentile in (50, 95, 99):
+                    figures[f"{name}_p{percentile}_us_b{batch}"] = 1e6 * float(np.percentile(values, percentile))
+                figures[f"{name}_labels_per_s_b{batch}"] = batch / float(np.median(values))
+            over = 1e6 * float(np.median(found["http"] - found["constant"]))
+            figures[f"http_us_over_constant_b{batch}"] = over
+            figures[f"http_us_over_constant_and_enclave_b{batch}"] = over - figures[f"secret_p50_us_b{batch}"]
+            print(f"http_us_over_constant_b{batch}: {over:.0f}", flush=True)
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,12 +194,13 @@ def main() -> None:
     figures: dict[str, float] = {}
     raw: dict[str, Any] = {}
     enclaves(figures, raw, setups=setups, repeats=repeats, seconds=seconds)
+    http(figures, raw, rounds=20 if args.quick else 1000)
     write_result(
         "serve",
         figures=figures,
         raw=raw,
         seeds=[],
-        n={"setups": setups, "repeats": repeats},
+        n={"setups": setups, "repeats": repeats, "http_rounds": 20 if args.quick else 1000},
         path=result_path("serve", quick=args.quick, out=args.out),
     )
 

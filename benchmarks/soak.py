@@ -231,6 +231,8 @@ class Soak:
             self.ends.append((how.name, time.monotonic() - began))
             if not again:
                 self.ledger.note(f"the enclave was not ready again after {how.name}")
+            if len(self.ends) % 5 == 0:
+                self._say()
 
     def _again(self, before: float) -> Callable[[], bool]:
         def ready() -> bool:
@@ -246,7 +248,7 @@ class Soak:
         answered = after.answered - before.answered
         taken = before.left - after.left
         uncertain = after.uncertain - before.uncertain
-        exact = max(0, answered - taken, taken - answered - uncertain)
+        gap = budget_gap(answered=answered, uncertain=uncertain, charged=taken)
         return {
             "requests": sum(ledger.requests.values()),
             "labels": ledger.answered,
@@ -258,7 +260,7 @@ class Soak:
             "rss_growth_mib": _rss(samples, *self.quarters[3]) - _rss(samples, *self.quarters[1]),
             "fd_growth": _descriptors(last) - _descriptors(first),
             "thread_growth": _threads(last) - _threads(first),
-            "budget_error": max(0, ledger.answered - charged) + exact,
+            "budget_error": max(0, ledger.answered - charged) + gap,
             "labels_in_exact_quarter": answered,
             "uncertain_in_exact_quarter": uncertain,
             "charged": charged,
@@ -280,6 +282,11 @@ class Soak:
             "rests": [asdict(rest) for rest in self.rests],
             "samples": [asdict(sample) for sample in samples],
         }
+
+
+def budget_gap(*, answered: int, uncertain: int, charged: int) -> int:
+    """How far a charge is from what was answered; what is uncertain may have been charged or not."""
+    return max(0, answered - charged, charged - answered - uncertain)
 
 
 def _both(sample: Sample) -> list[Usage]:

@@ -27,7 +27,7 @@ from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
 from variegate.runtime.port import LabelPort
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  it has no other name
 _MAX_IMAGE_BYTES = 1 << 30
 _LONGEST_WAIT_S = 600.0
 

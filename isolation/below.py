@@ -86,7 +86,7 @@ class Settings:
                     ueid=ueid,
                     device_class=device_class,
                     root=SellerRoot.from_bytes(root),
-                    measurements={str(name): bytes(value) for name, value in measurements},
+                    measurements=_measurements_of(measurements),
                     boots=boots,
                     time_ns=time_ns,
                     security=security,
@@ -94,6 +94,17 @@ class Settings:
                     envelope=envelope,
                 )
         raise Lost("start has other settings")
+
+
+def _measurements_of(values: list[Any]) -> Mapping[str, bytes]:
+    found = {}
+    for value in values:
+        match value:
+            case [str(name), bytes(digest)]:
+                found[name] = digest
+            case _:
+                raise Lost("packet holds no measurements")
+    return found
 
 
 def protections_to_values(protections: tuple[Protection, ...]) -> list[list[str]]:

@@ -7,6 +7,7 @@ reads the device's keys, asks the broker where one is needed, decrypts into the 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import socket
@@ -129,13 +130,16 @@ class _Process:
         raise Lost("supervisor asks for something else")
 
     def _query(self, packet: bytes) -> bytes:
+        if len(packet) != wire.QUERY_LAYOUT.size:
+            raise Lost("query of another length")
         _, number, now, security, count, receipt = wire.QUERY_LAYOUT.unpack(packet)
+        if not math.isfinite(now):
+            raise Lost("query at no time")
         self._below.update(now, security)
         spec = self._enclave.frames
-        size = count * spec.size
-        if size > len(self._frames) * spec.dtype.itemsize:
+        if count * spec.bytes > len(self._frames):
             raise Lost("more frames than fit")
-        shown: NDArray[Any] = np.frombuffer(self._frames, spec.dtype, size).reshape(count, *spec.shape)
+        shown: NDArray[Any] = np.frombuffer(self._frames, spec.dtype, count * spec.size).reshape(count, *spec.shape)
         # The supervisor could write while this runs: what a receipt names is what was classified.
         frames = shown.copy() if receipt else shown
         labels = self._enclave.classify_batch(frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -166,19 +167,20 @@ class Isolated:
             RefusedError: `MALFORMED`, for a nonce of another length.
             MisuseError, DeviceError: As `classify`.
         """
-        match wire.unpack(self._asked(Kind.EVIDENCE, nonce, *self._clock())):
-            case Kind.DONE, [bytes(token)]:
+        match self._asked(Kind.EVIDENCE, nonce, *self._clock()):
+            case [bytes(token)]:
                 return token
         raise self._lost("answers something else")
 
     def self_test(self) -> None:
         """As `runtime.enclave.Enclave.self_test`."""
-        self._asked(Kind.TEST)
+        if self._asked(Kind.TEST):
+            raise self._lost("answers something else")
 
     def status(self) -> Status:
         """What the device says of itself, the enclave's protections among it."""
-        match wire.unpack(self._asked(Kind.STATUS, *self._clock())):
-            case Kind.DONE, [int(answered), None | int() as remaining]:
+        match self._asked(Kind.STATUS, *self._clock()):
+            case [int(answered), None | int() as remaining]:
                 return Status.of(self._manifest, answered, remaining, self._protections)
         raise self._lost("answers something else")
 
@@ -230,9 +232,15 @@ class Isolated:
             raise MisuseError("enclave is closed")
         return round(self._platform.now() * wire.NS), self._platform.counter(SECURITY_COUNTER)
 
-    def _asked(self, kind: Kind, *values: object) -> bytes:
+    def _asked(self, kind: Kind, *values: object) -> list[Any]:
+        """What the enclave has to say when it is done."""
         with self._lock:
-            return self._exchange(self._running(), wire.pack(kind, *values))
+            answer = self._exchange(self._running(), wire.pack(kind, *values))
+            with contextlib.suppress(Lost):
+                told, found = wire.unpack(answer)
+                if told == Kind.DONE:
+                    return found
+            raise self._lost("answers something else")
 
     def _exchange(self, process: Process, packet: bytes) -> bytes:
         """Asks once; whatever goes wrong between, the question is not asked again."""

@@ -38,6 +38,8 @@ LABELS_LAYOUT = struct.Struct("<BQI")
 
 
 NS = 1_000_000_000
+_MAX_TEXT = 2000
+"""Characters of an error's message or hint."""
 
 
 class Kind(IntEnum):
@@ -126,12 +128,14 @@ def error_of(values: list[Any]) -> VariegateError:
     Raises:
         Lost: There is none.
     """
+    if not all(text.isprintable() and len(text) <= _MAX_TEXT for text in values if isinstance(text, str)):
+        raise Lost("packet is no error for people")
     match values:
         case ["RefusedError", str(refusal), str(message), None | str() as hint, None] if refusal in list(Refusal):
             return RefusedError(Refusal(refusal), message, hint=hint)
-        case ["LimitError", None, str(message), None, None | int() as wait]:
+        case ["LimitError", None, str(message), None, None | int() as wait] if wait is None or wait >= 0:
             return LimitError(message, retry_after_s=None if wait is None else wait / NS)
-        case [str(name), None, str(message), None | str() as hint, None] if name in _ERRORS:
+        case ["MisuseError" | "DeviceError" | "VariegateError" as name, None, str(message), None | str() as hint, None]:
             return cast("VariegateError", _ERRORS[name](message, hint=hint))
     raise Lost("packet is no error")
 

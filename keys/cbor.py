@@ -64,17 +64,22 @@ def decode(data: bytes, *, limit: int) -> Any:
 def _scan(data: bytes) -> None:
     """Walks the heads iteratively; `open_items` holds how many items each open container still lacks."""
     position = 0
-    open_items = [1]
+    open_items, maps = [1], [False]
     while open_items:
         if open_items[-1] == 0:
             open_items.pop()
+            maps.pop()
             continue
+        is_key = maps[-1] and open_items[-1] % 2 == 0
         open_items[-1] -= 1
         major, argument, position = _head(data, position)
         if major in (_BYTES, _TEXT):
             position += argument
         elif major in (_ARRAY, _MAP):
             open_items.append(argument * (2 if major == _MAP else 1))
+            maps.append(major == _MAP)
+            if is_key:  # cbor2 would make a tuple or a mapping of its own of it
+                raise RefusedError(Refusal.MALFORMED, "structure has a container for a key")
             if len(open_items) > MAX_DEPTH + 1:
                 raise RefusedError(Refusal.MALFORMED, f"structure is nested deeper than {MAX_DEPTH}")
         elif major == _TAG or (major == _SIMPLE and argument not in _SIMPLE_ALLOWED):

@@ -163,7 +163,8 @@ class Dispatcher:
         try:
             labels = self._port.classify_batch(frames)
         except VariegateError as error:
-            found: Exception = error
+            # Its frames hold on to an enclave that has ended, and they and the error to each other.
+            found: Exception = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - nothing foreign may reach a client or end this thread
             found = DeviceError(f"the port failed ({type(error).__name__})")
         else:

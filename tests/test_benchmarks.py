@@ -25,11 +25,19 @@ PROMISED = {
         "mutations_tried", "mutations_accepted", "cuts_tried", "bricks", "off_diagonal_opened", "budget_exceeded"
     },
     "powercut": {"cuts_tried", "double_cuts_tried", "sigkills", "bricks", "rollbacks_tried", "rollbacks_accepted"},
+    "isolation": {"root_windows_protected", "root_windows_control"},
+    "serve": {
+        "enclave_us_over_bare_b1", "enclave_overhead_b64", "secret_pages_overhead_b1", "http_us_over_constant_b1"
+    },
+    "soak": {
+        "requests", "labels", "attacks", "wrong_labels", "unexpected", "kills", "hangs", "rss_growth_mib", "fd_growth",
+        "budget_error",
+    },
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "train_gtsrb": {"accuracy"},
     "train_world": {"accuracy"},
 }  # fmt: skip
-NEED_DATA = {"accuracy", "export", "runtime", "attractors", "train_gtsrb"}
+NEED_DATA = {"accuracy", "export", "runtime", "soak", "isolation", "serve", "attractors", "train_gtsrb"}
 
 
 @pytest.mark.slow
@@ -56,6 +64,8 @@ def test_a_committed_result_has_the_promised_figures(name: str) -> None:
         assert (figures["mutations_accepted"], figures["bricks"], figures["budget_exceeded"]) == (0, 0, 0)
     if name == "powercut":
         assert (figures["bricks"], figures["rollbacks_accepted"]) == (0, 0)
+    if name == "soak":
+        assert (figures["wrong_labels"], figures["unexpected"], figures["budget_error"]) == (0, 0, 0)
 
 
 def test_the_tables_are_up_to_date() -> None:

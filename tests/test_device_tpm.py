@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import pytest
 from tests.support.artefacts import CLASS, frames, seal_for
 from tests.support.devices import workplace
 from tests.support.swtpm import PROGRAM, SoftwareTpm, software_tpm
+from tests.support.tools import skip_without
 from variegate.cli.main import main
 from variegate.device_sim.chip import made_chip, open_chip
 from variegate.device_sim.device import Device
@@ -38,8 +40,8 @@ from variegate.keys.manifest import Policy as CopyPolicy
 from variegate.keys.seller import Seller
 from variegate.keys.signing import SellerRoot
 
-esapi = pytest.importorskip("tpm2_pytss", reason="needs tpm2-pytss")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs swtpm")
+skip_without(swtpm=PROGRAM, tpm2_pytss=importlib.util.find_spec("tpm2_pytss"))
+esapi = pytest.importorskip("tpm2_pytss")
 
 MEASURED = {"runtime": b"m" * 32}
 OTHER = {"runtime": b"n" * 32}

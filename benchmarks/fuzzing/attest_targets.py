@@ -153,6 +153,7 @@ TARGETS = (
         name="appraisal_policy",
         opened=pure(_appraisal_policy),
         seeds=lambda: [AppraisalPolicy.of(_EVIDENCE).to_toml()],
+        mutate=mutation.of_toml,
         words=(b"schema", b"profiles", b"measurements", b"require", b'"""', b"'''", b"[[", b"\\U0001F600", b"inf"),
     ),
     Target(

@@ -111,6 +111,7 @@ TARGETS = (
         name="device_policy",
         opened=pure(_device_policy),
         seeds=lambda: [DevicePolicy(require=("seccomp", "memory")).to_toml(), b'schema = 1\nisolation = "none"\n'],
+        mutate=mutation.of_toml,
         words=(
             *(b"schema", b"isolation", b"secret_pages", b"strict", b"require", b"ram_mib", b"hang_s", b"restarts"),
             *(b"restart_window_s", b"debug", b'"process"', b"inf", b"nan", b"1e-7", b"\\U0001F600", b'"""', b"true"),

@@ -14,6 +14,11 @@ from variegate.keys import cbor
 
 _NUMBERS: Final = (0, 1, 2, 3, 4, 8, 16, 23, 24, 255, 256, 65535, 1 << 24, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63)
 _OTHERS: Final[tuple[Any, ...]] = (None, True, False, b"", "", [], {}, -1, "\u200b", "\x00", "é😀", b"\x01" * 33, 1.5, float("inf"))
+_TOML: Final = (
+    *(b"0", b"1", b"-1", b"1.0", b"1e-9", b"86400.0", b"inf", b"nan", b"16", b"1048576", b"9223372036854775808"),
+    *(b"true", b"false", b"[]", b"[[]]", b"{}", b'""', b'"x"', b'"\\U0001F600"', b'"\\u00e9"', b"'\\'", b"1979-05-27"),
+    b'"' + b"0f" * 32 + b'"',
+)
 _BLIND: Final = 0.25
 """Share of mutations that know nothing."""
 _DEEPER: Final = 0.7
@@ -40,6 +45,29 @@ def of_json(data: bytes, most: int, chance: Random, plain: Plain) -> bytes:
     for _ in range(chance.choice((1, 1, 2))):
         value = _changed(value, chance, plain)
     return _fitting(_json(value), data, most, plain)
+
+
+def of_toml(data: bytes, most: int, chance: Random, plain: Plain) -> bytes:
+    """Changes lines of a TOML document, or the value on one."""
+    lines = data.splitlines(keepends=True)
+    if not lines or chance.random() < 2 * _BLIND:
+        return plain(data, most)
+    at = chance.randrange(len(lines))
+    key, found, value = lines[at].rstrip(b"\n").partition(b" = ")
+    match chance.randrange(6):
+        case 0:
+            del lines[at]
+        case 1:
+            lines.insert(chance.randrange(len(lines)), lines[at])
+        case 2 if found:
+            lines[at] = key + b" = " + chance.choice(_TOML) + b"\n"
+        case 3 if found:
+            lines[at] = key + b" = [" + b", ".join([value, *chance.choices(_TOML, k=chance.randrange(4))]) + b"]\n"
+        case 4 if found:
+            lines[at] = key + chance.choice((b".a = ", b' . "" = ', b" = ")) + plain(value, 256) + b"\n"
+        case _:
+            lines.append(chance.choice((b"[a]\n", b"[[a]]\n", b"a = 1\n", b'"\\n" = 1\n', b"schema.a = 1\n")))
+    return _fitting(b"".join(lines), data, most, plain)
 
 
 def behind(length: int, inner: Mutate) -> Mutate:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import skip_without
 from variegate.keys.pkcs11_uri import Pkcs11Uri
 
 PIN = "271828"
 SO_PIN = "314159"
-REQUIRED_VARIABLE = "VARIEGATE_REQUIRE_TOOLS"
 _PLACES = ("/usr/lib/softhsm", "/usr/lib64/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/local/lib/softhsm")
 _INSTALLED: list[SoftHsm] = []
 _UTIL = shutil.which("softhsm2-util")
@@ -26,20 +26,7 @@ MODULE = next((path for place in _PLACES if (path := Path(place) / "libsofthsm2.
 
 def need() -> None:
     """Skips the module that calls it when there is no SoftHSM2; where the tools are required, fails."""
-    lacks = [
-        name
-        for name, there in (
-            ("softhsm2-util", _UTIL),
-            ("libsofthsm2.so", MODULE),
-            ("python-pkcs11", importlib.util.find_spec("pkcs11")),
-        )
-        if there is None
-    ]
-    if not lacks:
-        return
-    if os.environ.get(REQUIRED_VARIABLE) == "1":
-        pytest.fail(f"{', '.join(lacks)} must be installed", pytrace=False)
-    pytest.skip(f"{', '.join(lacks)} not installed", allow_module_level=True)
+    skip_without(softhsm2_util=_UTIL, libsofthsm2=MODULE, python_pkcs11=importlib.util.find_spec("pkcs11"))
 
 
 @dataclass(frozen=True)
