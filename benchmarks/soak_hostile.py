@@ -8,8 +8,6 @@ are in order (`burst`, `sybil queries`) have their labels judged like those of a
 from __future__ import annotations
 
 import contextlib
-import gzip
-import json
 import select
 import socket
 import struct
@@ -22,23 +20,19 @@ import numpy as np
 
 from benchmarks.soak_clients import (
     LIVE,
-    PATH,
     Address,
     Http,
     LabelSocket,
     Reader,
     request,
 )
-from benchmarks.soak_ledger import BATCH, Gate, Ledger, LostError, Pool, TurnedAwayError
+from benchmarks.soak_ledger import Gate, Ledger, LostError, Pool, TurnedAwayError
+from benchmarks.soak_refusals import AWAY, FRAME, GONE, LATE, post, refusals
 from variegate.serve import socket_wire
 
-GONE, LATE = 0, -1
-"""In place of a status: the connection ended, or nothing came in time; the latter is never allowed."""
 _SOURCE = "127.0.0.66"
 _CROWD, _SYBILS, _BURST = 60, 160, 24
 _RESET = struct.pack("ii", 1, 0)
-_AWAY = frozenset({GONE, 503})
-_FRAME = np.zeros((1, 3, 32, 32), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -98,72 +92,6 @@ def live(attacks: dict[str, Attack], target: Target, gate: Gate) -> None:
             target.ledger.note(f"attack {name} failed: {type(error).__name__}: {error}"[:200])
 
 
-def _post(body: bytes, *headers: str, length: int | None = None) -> bytes:
-    lines = [f"POST {PATH} HTTP/1.1", "Host: soak", *headers]
-    if length != -1:
-        lines.append(f"Content-Length: {len(body) if length is None else length}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def _tensor(**changes: object) -> dict[str, object]:
-    return {"name": "image", "shape": [1, 3, 32, 32], "datatype": "UINT8", "data": _FRAME.ravel().tolist(), **changes}
-
-
-def _json(**changes: object) -> bytes:
-    return json.dumps({"inputs": [_tensor(**changes)]}).encode()
-
-
-def _binary(size: int, split: int | None = None, **changes: object) -> bytes:
-    tensor = _tensor(parameters={"binary_data_size": size}, **changes)
-    del tensor["data"]
-    head = json.dumps({"inputs": [tensor]}).encode()
-    return _post(head + _FRAME.tobytes(), f"Inference-Header-Content-Length: {len(head) if split is None else split}")
-
-
-def _refusals() -> dict[str, tuple[bytes, frozenset[int]]]:
-    """Single requests, and what may answer them."""
-    wrong, large = frozenset({400}) | _AWAY, frozenset({413}) | _AWAY
-    bomb = gzip.compress(bytes(64 << 20), 9)
-    nested = gzip.compress(gzip.compress(bytes(1 << 20)))
-    good = _json()
-    return {
-        "not json": (_post(b"\x00\xff not json"), wrong),
-        "nested json": (_post(b"[" * 200_000), wrong),
-        "cut json": (_post(good[:-3]), wrong),
-        "duplicate member": (_post(good[:-1] + b',"inputs":[]}'), wrong),
-        "nan": (_post(good.replace(b"[0, ", b"[NaN, ")), wrong),
-        "huge number": (_post(_json(data=[10**400] + [0] * 3071)), wrong),
-        "negative value": (_post(_json(data=[-1] * 3072)), wrong),
-        "fractions": (_post(_json(data=[0.5] * 3072)), wrong),
-        "wrong shape": (_post(_json(shape=[1, 32, 32, 3])), wrong),
-        "huge shape": (_post(_json(shape=[1 << 40, 3, 32, 32])), large),
-        "negative shape": (_post(_json(shape=[-1, 3, 32, 32])), wrong),
-        "too few values": (_post(_json(data=[0] * 10)), wrong),
-        "wrong dtype": (_post(_json(datatype="FP64")), wrong),
-        "wrong name": (_post(_json(name="../../etc/passwd")), wrong),
-        "no inputs": (_post(b'{"inputs":[]}'), wrong),
-        "batch too large": (request(np.zeros((BATCH + 1, 3, 32, 32), np.uint8), "x"), large | {400}),
-        "binary too short": (_binary(3073), wrong),
-        "split beyond": (_binary(3072, 10**9), wrong),
-        "split too long": (_binary(3072, 10**30), wrong),
-        "split no number": (_post(good, "Inference-Header-Content-Length: -5"), wrong),
-        "gzip bomb": (_post(bomb, "Content-Encoding: gzip"), large),
-        "gzip twice": (_post(nested, "Content-Encoding: gzip"), wrong | {413}),
-        "gzip cut": (_post(gzip.compress(good)[:-5], "Content-Encoding: gzip"), wrong),
-        "unknown encoding": (_post(good, "Content-Encoding: br"), frozenset({415}) | _AWAY),
-        "media type": (_post(good, "Content-Type: text/plain"), frozenset({415}) | _AWAY),
-        "web page": (_post(good, "Origin: https://example.org"), frozenset({403}) | _AWAY),
-        "stated body": (_post(b"", length=10**11), large),
-        "endless headers": (b"GET /v2 HTTP/1.1\r\n" + b"X-A: b\r\n" * 20_000, frozenset({431, 400}) | _AWAY),
-        "long header": (b"GET /v2 HTTP/1.1\r\nX-A: " + b"b" * 100_000, frozenset({431, 400}) | _AWAY),
-        "two lengths": (_post(good, f"Content-Length: {len(good)}"), wrong),
-        "both framings": (_post(good, "Transfer-Encoding: chunked"), wrong),
-        "other path": (b"GET /v2/models/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", frozenset({404, 400}) | _AWAY),
-        "other method": (b"DELETE " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n", frozenset({405}) | _AWAY),
-        "tls hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), wrong),
-    }
-
-
 def _once(data: bytes) -> Callable[[Target], list[int]]:
     def run(target: Target) -> list[int]:
         with contextlib.closing(Reader(target.address, _SOURCE, target.slow_s)) as reader:
@@ -215,7 +143,7 @@ def _drip(start: bytes, byte: bytes) -> Callable[[Target], list[int]]:
 
 def _endless_chunks(target: Target) -> list[int]:
     with contextlib.closing(Reader(target.address, _SOURCE, target.slow_s)) as reader:
-        start = _post(b"", "Transfer-Encoding: chunked", length=-1)
+        start = post(b"", "Transfer-Encoding: chunked", length=-1)
         return _answers(reader, start + (b"10000\r\n" + bytes(1 << 16) + b"\r\n") * 500, 1)
 
 
@@ -371,19 +299,19 @@ def attacks() -> dict[str, Attack]:
     """Every attack, by name."""
     head = struct.Struct("<4sIII")
     bad, none = frozenset({GONE, 1, 2}), frozenset[int]()
-    partial = request(_FRAME, "x")
-    found = {name: Attack(_once(data), allowed) for name, (data, allowed) in _refusals().items()}
-    slow = frozenset({408}) | _AWAY
+    partial = request(FRAME, "x")
+    found = {name: Attack(_once(data), allowed) for name, (data, allowed) in refusals().items()}
+    slow = frozenset({408}) | AWAY
     return found | {
         "slow head": Attack(_drip(b"GET /v2 HTTP/1.1\r\nX-A: ", b"b"), slow),
         "slow body": Attack(_drip(partial[:-2000], b"b"), slow),
         "silence": Attack(_drip(b"", b""), slow),
-        "endless chunks": Attack(_endless_chunks, frozenset({413}) | _AWAY),
-        "pipeline": Attack(_pipeline, frozenset({200, 400}) | _AWAY),
+        "endless chunks": Attack(_endless_chunks, frozenset({413}) | AWAY),
+        "pipeline": Attack(_pipeline, frozenset({200, 400}) | AWAY),
         "never reads": Attack(_never_reads, none),
         "vanish": Attack(_vanish(partial[:-1]), none),
-        "crowd": Attack(_crowd, frozenset({200}) | _AWAY),
-        "sybils": Attack(_sybils, frozenset({200}) | _AWAY),
+        "crowd": Attack(_crowd, frozenset({200}) | AWAY),
+        "sybils": Attack(_sybils, frozenset({200}) | AWAY),
         "sybil queries": Attack(_sybil_queries, none),
         "burst": Attack(_burst, none),
         "leave": Attack(_leave, none, leaves=True),

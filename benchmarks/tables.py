@@ -151,7 +151,115 @@ def attractors() -> list[str]:
     return lines
 
 
-SECTIONS: tuple[Callable[[], list[str]], ...] = (accuracy, runtime, export, tamper, attractors)
+def serve() -> list[str]:
+    """Table of what isolation and HTTP cost."""
+    f = load("serve")["figures"]
+
+    def row(name: str, label: str, batch: int) -> str:
+        at = [f"{f[f'{name}_p{percentile}_us_b{batch}']:,.0f}" for percentile in (50, 95, 99)]
+        return f"| {label} | {batch} | {' | '.join(at)} | {f[f'{name}_labels_per_s_b{batch}']:,.0f} |"
+
+    lines = [
+        (
+            "**Latency of a ResNet-20 copy with QIM**, uint8 frames, one thread, microseconds "
+            "(`python -m benchmarks.serve`)"
+        ),
+        "",
+        "| | batch | median | 95 % | 99 % | labels/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    labels = {
+        "bare": "bare onnxruntime session of the same copy, in-process",
+        "in_process": "`Enclave`, in-process",
+        "isolated": "enclave process, ordinary pages",
+        "secret": "enclave process, secret pages (the default)",
+        "socket": "label socket, secret pages",
+        "http": "HTTP, secret pages",
+        "constant": "HTTP, same server returning a constant",
+    }
+    lines += [row(name, label, batch) for batch in (1, 64) for name, label in labels.items()]
+    low, high = (100 * f[f"enclave_overhead_b64_{end}"] for end in ("low", "high"))
+    return [
+        *lines,
+        "",
+        (
+            f"Isolation adds {f['enclave_us_over_bare_b1']:.0f} µs to bare onnxruntime at batch 1 (float32: "
+            f"{f['enclave_us_over_bare_b1_float32']:.0f} µs) and {100 * f['enclave_overhead_b64']:+.1f} % at batch 64 "
+            f"({low:+.1f} to {high:+.1f}); secret pages add {100 * f['secret_pages_overhead_b1']:+.1f} % and "
+            f"{100 * f['secret_pages_overhead_b64']:+.1f} % to that. At batch 1, HTTP costs "
+            f"{f['http_us_over_constant_b1']:,.0f} µs more than the constant, of which "
+            f"{f['http_us_over_constant_and_enclave_b1']:,.0f} µs are not the enclave's."
+        ),
+    ]
+
+
+def isolation() -> list[str]:
+    """What root can read."""
+    document = load("isolation")
+    f = document["figures"]
+    return [
+        (
+            f"**What root reads of a serving enclave** (`python -m benchmarks.isolation`): {document['n']['enclaves']} "
+            "enclaves (ResNet-20 and the GTSRB network, QIM and permutation, protected and not) by `/proc/PID/mem`, "
+            f"`process_vm_readv`, ptrace and `pidfd_getfd`. Windows of weights, messages and keys found: "
+            f"{f['root_windows_protected']:,} in {f['bytes_read_protected'] / 2**20:,.0f} MiB read of protected ones, "
+            f"{f['root_windows_control']:,} in the same without protection."
+        ),
+    ]
+
+
+def powercut() -> list[str]:
+    """Figures of the sweep of power cuts."""
+    f = load("powercut")["figures"]
+    return [
+        (
+            f"**Power cuts while flashing** (`python -m benchmarks.powercut`): {f['cuts_tried']:,} single and "
+            f"{f['double_cuts_tried']:,} double cuts, torn sectors and reordered writes among them, and "
+            f"{f['sigkills']:,} real SIGKILLs: {f['bricks']} devices bricked; {f['rollbacks_tried']:,} rollbacks tried "
+            f"afterwards, {f['rollbacks_accepted']} accepted."
+        ),
+    ]
+
+
+def soak() -> list[str]:
+    """Figures of the soak."""
+    document = load("soak")
+    f, seconds = document["figures"], document["n"]["seconds"]
+    return [
+        (
+            f"**Soak** (`python -m benchmarks.soak`): {seconds / 60:.0f} minutes of good and hostile clients, the "
+            f"enclave killed and stopped now and then: {f['requests']:,} requests, {f['wrong_labels']} wrong labels, "
+            f"memory {f['rss_growth_mib']:+.1f} MiB, descriptors {f['fd_growth']:+.0f}, budget error "
+            f"{f['budget_error']}."
+        ),
+    ]
+
+
+def fuzz() -> list[str]:
+    """Figures of the fuzzing."""
+    document = load("fuzz")
+    f = document["figures"]
+    return [
+        (
+            f"**Fuzzing** (`python -m benchmarks.fuzz`): {f['executions']:,} executions over "
+            f"{document['n']['targets']} targets, {f['open_findings']} open findings; what was found before is kept in "
+            "`tests/vectors/fuzz/`."
+        ),
+    ]
+
+
+SECTIONS: tuple[Callable[[], list[str]], ...] = (
+    accuracy,
+    runtime,
+    export,
+    serve,
+    isolation,
+    powercut,
+    soak,
+    tamper,
+    fuzz,
+    attractors,
+)
 
 
 def render() -> str:

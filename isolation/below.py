@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -234,6 +235,8 @@ CALLS: Mapping[str, tuple[type, ...]] = {
     "release": (bytes, bytes),
 }
 """What an enclave may ask of the platform, and with which types."""
+_BUDGET = re.compile(r"budget\.[0-9]{1,19}", re.ASCII)
+"""Counters that it may raise (`runtime.allowance.budget_counter`); the others would lock the device for good."""
 
 
 def answer(platform: object, values: list[Any]) -> bytes:
@@ -250,6 +253,8 @@ def answer(platform: object, values: list[Any]) -> bytes:
         Lost: It is no call.
     """
     match values:
+        case ["reserve", [str(counter), *_]] if not _BUDGET.fullmatch(counter):
+            raise Lost("enclave would raise another counter")
         case [str(name), [*arguments]] if name in CALLS and tuple(map(type, arguments)) == CALLS[name]:
             try:
                 return wire.pack(Kind.ANSWER, getattr(platform, name)(*arguments))

@@ -7,6 +7,7 @@ between the two can run what was not measured. A device keeps them on a verified
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import os
@@ -116,8 +117,8 @@ def _files(folder: Path, above: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _hash(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as file:
-        return sha256(file.read())
+    with path.open("rb", buffering=0) as file:  # in pieces: some libraries have tens of megabytes
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _digest(files: list[tuple[str, bytes]]) -> bytes:

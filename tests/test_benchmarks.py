@@ -33,6 +33,7 @@ PROMISED = {
         "requests", "labels", "attacks", "wrong_labels", "unexpected", "kills", "hangs", "rss_growth_mib", "fd_growth",
         "budget_error",
     },
+    "fuzz": {"executions", "targets", "findings", "open_findings", "planted_found"},
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "train_gtsrb": {"accuracy"},
     "train_world": {"accuracy"},
@@ -62,6 +63,8 @@ def test_a_committed_result_has_the_promised_figures(name: str) -> None:
     assert PROMISED[name] <= set(figures)
     if name == "tamper":
         assert (figures["mutations_accepted"], figures["bricks"], figures["budget_exceeded"]) == (0, 0, 0)
+    if name == "fuzz":
+        assert (figures["open_findings"], figures["planted_found"]) == (0, 1)
     if name == "powercut":
         assert (figures["bricks"], figures["rollbacks_accepted"]) == (0, 0)
     if name == "soak":

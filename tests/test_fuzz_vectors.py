@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+import time
 from random import Random
 
 import pytest
@@ -54,12 +57,11 @@ def toy(run: Run, *, live: bool = False) -> Target:
 def test_what_counts_as_a_finding() -> None:
     def run(data: bytes) -> str:
         need(data != b"broken", "broken")
-        if data == b"memory":
-            bytearray(b"\1") * (300 << 20)
         if data == b"slow":
-            total = 0
-            for i in range(1 << 26):
-                total += i
+            end = time.thread_time() + 1.05
+            while time.thread_time() < end:
+                pass
+            return "slow"
         if data == b"message":
             return verdict(lambda: refuse("a\n"))
         if data == b"refused":
@@ -72,12 +74,27 @@ def test_what_counts_as_a_finding() -> None:
     target = toy(run)
     assert judged(target, run, b"1") == "accepted"
     assert judged(target, run, b"refused") == "input"
-    for data, kind in (
-        (b"x", "ValueError"), (b"broken", "Broken"), (b"slow", "slow"), (b"memory", "memory"), (b"message", "Broken")
-    ):  # fmt: skip
+    for data, kind in ((b"x", "ValueError"), (b"broken", "Broken"), (b"slow", "slow"), (b"message", "Broken")):
         found = judged(target, run, data)
         assert isinstance(found, Finding)
         assert found.kind == kind
+
+
+def test_memory_counts_as_a_finding() -> None:
+    """In a process of its own: what is measured is the most that a process ever had."""
+    code = """
+from benchmarks.fuzzing.target import Target, judged, pure
+
+def run(data):
+    return str(len(bytearray(b"1") * (len(data) << 20)))
+
+for count in (10, 300):
+    print(judged(Target(name="toy", opened=pure(run), seeds=list), run, bytes(count)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=vectors.ROOT, capture_output=True, text=True, check=True)
+    small, large = done.stdout.splitlines()
+    assert small == str(10 << 20)
+    assert large.startswith("Finding(kind='memory'")
 
 
 def test_a_finding_is_made_smaller_and_stays_the_same() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.soak import budget_gap
 from benchmarks.soak_clients import kinds, live
 from benchmarks.soak_ledger import Gate, Ledger, Pool, Query, Refused
+from benchmarks.soak_run import budget_gap
 from tests.support.artefacts import frames
 from tests.support.devices import workplace
 from tests.support.serving import Faulty, device_with, serving, until

@@ -13,7 +13,22 @@ from benchmarks.fuzzing.target import Mutate, Plain
 from variegate.keys import cbor
 
 _NUMBERS: Final = (0, 1, 2, 3, 4, 8, 16, 23, 24, 255, 256, 65535, 1 << 24, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63)
-_OTHERS: Final[tuple[Any, ...]] = (None, True, False, b"", "", [], {}, -1, "\u200b", "\x00", "é😀", b"\x01" * 33, 1.5, float("inf"))
+_OTHERS: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    False,
+    b"",
+    "",
+    [],
+    {},
+    -1,
+    "\u200b",
+    "\x00",
+    "é😀",
+    b"\x01" * 33,
+    1.5,
+    float("inf"),
+)
 _TOML: Final = (
     *(b"0", b"1", b"-1", b"1.0", b"1e-9", b"86400.0", b"inf", b"nan", b"16", b"1048576", b"9223372036854775808"),
     *(b"true", b"false", b"[]", b"[[]]", b"{}", b'""', b'"x"', b'"\\U0001F600"', b'"\\u00e9"', b"'\\'", b"1979-05-27"),
@@ -149,7 +164,7 @@ def _replaced(value: Any, chance: Random, plain: Plain) -> Any:  # noqa: PLR0911
         case bool() | None:
             return chance.choice((True, False, None, 0, 1))
         case int():
-            return chance.choice((value + 1, value - 1, -value, value * 2, chance.choice(_NUMBERS)))
+            return chance.choice((value + 1, value - 1, -value, value * 2, *chance.choices(_NUMBERS, k=4)))
         case bytes():
             return chance.choice((plain(value, 512), value[:-1], value + b"\0", value * 2))
         case str():

@@ -80,8 +80,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="variegate-") as folder:
             said = replayed(name, [FOLDER / name / file for file in sorted(entries)], Path(folder))
         for one in said:
-            entries[one["file"]]["verdict"] = one.get("verdict", f"FINDING {one.get('finding')}")
-        print(f"{name}: {len(said)} of {len(entries)}")
+            entry, found = entries[one["file"]], one.get("verdict", f"FINDING {one.get('finding')}")
+            if found != entry["verdict"]:
+                print(f"{name}/{one['file']}: {entry['verdict']!r} becomes {found!r}")
+            entry["verdict"] = found
+        if len(said) < len(entries):
+            print(f"{name}: only {len(said)} of {len(entries)} ran")
     _write(whole)
 
 

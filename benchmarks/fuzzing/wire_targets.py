@@ -19,6 +19,7 @@ from benchmarks.fuzzing.target import ACCEPTED, Run, Target, need, pure, verdict
 from tests.support.artefacts import CLASS, SHAPE, frames, manifest_for, seal_for
 from tests.vectors import artefact_parts as parts
 from variegate.device_sim.device import Device
+from variegate.device_sim.hardware import BOOTS
 from variegate.isolation import wire
 from variegate.isolation.below import Below, Settings, answer, protections_to_values
 from variegate.isolation.child import _Process as Child
@@ -28,6 +29,7 @@ from variegate.isolation.process import Process
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys import cbor
+from variegate.runtime.admission import SECURITY_COUNTER
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
 from variegate.runtime.engine import Engine
 from variegate.runtime.frames import Frames
@@ -183,7 +185,12 @@ def _supervisor(folder: Path) -> Iterator[Run]:
                 said = verdict(lambda: opened(packets))
             except (Lost, TimeoutError):
                 said = "lost"
-            return f"{said}, {verdict(lambda: asked(packets, how))}"
+            said = f"{said}, {verdict(lambda: asked(packets, how))}"
+            need(
+                not device.counter(SECURITY_COUNTER) and not device.counter(BOOTS),
+                "a counter of the device's was raised",
+            )
+            return said
 
         yield run
 
@@ -229,7 +236,8 @@ class _Enclave(Child):
         artefact = seal_for(device.identity, parts.SIGNER)
         copy = open_here(artefact, device)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        threading.Thread(target=_platform, args=(theirs, device), daemon=True).start()
+        self._ours, self._served = ours, threading.Thread(target=_platform, args=(theirs, device), daemon=True)
+        self._served.start()
         identity = folder / "identity"
         identity.write_bytes(bytes(64))
         with identity.open("rb") as file:
@@ -242,9 +250,14 @@ class _Enclave(Child):
     def shown(self, packet: bytes) -> bytes:
         return self._answer(packet)
 
+    def close(self) -> None:
+        self._ours.close()
+        self._served.join()
+        self._below.forget_identity()
+
 
 def _platform(channel: socket.socket, device: Device) -> None:
-    with contextlib.suppress(Lost):
+    with channel, contextlib.suppress(Lost):
         while True:
             wire.send(channel, answer(device, wire.unpack(wire.receive(channel))[1]))
 
@@ -252,11 +265,12 @@ def _platform(channel: socket.socket, device: Device) -> None:
 @contextlib.contextmanager
 def _enclave(folder: Path) -> Iterator[Run]:
     """A supervisor's packets come to what answers in the enclave; nothing but our errors and `Lost` may leave it."""
-    with device_in(folder) as device:
+    with device_in(folder) as device, contextlib.ExitStack() as stack:
         descriptor = os.memfd_create("frames")
+        stack.callback(os.close, descriptor)
         os.ftruncate(descriptor, _BATCH * len(frames(1).tobytes()))
         with mmap.mmap(descriptor, 0) as shared:
-            enclave = _Enclave(device, folder, shared)
+            enclave = stack.enter_context(contextlib.closing(_Enclave(device, folder, shared)))
 
             def run(data: bytes) -> str:
                 said = []
@@ -270,7 +284,6 @@ def _enclave(folder: Path) -> Iterator[Run]:
                 return ", ".join(said)
 
             yield run
-            os.close(descriptor)
 
 
 def questions() -> list[bytes]:
