@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import math
+from random import Random
 from typing import Any
 
 import cbor2
 import numpy as np
 
 from benchmarks.fuzzing import mutation
-from benchmarks.fuzzing.target import ACCEPTED, Target, need, pure, verdict
+from benchmarks.fuzzing.target import ACCEPTED, Plain, Target, need, pure, verdict
 from tests.vectors import artefact_parts as parts
 from variegate.keys import cbor, component, merkle, recipe, rotation, signing
-from variegate.keys.artefact import Artefact, Payload
+from variegate.keys.artefact import ALIGNMENT, Artefact, Payload
 from variegate.keys.envelope import CONTEXT, open_envelope
 from variegate.keys.errors import RefusedError
 from variegate.keys.identity import DevicePublic
@@ -136,6 +137,20 @@ def _payloads() -> list[bytes]:
     return [parts.payload(), parts.payload(2000), Payload((), b"", b"g").to_bytes()]
 
 
+def _of_payload(data: bytes, most: int, chance: Random, plain: Plain) -> bytes:
+    """Changes the head; the lengths and the constants' places follow it, or nothing behind it would be reached."""
+    start = 8 + int.from_bytes(data[:4], "big")
+    end = start + int.from_bytes(data[4:8], "big")
+    if len(data) < end or most < len(data) or chance.random() < 0.3:
+        return plain(data, most)
+    head = mutation.of_cbor(data[8:start], most, chance, plain)
+    made = len(head).to_bytes(4, "big") + data[4:8] + head + data[start:end]
+    constants = data[-(-end // ALIGNMENT) * ALIGNMENT :]
+    if constants:
+        made += bytes(-len(made) % ALIGNMENT) + constants
+    return made if len(made) <= most else plain(data, most)
+
+
 def _recipe(data: bytes) -> str:
     def call() -> None:
         tensors = recipe.from_cbor(cbor.decode(data, limit=_LIMIT))
@@ -213,7 +228,7 @@ TARGETS = (
         seeds=lambda: [parts.FILE, parts.seal(parts.payload(2000))[0], parts.header(1)],
     ),
     Target(name="artefact", opened=pure(_artefact), seeds=lambda: [parts.whole(b"envelope", b"component")], cap=512),
-    Target(name="payload", opened=pure(_payload), seeds=_payloads, mutate=mutation.behind(8, mutation.of_cbor)),
+    Target(name="payload", opened=pure(_payload), seeds=_payloads, mutate=_of_payload),
     Target(
         name="recipe",
         opened=pure(_recipe),

@@ -31,7 +31,7 @@ from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.envelope import open_envelope
-from variegate.keys.errors import DeviceError, VariegateError
+from variegate.keys.errors import DeviceError, RefusedError, VariegateError
 from variegate.serve.limits import ServeLimits
 
 _INFER = "/v2/models/copy/infer"
@@ -254,11 +254,18 @@ def _enclave_process(folder: Path) -> Iterator[Run]:
 def _alive(port: Isolated) -> Process:
     """The enclave process of a port, started anew where it has ended."""
     for _ in range(3):
-        with contextlib.suppress(DeviceError):
+        process = port._process  # noqa: SLF001  the socket of a supervisor that is hostile
+        try:
             port.classify(frames(1)[0])
-            process = port._process  # noqa: SLF001  the socket of a supervisor that is hostile
+        except DeviceError:
+            continue
+        except RefusedError:
+            # It was told of a higher security counter, and rightly believes no lower one.
             if process is not None:
-                return process
+                process.end()
+            continue
+        if process is not None and process is port._process:  # noqa: SLF001
+            return process
     raise Broken("no enclave any more")
 
 

@@ -106,7 +106,7 @@ def compressed(data: bytes, most: int, chance: Random, plain: Plain) -> bytes:
     except zlib.error:
         return plain(data, most)
     coder = zlib.compressobj(9, wbits=bits)
-    changed = plain(inside, 1 << 12) * chance.choice((1, 1, 1, 16, 4096))
+    changed = plain(inside, 1 << 12) * chance.choice((1, 1, 1, 16, 512))
     return _fitting(data[:1] + coder.compress(changed) + coder.flush(), data, most, plain)
 
 
