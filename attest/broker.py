@@ -14,6 +14,7 @@ from variegate.attest.evidence import Evidence
 from variegate.attest.nonces import Nonces
 from variegate.attest.policy import AppraisalPolicy
 from variegate.attest.release import release_info
+from variegate.attest.thinning import Thinning
 from variegate.attest.verifier import Verifier
 from variegate.keys.broker import BrokerKey
 from variegate.keys.envelope import Envelope, open_envelope
@@ -21,9 +22,6 @@ from variegate.keys.errors import DeviceError, LimitError, Refusal, RefusedError
 from variegate.keys.primitives import hpke_seal
 from variegate.keys.signing import SellerRoot
 
-_STRANGERS_PER_MINUTE = 60
-"""Lines of the log that those may cause whom no enrolled device's signature vouches for."""
-_MINUTE_S = 60.0
 _MAX_DETAIL = 2000
 
 
@@ -52,7 +50,7 @@ class Broker:
         self._key, self._root, self._store, self._clock = key, root, store, clock
         nonces = Nonces(store.database, clock) if nonces is None else nonces
         self._verifier = Verifier(policy, store.device, nonces, clock, revocations=store.revocations)
-        self._strangers = _Thinned(_STRANGERS_PER_MINUTE, clock)
+        self._thinning = Thinning(clock)
 
     def challenge(self) -> bytes:
         """A nonce for one request."""
@@ -70,17 +68,17 @@ class Broker:
 
         Raises:
             RefusedError: `RELEASE`, whatever was wrong.
-            LimitError: This device has asked too often.
+            LimitError: This device has asked too often, or evidence of it that is not fresh has come too often.
             DeviceError: The broker's storage failed.
         """
-        case = _Case()
+        case, wait_s = _Case(), 0.0
         try:
             sealed = self._released(token, envelope, case)
         except LimitError as error:
             self._record("limited", case, error.message)
             raise
         except RefusedError as error:
-            self._record("refused", case, f"{error.refusal}: {error.message}")
+            wait_s = self._record("refused", case, f"{error.refusal}: {error.message}")
         except DeviceError as error:
             # Storage may have failed for good, and then the log with it.
             raise DeviceError("broker's storage failed") from error
@@ -88,12 +86,19 @@ class Broker:
             # Before it leaves: what is not in the log was not released.
             self._record("released", case, "")
             return sealed
-        # Outside of the handlers, so that the reason is not this error's context.
+        # Outside of the handlers, so that the reason is not the error's context.
+        if case.evidence is not None and wait_s:
+            # Whoever has captured a token can send it for ever. The device's own fresh evidence is not held up by it.
+            raise LimitError("evidence that is not fresh comes too often", retry_after_s=wait_s)
         raise RefusedError(Refusal.RELEASE, "the broker releases nothing for this request")
 
     def _released(self, token: bytes, envelope: bytes, case: _Case) -> bytes:
-        appraisal = self._verifier.appraise(token)
-        case.evidence = appraisal.evidence
+        identified = self._verifier.identify(token)
+        if isinstance(identified, Evidence):
+            # Before the nonce is taken, so that the log names the device also when it is held to its limits.
+            case.evidence = identified
+        appraisal = self._verifier.judge(identified)
+        case.fresh = appraisal.fresh
         evidence = appraisal.require()
         case.envelope = opened = open_envelope(envelope, self._root)
         self._match(evidence, opened)
@@ -120,13 +125,18 @@ class Broker:
         if manifest.not_after is not None and self._clock() > manifest.not_after + manifest.policy.grace_s:
             raise RefusedError(Refusal.EXPIRED, "copy has expired")
 
-    def _record(self, event: str, case: _Case, detail: str) -> None:
+    def _record(self, event: str, case: _Case, detail: str) -> float:
+        """Writes a line, unless its kind has filled its minute.
+
+        Returns:
+            Seconds until the next one of its kind will be written, or 0.0 when this one was.
+        """
         evidence, opened = case.evidence, case.envelope
-        if evidence is None:
-            missed = self._strangers.take()
-            if missed is None:
-                return
-            detail += f" ({missed} such requests before it not entered)" if missed else ""
+        if not case.fresh:
+            line = self._thinning.take(None if evidence is None else evidence.ueid)
+            if not line.entered:
+                return line.wait_s
+            detail += f" ({line.missed} such requests before it not entered)" if line.missed else ""
         self._store.record(
             event,
             ueid=None if evidence is None else evidence.ueid,
@@ -134,31 +144,19 @@ class Broker:
             model=None if opened is None else opened.digest,
             detail=detail[:_MAX_DETAIL],
         )
+        return 0.0
 
 
 @dataclass
 class _Case:
-    """What is known so far of one request; only what a signature vouches for."""
+    """What is known so far of one request; only what a signature vouches for.
+
+    Attributes:
+        evidence: Of an enrolled device.
+        fresh: Whether its nonce was taken: such lines are few, since a device may use only so many.
+        envelope: Of the seller.
+    """
 
     evidence: Evidence | None = None
+    fresh: bool = False
     envelope: Envelope | None = None
-
-
-class _Thinned:
-    """Lets so many events a minute through: strangers shall not fill the disk by way of the log."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self._per_minute, self._clock = per_minute, clock
-        self._since, self._count, self._missed = clock(), 0, 0
-
-    def take(self) -> int | None:
-        """How many were left out before this one, or None when this one is left out."""
-        now = self._clock()
-        if not 0 <= now - self._since < _MINUTE_S:
-            self._since, self._count = now, 0
-        if self._count >= self._per_minute:
-            self._missed += 1
-            return None
-        self._count += 1
-        missed, self._missed = self._missed, 0
-        return missed

@@ -77,9 +77,12 @@ class Database:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
+                    # May fail, too: beside a reader from outside, or on a full disk.
+                    self._db.execute("COMMIT")
                 except BaseException:
-                    self._db.execute("ROLLBACK")
+                    # SQLite has undone some failures by itself.
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
                     raise
-                self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise DeviceError(f"{self._path} cannot be read or written") from error

@@ -35,7 +35,7 @@ class Receipt:
         ueid: The device, 33 bytes.
         model: SHA-256 of the copy's manifest, 32 bytes.
         boot_count: Times the device was booted.
-        sequence: Number of the receipt since that boot.
+        sequence: Number of the receipt, unique since that boot and rising; a restarted enclave skips ahead.
         time_s: Unix time in seconds, by the device's clock.
         frames: `frames_digest` of what it was shown, 32 bytes.
         labels: What it answered, one for each frame.

@@ -55,11 +55,14 @@ class Appraisal:
         evidence: The claims, or None when nobody known has signed them.
         checks: In order.
         tier: What they come to.
+        fresh: Whether its nonce was taken: only so often for one device, while old evidence can come any number of
+            times and from anybody.
     """
 
     evidence: Evidence | None
     checks: tuple[Check, ...]
     tier: Tier
+    fresh: bool
 
     @property
     def good(self) -> bool:
@@ -118,24 +121,56 @@ class Verifier:
             LimitError: This device has asked too often.
             DeviceError: Storage failed.
         """
+        return self.judge(self.identify(token))
+
+    def identify(self, token: bytes) -> Evidence | Check:
+        """Finds out who signed a token; takes no nonce, so that it says who it was also when `judge` does not answer.
+
+        Args:
+            token: Hostile bytes.
+
+        Returns:
+            The claims of an enrolled device, whose signature holds; or the check that failed.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
         try:
             claimed = tokens.claimed(token)
         except RefusedError as error:
-            return _unknown(Check("form", False, error.message))
+            return Check("form", False, error.message)
         device = self._devices(claimed.ueid)
         if device is None or device.ueid != claimed.ueid:
-            return _unknown(Check("device", False, f"device {claimed.ueid.hex()} is not enrolled"))
+            return Check("device", False, f"device {claimed.ueid.hex()} is not enrolled")
         try:
-            evidence = tokens.verify(token, device.signing_public)
+            return tokens.verify(token, device.signing_public)
         except RefusedError as error:
-            return _unknown(Check("signature", False, error.message))
+            return Check("signature", False, error.message)
+
+    def judge(self, identified: Evidence | Check) -> Appraisal:
+        """Appraises what `identify` found.
+
+        Args:
+            identified: From `identify` of this verifier and from nowhere else: signatures are not looked at again.
+
+        Returns:
+            As `appraise`.
+
+        Raises:
+            LimitError: This device has asked too often.
+            DeviceError: Storage failed.
+        """
+        if isinstance(identified, Check):
+            return Appraisal(None, (identified,), Tier.NONE, fresh=False)
+        evidence = identified
         state = self._nonces.take(evidence.nonce, evidence.ueid)
+        fresh = state is NonceState.FRESH
         checks = (
             Check("signature", True, f"device {evidence.ueid.hex()}"),
-            Check("nonce", state is NonceState.FRESH, str(state)),
+            Check("nonce", fresh, str(state)),
             *self._checks(evidence),
         )
-        return Appraisal(evidence, checks, _tier(evidence, checks))
+        return Appraisal(evidence, checks, _tier(evidence, checks), fresh)
 
     def _checks(self, evidence: Evidence) -> Iterator[Check]:
         policy = self._policy
@@ -162,10 +197,6 @@ class Verifier:
         if accepted is None:
             return Check(title, False, f"{value.hex()}, and no reference value to hold it against")
         return Check(title, value in accepted, value.hex())
-
-
-def _unknown(check: Check) -> Appraisal:
-    return Appraisal(None, (check,), Tier.NONE)
 
 
 def _tier(evidence: Evidence, checks: tuple[Check, ...]) -> Tier:

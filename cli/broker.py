@@ -166,6 +166,7 @@ def _appraise(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # The server's packages are an extra; the other commands do without.
+    from variegate.serve.binding import address_text  # noqa: PLC0415
     from variegate.serve.broker_app import BrokerService  # noqa: PLC0415
     from variegate.serve.tls import TlsFiles  # noqa: PLC0415
 
@@ -176,8 +177,8 @@ def _serve(args: argparse.Namespace) -> int:
     key = BrokerKey.load(check_key_file(args.folder / KEY), passphrase_reader(args.passphrase_file)())
 
     def started(service: BrokerService) -> None:
-        host, port = service.address or (args.host, args.port)
-        note(f"broker {key.public.id.hex()} listens on {'https' if tls else 'http'}://{host}:{port}")
+        where = address_text(service.address or (args.host, args.port))
+        note(f"broker {key.public.id.hex()} listens on {'https' if tls else 'http'}://{where}")
 
     with _books(args.folder) as store:
         broker = Broker(key, root, store, policy, time.time)

@@ -10,6 +10,9 @@ from typing import Any
 from variegate.cli.console import add_json_option, add_passphrase_option
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 
+_MAX_LINE = (1 << 63) - 1
+"""SQLite's largest."""
+
 
 def new(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker new`."""
@@ -67,7 +70,7 @@ def listing(commands: Any) -> argparse.ArgumentParser:
 def log(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker log`."""
     p = _command(commands, "log", "what was released and refused, and why", "variegate broker log broker --after 100")
-    p.add_argument("--after", type=int, default=0, metavar="NUMBER", help="only later lines")
+    p.add_argument("--after", type=_line, default=0, metavar="NUMBER", help="only later lines")
     add_json_option(p)
     return p
 
@@ -116,6 +119,13 @@ def _command(commands: Any, name: str, line: str, example: str) -> argparse.Argu
     )
     parser.add_argument("folder", type=Path, metavar="BROKER", help="the broker's folder")
     return parser
+
+
+def _line(text: str) -> int:
+    # ASCII: digits of other scripts count as digits, too.
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(_MAX_LINE)) or int(text) > _MAX_LINE:
+        raise argparse.ArgumentTypeError(f"give the number of a line, 0 to {_MAX_LINE}")
+    return int(text)
 
 
 def _moment(text: str) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from variegate.attest import receipt
+from variegate.attest.evidence import NONCE_BYTES
 from variegate.cli.console import add_json_option, emit, note, table
 from variegate.cli.device_open import add_broker_options, isolated, opened
 from variegate.keys.errors import Refusal, RefusedError
-from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
 from variegate.keys.identity import DevicePublic
 from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES
 
@@ -36,6 +37,7 @@ def add_receipt(parser: argparse.ArgumentParser) -> None:
 
 
 def _attest(args: argparse.Namespace) -> int:
+    check_new(args.out)  # before a boot is spent on it
     with opened(args) as device:
         token = isolated(device).evidence(args.nonce)
     write_atomic(args.out, token, mode=PUBLIC)
@@ -72,6 +74,10 @@ def _receipt(args: argparse.Namespace) -> int:
 
 def _nonce(text: str) -> bytes:
     try:
-        return bytes.fromhex(text)
+        nonce = bytes.fromhex(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"not hexadecimal: {text}") from None
+    if len(nonce) not in NONCE_BYTES:
+        least, most = NONCE_BYTES[0], NONCE_BYTES[-1]
+        raise argparse.ArgumentTypeError(f"a nonce is {least} to {most} bytes, and this is {len(nonce)}")
+    return nonce

@@ -49,16 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        status = _run(sys.argv[1:] if argv is None else list(argv))
+        try:
+            status = _run(sys.argv[1:] if argv is None else list(argv))
+        except SystemExit as stop:  # argparse: --help, --version, usage
+            status = stop.code if isinstance(stop.code, int) else _USAGE
         sys.stdout.flush()
-    except SystemExit as stop:  # argparse: --help, --version, usage
-        return stop.code if isinstance(stop.code, int) else _USAGE
     except KeyboardInterrupt:
         print("\nvariegate: interrupted; run again to go on", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout again at exit and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return _BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last line before the person
         return _report(error)
@@ -109,6 +109,8 @@ def _report(error: Exception) -> int:
             hint = f'pip install "variegate[{_EXTRAS[package]}]"'
         case OSError(filename=str(where), strerror=str(reason)):
             status, message = _REFUSED, f"{reason.lower()}: {where}"
+        case OSError(strerror=str(reason)) if _stdout_fails():
+            status, message, hint = _REFUSED, f"cannot write the result: {reason.lower()}", "see where stdout goes"
         case _:
             # The error's own text may quote a secret; only its type is shown.
             status, message = _REFUSED, f"internal error ({type(error).__name__})"
@@ -119,6 +121,21 @@ def _report(error: Exception) -> int:
     if hint is not None:
         print(f"hint: {hint}", file=sys.stderr)
     return status
+
+
+def _stdout_fails() -> bool:
+    """Whether it was stdout that could not be written: what it holds is still there, and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
+        return True
+    return False
+
+
+def _give_up_stdout() -> None:
+    """Keeps the interpreter, which flushes stdout once more at exit, from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

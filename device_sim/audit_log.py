@@ -1,8 +1,13 @@
 """The audit log of a device that is on: appends, survives power cuts and damage, exports.
 
-An entry is durable on the disk first, then the chip counts it (`audit`). A power cut between the two leaves the log
-one entry ahead, which the next start adopts; a log that is behind the chip has lost entries, whoever did it. The
-device goes on all the same: with a new segment whose head counts what is missing, and an entry that says so.
+An entry is durable on the disk first, then the chip counts it: it burns the entry's number and hash, as one value.
+
+    audit-head = number (8, big-endian) || SHA-256 of the entry's body; no value before the first
+
+A power cut between the two leaves the log one entry ahead, which the next start adopts: the device signs an entry only
+after the one that the chip counted, so there is nothing else that it can follow on. A log that is behind the chip, or
+that ends in another entry than the chip counted, has lost entries, whoever did it. The device goes on all the same:
+with a new segment whose head counts what is missing, and an entry that says so.
 """
 
 from __future__ import annotations
@@ -30,27 +35,37 @@ from variegate.device_sim.audit import (
 )
 from variegate.device_sim.repeats import Repeats
 from variegate.keys.errors import DeviceError
-from variegate.keys.primitives import sha256
+from variegate.keys.primitives import HASH_BYTES, sha256
 
-COUNTER = "audit"
-"""The chip's counter of entries."""
+HEAD = "audit-head"
+"""What the chip keeps of the entry that it counted last."""
+_NUMBER_BYTES = 8
 
 
 class Anchor(Protocol):
     """What the log needs of the chip."""
 
-    def counter(self, name: str) -> int: ...  # noqa: D102
+    def load(self, name: str) -> bytes | None: ...  # noqa: D102
 
-    def advance(self, name: str, value: int) -> None: ...  # noqa: D102
+    def burn(self, name: str, value: bytes) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class _Tip:
-    """Where the log ends: its newest head (None: there is none), its last entry, and where the next record goes."""
+    """Where the log ends.
+
+    Attributes:
+        head: The newest; None when there is none.
+        last: Number of the last entry.
+        link: SHA-256 of its body.
+        before: SHA-256 of the body of the entry before it.
+        end: Where the next record goes.
+    """
 
     head: Head | None
     last: int
     link: bytes
+    before: bytes
     end: int
 
 
@@ -64,6 +79,15 @@ class AuditLog:
         self._repeats = Repeats()
         self._guard = threading.RLock()
         self._tip: _Tip | None = None  # None: to be read from the disk
+
+    def counted(self) -> int:
+        """Number of the last entry that the chip counted, 0 before the first.
+
+        Raises:
+            DeviceError: The chip failed or is damaged.
+        """
+        with self._guard:
+            return self._counted()[0]
 
     def write(self, at: float, event: str, detail: str, *, boot: int) -> None:
         """Appends an entry, durable before this returns; repeats of what others cause are counted first.
@@ -162,47 +186,70 @@ class AuditLog:
         self._store(head, 0, self._key.sign(body) + self._key.sign(first.to_bytes()), first)
 
     def _store(self, head: Head, at: int, records: bytes, last: Entry) -> None:
-        name = _name(head.number)
+        name, link = _name(head.number), sha256(last.to_bytes())
         self._tip = None  # unless all of this succeeds, the disk is asked
         self._disk.write(name, at, records)
         self._disk.fsync(name)
-        self._chip.advance(COUNTER, last.sequence)
-        self._tip = _Tip(head, last.sequence, sha256(last.to_bytes()), at + len(records))
+        self._count(last.sequence, link)
+        self._tip = _Tip(head, last.sequence, link, last.previous, at + len(records))
+
+    def _count(self, number: int, link: bytes) -> None:
+        self._chip.burn(HEAD, number.to_bytes(_NUMBER_BYTES, "big") + link)
+
+    def _counted(self) -> tuple[int, bytes]:
+        """Number and hash of the last entry that the chip counted."""
+        burnt = self._chip.load(HEAD)
+        if burnt is None:
+            return 0, START
+        if len(burnt) != _NUMBER_BYTES + HASH_BYTES:
+            raise DeviceError("the chip's head of the audit log is damaged", hint="such a chip is to be replaced")
+        return int.from_bytes(burnt[:_NUMBER_BYTES], "big"), burnt[_NUMBER_BYTES:]
 
     def _ready(self, at: float, boot: int) -> _Tip:
         """Where to go on; what a power cut left open is settled, and what is missing is said."""
         if self._tip is None:
-            tip, counted = self._found(), self._chip.counter(COUNTER)
-            if tip.last < counted:
-                missing = counted - tip.last
+            (tip, says_lost), (counted, link) = self._found(), self._counted()
+            if (tip.last, tip.link) == (counted, link):
+                self._tip = tip
+            elif tip.last == counted + 1 and (says_lost or tip.before == link):
+                self._count(tip.last, tip.link)  # the power went before the chip counted it
+                self._tip = tip
+            else:
+                missing = max(1, counted - tip.last)
+                detail = f"entries {tip.last + 1} to {counted}"
+                if tip.last >= counted:
+                    detail = f"entry {tip.last} is not the one that the chip counted"
                 entry = Entry(
-                    sequence=counted + 1,
+                    sequence=max(tip.last, counted) + 1,
                     boot=boot,
                     time_ms=_ms(at),
                     event=LOST,
-                    detail=f"entries {tip.last + 1} to {counted}",
+                    detail=detail,
                     previous=tip.link,
                 )
                 self._begin(tip, entry, lost=missing)
-            else:
-                if tip.last > counted:  # the power went before the chip counted it
-                    self._chip.advance(COUNTER, tip.last)
-                self._tip = tip
         if self._tip is None:
             raise DeviceError("the device's audit log cannot be written", hint="open the device again")
         return self._tip
 
-    def _found(self) -> _Tip:
-        """The end of the newest segment that has a signed head."""
+    def _found(self) -> tuple[_Tip, bool]:
+        """The end of the newest segment that has a signed head, and whether its last entry began it to tell of a loss.
+
+        Such an entry follows on what was left, not on what the chip counted. To adopt it hides nothing: the loss is
+        in the segment's head.
+        """
         starts = [parse(data, self._key.public) for data in self._segments(MAX_RECORD)]
         heads = [s.head for place, s in enumerate(starts) if s is not None and s.head.number % SEGMENTS == place]
         if not heads:
-            return _Tip(None, 0, START, 0)
+            return _Tip(None, 0, START, START, 0), False
         newest = max(heads, key=lambda head: head.number)
         found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
         if found is None:
             raise DeviceError("the device's disk does not read the same twice", hint="give the device a blank disk")
-        return _Tip(found.head, found.last, found.link, found.end)
+        head, entries = found.head, found.entries
+        before = entries[-1].previous if len(entries) > 1 else head.previous
+        says_lost = len(entries) == 1 and entries[0].event == LOST and head.lost > 0
+        return _Tip(head, found.last, found.link, before, found.end), says_lost
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
         """Bytes of each segment's file, empty for none; no more than was written, whatever lies there."""

@@ -30,6 +30,7 @@ class Settings:
         root: The seller's public keys to hold artefacts against.
         measurements: What was measured before the launch.
         boots: Times the device was booted.
+        launches: Times an enclave was started for this copy since that boot, this one included.
         time_ns: Unix time, nanoseconds.
         security: The security counter.
         held: What the supervisor does to protect this process.
@@ -42,6 +43,7 @@ class Settings:
     root: SellerRoot
     measurements: Mapping[str, bytes]
     boots: int
+    launches: int
     time_ns: int
     security: int
     held: tuple[Protection, ...]
@@ -56,6 +58,7 @@ class Settings:
             self.root.to_bytes(),
             [[name, value] for name, value in sorted(self.measurements.items())],
             self.boots,
+            self.launches,
             self.time_ns,
             self.security,
             protections_to_values(self.held),
@@ -77,6 +80,7 @@ class Settings:
                 bytes(root),
                 [*measurements],
                 int(boots),
+                int(launches),
                 int(time_ns),
                 int(security),
                 [*held],
@@ -89,6 +93,7 @@ class Settings:
                     root=SellerRoot.from_bytes(root),
                     measurements=_measurements_of(measurements),
                     boots=boots,
+                    launches=launches,
                     time_ns=time_ns,
                     security=security,
                     held=protections_of(held),

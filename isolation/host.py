@@ -294,10 +294,13 @@ class Isolated:
         self._process = process
         try:
             self._open(process, _measurements(image, process, policy))
-        except VariegateError:
+        except VariegateError as error:
             self._process = None
             process.end()
-            raise
+            if self._launched == 1 or isinstance(error, DeviceError):
+                raise
+            # Who asks for a label is not told what broker or artefact say: to them, the device is down.
+            raise DeviceError(f"the enclave does not start again: {error.message}", hint=error.hint) from error
         except (Lost, TimeoutError) as error:
             raise self._lost("stopped while it opened the copy") from error
         platform.record("enclave", f"started as process {process.pid}")
@@ -307,7 +310,7 @@ class Isolated:
     def _watch(self, process: Process) -> None:
         """Starts the next enclave when this one has ended, so that no query has to wait for that."""
         process.exited.wait()
-        with self._lock:
+        with self._lock, contextlib.suppress(VariegateError):  # a log that fails is said by the next query
             if self._closed:
                 return
             if self._process is process:
@@ -327,6 +330,7 @@ class Isolated:
             root=platform.root,
             measurements={**measured, ROOT: platform.root.fingerprint},
             boots=platform.boots,
+            launches=self._launched,
             time_ns=round(platform.now() * wire.NS),
             security=platform.counter(SECURITY_COUNTER),
             held=(process.held,),

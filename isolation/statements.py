@@ -18,6 +18,9 @@ from variegate.runtime.admission import SECURITY_COUNTER
 from variegate.runtime.allowance import budget_counter
 from variegate.runtime.enclave import Protection
 
+_RECEIPT_BITS = 32
+"""Receipts that one launch can give."""
+
 
 class Statements:
     """Makes and signs statements about one copy on one device."""
@@ -44,7 +47,7 @@ class Statements:
         self._model = sha256(manifest.to_bytes())
         self._protections = tuple(ProtectionClaim(p.name, str(p.state), p.reason) for p in protections)
         self._sign, self._public = sign, public
-        self._receipts = 0
+        self._receipts = below.settings.launches << _RECEIPT_BITS
 
     def evidence(self, nonce: bytes, ephemeral: Ephemeral | None = None) -> bytes:
         """A token for a verifier.
@@ -75,7 +78,7 @@ class Statements:
         return evidence.issue(claims, self._sign, self._public)
 
     def receipt(self, frames: NDArray[Any], labels: NDArray[np.int64]) -> bytes:
-        """A receipt for one answered query; they are numbered from 1 since the enclave was started.
+        """A receipt for one answered query. No number comes twice in a boot: each launch has numbers of its own.
 
         Args:
             frames: (N, *shape): what was shown.

@@ -13,6 +13,7 @@ from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedErro
 PRIVATE = 0o600
 PUBLIC = 0o644
 _OTHERS = 0o077
+_HINT = "name a file in a folder that exists and that you may write"
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: bool = False) -> None:
@@ -53,14 +54,30 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
     except FileExistsError:
         raise _exists(path) from None
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
-        hint = "name a file in a folder that exists and that you may write"
-        raise MisuseError(f"cannot write {path}: {_reason(error)}", hint=hint) from error
+        raise MisuseError(f"cannot write {path}: {_reason(error)}", hint=_HINT) from error
     except OSError as error:
         raise DeviceError(f"cannot write {path}: {_reason(error)}", hint="check the space left") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+def check_new(path: Path) -> None:
+    """Looks whether `write_atomic` could make a file, before work is spent on what goes into it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MisuseError: The file is there already, or its folder is not, or may not be written.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "permission denied" if folder.is_dir() else "no such folder"
+        raise MisuseError(f"cannot write {path}: {reason}", hint=_HINT)
 
 
 def read_capped(path: Path, *, limit: int, private: bool = False) -> bytes:

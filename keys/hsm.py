@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
@@ -23,7 +22,7 @@ from variegate.keys.hsm_objects import Heir, Record
 from variegate.keys.hsm_token import HsmToken, hsm_calls
 from variegate.keys.pkcs11_uri import Pkcs11Uri
 from variegate.keys.primitives import KEY_BYTES, ed25519_verify
-from variegate.keys.seller import SellerSecrets, buyer_info, release_info
+from variegate.keys.seller import Reopener, SellerSecrets, buyer_info, release_info
 from variegate.keys.signing import SellerRoot
 
 _CHECK = b"variegate/1/hsm-check/"
@@ -191,7 +190,7 @@ class HsmSeller:
 
     def reopener(self) -> Callable[[], HsmSeller]:
         """Opens the same keys in a worker process of the same user. It holds the PIN: never for a disk."""
-        return partial(HsmSeller.open, self._where, self._pin)
+        return Reopener(HsmSeller.open, (self._where, self._pin))
 
     def close(self) -> None:
         """Ends its session with the token."""

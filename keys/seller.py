@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
@@ -53,6 +52,26 @@ class SellerKeys(Protocol):
     def reopener(self) -> Callable[[], SellerKeys]:
         """Opens the same secrets in a worker process of the same user. It holds secrets: never for a disk."""
         ...
+
+
+_T = TypeVar("_T", covariant=True)
+
+
+@dataclass(frozen=True)
+class Reopener(Generic[_T]):
+    """A call with secrets that crosses to a worker process. Unlike a `partial`, its text form does not show them.
+
+    Attributes:
+        call: What opens the keys.
+        arguments: What it is called with.
+    """
+
+    call: Callable[..., _T]
+    arguments: tuple[object, ...] = field(repr=False)
+
+    def __call__(self) -> _T:
+        """Opens the keys; raises what `call` raises."""
+        return self.call(*self.arguments)
 
 
 @dataclass(frozen=True)
@@ -180,7 +199,7 @@ class Seller:
 
     def reopener(self) -> Callable[[], Seller]:
         """Makes the same seller in a worker process of the same user. It holds the secrets: never for a disk."""
-        return partial(Seller.from_secret, self.to_secret())
+        return Reopener(Seller.from_secret, (self.to_secret(),))
 
     def secrets(self) -> SellerSecrets:
         """What an HSM takes in to stand for this seller."""

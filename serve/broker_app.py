@@ -26,6 +26,7 @@ from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, RefusedError
 from variegate.keys.signing import MAX_STATEMENT_BYTES
 from variegate.serve.app import Receive, Scope, Send
+from variegate.serve.binding import bound
 from variegate.serve.limits import ServeLimits
 from variegate.serve.listener import Listener
 from variegate.serve.metrics import Metrics
@@ -36,7 +37,6 @@ from variegate.serve.tls import TlsFiles
 MAX_REQUEST_BYTES = MAX_EVIDENCE_BYTES + MAX_STATEMENT_BYTES + 64
 _THREADS = 4
 """Requests worked on at a time; each is a millisecond or two and a write to the store."""
-_BACKLOG = 128
 _MAX_PORT = 65_535
 _TEXTS = {
     400: "request is not of this protocol",
@@ -179,12 +179,7 @@ class BrokerService:
         Raises:
             MisuseError: The address cannot be bound.
         """
-        try:
-            sock = socket.create_server((self._host, self._port), backlog=_BACKLOG)
-        except OSError:
-            hint = "another program may have it; see --port"
-            raise MisuseError(f"cannot listen on {self._host} port {self._port}", hint=hint) from None
-        with sock, contextlib.closing(BrokerApp(self._broker)) as app:
+        with bound(self._host, self._port) as sock, contextlib.closing(BrokerApp(self._broker)) as app:
             asyncio.run(self._serve(app, sock))
 
     def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
@@ -22,6 +21,7 @@ from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 from variegate.runtime.port import LabelPort
 from variegate.serve.app import App, Receive, Scope, Send
+from variegate.serve.binding import bound
 from variegate.serve.dispatcher import Dispatcher
 from variegate.serve.health import Health
 from variegate.serve.limits import ServeLimits, Spec
@@ -31,8 +31,6 @@ from variegate.serve.peers import Doorkeeper, Permit
 from variegate.serve.protocol import GuardedProtocol
 from variegate.serve.socket_port import bound_socket, socket_listener
 from variegate.serve.tls import TlsFiles
-
-_BACKLOG = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +139,9 @@ class Service:
         spec, metrics, doorkeeper = Spec.of(self._port.manifest, limits), Metrics(), Doorkeeper(limits)
         with contextlib.ExitStack() as undo:
             # Bound before anything runs, so that a port in use leaves nothing behind.
-            http = None if options.host is None else undo.enter_context(_bound(options.host, options.port))
+            http = None if options.host is None else undo.enter_context(bound(options.host, options.port))
             apart = options.metrics_port
-            watch = None if apart is None else undo.enter_context(_bound(options.metrics_host, apart))
+            watch = None if apart is None else undo.enter_context(bound(options.metrics_host, apart))
             local = (
                 None
                 if options.socket is None
@@ -278,18 +276,6 @@ def _gauges(
     metrics.gauge("budget_remaining", "Labels left in the signed budget.", lambda: health.remaining)
     if restarts is not None:
         metrics.gauge("enclave_restarts", "Restarts of the enclave since the start.", restarts)
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "no such address"
-        raise MisuseError(f"cannot listen on {host} port {port}: {reason}") from None
-    with sock:
-        yield sock
 
 
 @contextlib.contextmanager
