@@ -45,8 +45,9 @@ class Database:
             self._db.execute("PRAGMA synchronous = FULL")
             if create:
                 path.chmod(0o600)
+                # With a log beside the file, a reader from outside holds up no commit. The file remembers.
                 self._db.executescript(
-                    f"BEGIN IMMEDIATE; {schema} PRAGMA application_id = {application};"
+                    f"PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {schema} PRAGMA application_id = {application};"
                     f"PRAGMA user_version = {version}; COMMIT;"
                 )
             found = tuple(self._db.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in _PRAGMAS)
@@ -77,7 +78,7 @@ class Database:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
-                    # May fail, too: beside a reader from outside, or on a full disk.
+                    # May fail, too, for instance on a full disk.
                     self._db.execute("COMMIT")
                 except BaseException:
                     # SQLite has undone some failures by itself.

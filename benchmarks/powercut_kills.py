@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 from benchmarks.powercut_scenarios import Scenario, Score, scenarios
-from variegate.device_sim.audit_log import COUNTER
 from variegate.device_sim.device import Device
 
 _PADDING = 8 << 20
@@ -94,9 +93,9 @@ def _killed(scenario: Scenario, target: Path, delay: float, *, early: bool) -> b
 
 def _is_midway(scenario: Scenario, target: Path) -> bool:
     with Device.open(scenario.start) as device:
-        entries = device.counter(COUNTER)
+        entries = device.logged
     with Device.open(target) as device:
-        return device.counter(COUNTER) > entries and device.counter("security") < scenario.new
+        return device.logged > entries and device.counter("security") < scenario.new
 
 
 def _written(target: Path) -> float:

@@ -28,6 +28,7 @@ from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.manifest import UEID_BYTES
 from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES, DevicePublic
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
+from variegate.serve.binding import address_text
 
 KEY, PUB, ROOT, POLICY, BOOKS = "broker.key", "broker.pub", "seller.root", "policy.toml", "books.sqlite"
 _PAGE = 1000
@@ -166,7 +167,6 @@ def _appraise(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # The server's packages are an extra; the other commands do without.
-    from variegate.serve.binding import address_text  # noqa: PLC0415
     from variegate.serve.broker_app import BrokerService  # noqa: PLC0415
     from variegate.serve.tls import TlsFiles  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -152,17 +153,38 @@ def _flash(args: argparse.Namespace) -> int:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    if args.receipt is not None and len(args.images) > 1:
-        raise MisuseError("a receipt is for one file of images", hint="stack frames in one .npy file")
-    with opened(args) as device:
-        enclave = device.boot() if args.receipt is None else isolated(device)
-        asked = _Patient(enclave)
-        found = [
-            {"image": str(path), "labels": asked.classify(_frames(path, enclave.manifest), args.receipt).tolist()}
-            for path in args.images
-        ]
-    emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
+    if args.receipt is not None:
+        if len(args.images) > 1:
+            raise MisuseError("a receipt is for one file of images", hint="stack frames in one .npy file")
+        _refuse_unwritable(args.receipt)
+    found: list[dict[str, Any]] = []
+    try:
+        with opened(args) as device:
+            enclave = device.boot() if args.receipt is None else isolated(device)
+            asked = _Patient(enclave)
+            # What is charged shall be answered: all is read before the first question.
+            shown = [(path, _frames(path, enclave.manifest)) for path in args.images]
+            for path, frames in shown:
+                labels, token = asked.classify(frames, signed=args.receipt is not None)
+                found.append({"image": str(path), "labels": labels.tolist()})
+                if token is not None:
+                    write_atomic(args.receipt, token, mode=PUBLIC)
+    finally:
+        if found:  # labels that were paid for show, whatever came after them
+            emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
     return 0
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuses early what `write_atomic` would refuse after the query was charged.
+
+    Raises:
+        MisuseError: The file is there already, or its folder is not or may not be written.
+    """
+    if os.path.lexists(path):
+        raise MisuseError(f"{path} exists already", hint="give another name, or remove it first")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MisuseError(f"cannot write {path}", hint="name a file in a folder that exists and that you may write")
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -193,8 +215,8 @@ class _Patient:
         self._enclave = enclave
         self._told = False
 
-    def classify(self, frames: NDArray[Any], receipt: Path | None) -> NDArray[np.int64]:
-        """Labels of frames, and a receipt where one is wanted.
+    def classify(self, frames: NDArray[Any], *, signed: bool) -> tuple[NDArray[np.int64], bytes | None]:
+        """Labels of frames, and the receipt where one is wanted.
 
         Raises:
             LimitError: The budget is spent, or the rate asks for more than `_LONGEST_WAIT_S`.
@@ -202,7 +224,7 @@ class _Patient:
         left = _LONGEST_WAIT_S
         while True:
             try:
-                return self._labels(frames, receipt)
+                return self._labels(frames, signed)
             except LimitError as error:
                 wait = error.retry_after_s
                 if wait is None:
@@ -215,12 +237,10 @@ class _Patient:
             time.sleep(wait)
             left -= wait
 
-    def _labels(self, frames: NDArray[Any], receipt: Path | None) -> NDArray[np.int64]:
-        if receipt is None or not isinstance(self._enclave, Isolated):
-            return self._enclave.classify_batch(frames)
-        labels, token = self._enclave.classify_with_receipt(frames)
-        write_atomic(receipt, token, mode=PUBLIC)
-        return labels
+    def _labels(self, frames: NDArray[Any], signed: bool) -> tuple[NDArray[np.int64], bytes | None]:
+        if signed and isinstance(self._enclave, Isolated):
+            return self._enclave.classify_with_receipt(frames)
+        return self._enclave.classify_batch(frames), None
 
 
 def _protections(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from variegate.isolation.host import Isolated
 from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 from variegate.runtime.port import LabelPort
+from variegate.serve.binding import address_text
 from variegate.serve.limits import ServeLimits
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--socket-mode", choices=_MODE_DIGITS, default="600", help="who may use it, as a file mode (default: 600)"
     )
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address for --metrics-port (default: %(default)s)")
-    parser.add_argument("--metrics-port", type=_port, help="serve /metrics there instead of on --port")
+    parser.add_argument(
+        "--metrics-port",
+        type=_port,
+        help="serve /metrics there, and health, which clients cannot crowd out; without it /metrics is on --port, but"
+        " only when --host is this machine alone, since it tells what is left of the budget",
+    )
     add_broker_options(parser)
     tls = parser.add_argument_group("TLS")
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate and its chain")
@@ -102,16 +108,11 @@ def _tell(service: Service, port: LabelPort, options: ServeOptions, protections:
         table([(p.name, p.state if p.state is ProtectionState.ON else p.state.upper(), p.reason) for p in protections])
     )
     if service.address is not None:
-        note(f"serving at {'http' if options.tls is None else 'https'}://{_text(service.address)}")
+        note(f"serving at {'http' if options.tls is None else 'https'}://{address_text(service.address)}")
     if service.metrics_address is not None:
-        note(f"metrics at http://{_text(service.metrics_address)}/metrics")
+        note(f"metrics at http://{address_text(service.metrics_address)}/metrics")
     if options.socket is not None:
         note(f"label socket at {options.socket}")
-
-
-def _text(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _port(text: str) -> int:

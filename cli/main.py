@@ -6,6 +6,7 @@ Exit status: 0 done; 1 refused; 2 wrong usage; 130 interrupted; 141 the reader o
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -36,6 +37,7 @@ _EXTRAS = {
     "uvicorn": "serve",
 }
 _REFUSED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _TRACEBACK_VARIABLE = "VARIEGATE_TRACEBACK"
 
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(sys.argv[1:] if argv is None else list(argv))
         except SystemExit as stop:  # argparse: --help, --version, usage
             status = stop.code if isinstance(stop.code, int) else _USAGE
-        sys.stdout.flush()
+        if sys.__stdout__ is not None:  # it is None when the command was started without one
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nvariegate: interrupted; run again to go on", file=sys.stderr)
         return _INTERRUPTED
@@ -109,8 +112,10 @@ def _report(error: Exception) -> int:
             hint = f'pip install "variegate[{_EXTRAS[package]}]"'
         case OSError(filename=str(where), strerror=str(reason)):
             status, message = _REFUSED, f"{reason.lower()}: {where}"
-        case OSError(strerror=str(reason)) if _stdout_fails():
+        case OSError(errno=int(number), strerror=str(reason)) if number in _CANNOT_WRITE:
+            # Of no file: every file that is written has its own error with a name.
             status, message, hint = _REFUSED, f"cannot write the result: {reason.lower()}", "see where stdout goes"
+            _give_up_stdout()
         case _:
             # The error's own text may quote a secret; only its type is shown.
             status, message = _REFUSED, f"internal error ({type(error).__name__})"
@@ -123,18 +128,8 @@ def _report(error: Exception) -> int:
     return status
 
 
-def _stdout_fails() -> bool:
-    """Whether it was stdout that could not be written: what it holds is still there, and fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _give_up_stdout()
-        return True
-    return False
-
-
 def _give_up_stdout() -> None:
-    """Keeps the interpreter, which flushes stdout once more at exit, from complaining."""
+    """Keeps the interpreter from complaining: it flushes stdout once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -129,7 +129,7 @@ class AtRest:
     def _clear_after(self, name: str, size: int) -> None:
         """Sees to it that what was cut off after `size` bytes does not come back when the file grows."""
         stop = self._disk.size(name)
-        if size == 0 or stop <= size:
+        if stop <= size:  # both are 0; a rest too short to hold plaintext is cleared like any other
             return
         first = size // SECTOR_BYTES
         kept = self.read(name, first * SECTOR_BYTES, size - first * SECTOR_BYTES)

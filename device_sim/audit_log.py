@@ -29,6 +29,7 @@ from variegate.device_sim.audit import (
     End,
     Entry,
     Head,
+    Segment,
     line,
     parse,
     to_export,
@@ -52,20 +53,11 @@ class Anchor(Protocol):
 
 @dataclass(frozen=True)
 class _Tip:
-    """Where the log ends.
-
-    Attributes:
-        head: The newest; None when there is none.
-        last: Number of the last entry.
-        link: SHA-256 of its body.
-        before: SHA-256 of the body of the entry before it.
-        end: Where the next record goes.
-    """
+    """Where the log ends: its newest head (None: there is none), its last entry, and where the next record goes."""
 
     head: Head | None
     last: int
     link: bytes
-    before: bytes
     end: int
 
 
@@ -191,7 +183,7 @@ class AuditLog:
         self._disk.write(name, at, records)
         self._disk.fsync(name)
         self._count(last.sequence, link)
-        self._tip = _Tip(head, last.sequence, link, last.previous, at + len(records))
+        self._tip = _Tip(head, last.sequence, link, at + len(records))
 
     def _count(self, number: int, link: bytes) -> None:
         self._chip.burn(HEAD, number.to_bytes(_NUMBER_BYTES, "big") + link)
@@ -208,13 +200,12 @@ class AuditLog:
     def _ready(self, at: float, boot: int) -> _Tip:
         """Where to go on; what a power cut left open is settled, and what is missing is said."""
         if self._tip is None:
-            (tip, says_lost), (counted, link) = self._found(), self._counted()
-            if (tip.last, tip.link) == (counted, link):
-                self._tip = tip
-            elif tip.last == counted + 1 and (says_lost or tip.before == link):
-                self._count(tip.last, tip.link)  # the power went before the chip counted it
+            found = self._found()
+            tip = _Tip(found.head, found.last, found.link, found.end) if found else _Tip(None, 0, START, 0)
+            if self._settled(found):
                 self._tip = tip
             else:
+                counted, _ = self._counted()
                 missing = max(1, counted - tip.last)
                 detail = f"entries {tip.last + 1} to {counted}"
                 if tip.last >= counted:
@@ -232,24 +223,37 @@ class AuditLog:
             raise DeviceError("the device's audit log cannot be written", hint="open the device again")
         return self._tip
 
-    def _found(self) -> tuple[_Tip, bool]:
-        """The end of the newest segment that has a signed head, and whether its last entry began it to tell of a loss.
+    def _settled(self, found: Segment | None) -> bool:
+        """Whether the newest segment ends in the entry that the chip counted; one entry ahead is counted here.
 
-        Such an entry follows on what was left, not on what the chip counted. To adopt it hides nothing: the loss is
-        in the segment's head.
+        A segment begun after a loss follows on what was left, not on what the chip counted. To go on with it hides
+        nothing: the loss is in its head.
         """
+        counted, link = self._counted()
+        if found is None:
+            return counted == 0
+        entries = found.entries
+        begun_well = found.head.previous == link or found.head.lost > 0
+        if found.last == counted:
+            return found.link == link if entries else begun_well
+        if found.last != counted + 1 or not entries:
+            return False
+        follows = entries[-1].previous == link if len(entries) > 1 else begun_well
+        if follows:  # the power went before the chip counted it
+            self._count(found.last, found.link)
+        return follows
+
+    def _found(self) -> Segment | None:
+        """The newest segment that has a signed head."""
         starts = [parse(data, self._key.public) for data in self._segments(MAX_RECORD)]
         heads = [s.head for place, s in enumerate(starts) if s is not None and s.head.number % SEGMENTS == place]
         if not heads:
-            return _Tip(None, 0, START, START, 0), False
+            return None
         newest = max(heads, key=lambda head: head.number)
         found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
         if found is None:
             raise DeviceError("the device's disk does not read the same twice", hint="give the device a blank disk")
-        head, entries = found.head, found.entries
-        before = entries[-1].previous if len(entries) > 1 else head.previous
-        says_lost = len(entries) == 1 and entries[0].event == LOST and head.lost > 0
-        return _Tip(head, found.last, found.link, before, found.end), says_lost
+        return found
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
         """Bytes of each segment's file, empty for none; no more than was written, whatever lies there."""

@@ -136,12 +136,13 @@ class Fuses:
         """Replaces a value whole, durable before it returns.
 
         Raises:
-            DeviceError: The chip failed.
+            DeviceError: The chip failed, and is off until opened again.
         """
         self._here()
         with self._guard:
             self._counters()
-            write_atomic(self._folder / name, value, overwrite=True)
+            with self._unless_broken():
+                write_atomic(self._folder / name, value, overwrite=True)
 
     def burn_secret(self, name: str, value: bytes) -> None:
         """Replaces a value that only `open_secret` gives back, durable before it returns.
@@ -304,3 +305,5 @@ def _chip() -> Iterator[None]:
         yield
     except OSError as error:
         raise DeviceError(f"the device's chip failed: {error.strerror}") from error
+    except MisuseError as error:  # of `write_atomic`, for which the folder is the caller's choice
+        raise DeviceError(f"the device's chip failed: {error.message}") from error

@@ -147,7 +147,10 @@ class Hardware:
         """
         if not all((folder / part).is_dir() for part in ("disk", "fuses")):
             raise MisuseError(f"{folder} holds no device", hint="make one with `variegate device new`")
-        host = InProcess(policy_of(folder)) if host is None else host
+        policy = policy_of(folder)
+        host = InProcess(policy) if host is None else host
+        if policy.strict and host.policy != policy:
+            raise MisuseError("the device's policy is strict: no other is taken in its place")
         fuses = open_chip(folder / "fuses", host.measurements)
         try:
             return cls(fuses, Storage(folder / "disk", fault=fault), clock, host)
@@ -241,6 +244,15 @@ class Hardware:
             DeviceError: The disk failed.
         """
         self._audit.write(self.now(), event, detail, boot=self.counter(BOOTS))
+
+    @property
+    def logged(self) -> int:
+        """Number of the last entry of the audit log that the chip counted, 0 before the first.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        return self._audit.counted()
 
     def log(self) -> list[str]:
         """The audit log's entries as lines, oldest first; nothing is verified."""

@@ -44,16 +44,13 @@ class InProcess:
 
 
 def policy_of(folder: Path) -> DevicePolicy:
-    """The policy of the device in `folder`; the default where it has none.
+    """The policy of the device in `folder`.
 
     Raises:
         RefusedError: `TOO_LARGE` or `MALFORMED`, naming the key.
-        MisuseError: It cannot be read.
+        MisuseError: It is not there or cannot be read: a device without its policy does not start.
     """
-    path = folder / POLICY_FILE
-    if not path.exists():
-        return DevicePolicy()
-    return DevicePolicy.from_toml(read_capped(path, limit=MAX_POLICY_BYTES))
+    return DevicePolicy.from_toml(read_capped(folder / POLICY_FILE, limit=MAX_POLICY_BYTES))
 
 
 def host_for(policy: DevicePolicy) -> Host:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -240,15 +239,13 @@ CALLS: Mapping[str, tuple[type, ...]] = {
     "release": (bytes, bytes),
 }
 """What an enclave may ask of the platform, and with which types."""
-_BUDGET = re.compile(r"budget\.[0-9]{1,19}", re.ASCII)
-"""Counters that it may raise (`runtime.allowance.budget_counter`); the others would lock the device for good."""
 
 
 def answer(platform: object, values: list[Any]) -> bytes:
     """Carries out a call of an enclave, which is not trusted to have asked for something sensible.
 
     Args:
-        platform: Has a method for each of `CALLS`.
+        platform: Has a method for each of `CALLS`, as `offered.Offered`.
         values: Of the packet `CALL`.
 
     Returns:
@@ -258,11 +255,11 @@ def answer(platform: object, values: list[Any]) -> bytes:
         Lost: It is no call.
     """
     match values:
-        case ["reserve", [str(counter), *_]] if not _BUDGET.fullmatch(counter):
-            raise Lost("enclave would raise another counter")
         case [str(name), [*arguments]] if name in CALLS and tuple(map(type, arguments)) == CALLS[name]:
             try:
                 return wire.pack(Kind.ANSWER, getattr(platform, name)(*arguments))
             except VariegateError as error:
                 return wire.failure(error)
+            except (ArithmeticError, ValueError, TypeError) as error:  # of values that no sound enclave sends
+                raise Lost("enclave asks for what cannot be") from error
     raise Lost("enclave asks for something else")

@@ -11,13 +11,14 @@ import math
 import mmap
 import os
 import socket
+import sys
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.backends import openssl as _openssl  # noqa: F401  no file can be opened on first use
 from numpy.typing import NDArray
 
-from variegate.isolation import wire
+from variegate.isolation import seccomp, wire
 from variegate.isolation.below import Below, Settings, protections_to_values
 from variegate.isolation.calls import Stage, filter_calls
 from variegate.isolation.loader import in_a_fork
@@ -47,7 +48,10 @@ def serve(descriptor: int) -> None:
     """
     channel = socket.socket(fileno=descriptor)
     with contextlib.suppress(Lost):
-        wire.send(channel, wire.pack(Kind.LOADED))
+        with contextlib.suppress(seccomp.Unavailable):
+            seccomp.open_library()  # now, so that it is measured with all else that is loaded
+        modules = {file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+        wire.send(channel, wire.pack(Kind.LOADED, *sorted(modules)))
         settings, descriptors = _started(channel)
         try:
             process = _Process(channel, settings, descriptors)
@@ -70,10 +74,10 @@ class _Process:
     def __init__(self, channel: socket.socket, settings: Settings, descriptors: list[int]) -> None:
         self._channel = channel
         policy = settings.policy
+        planner = Planner([channel.fileno(), *descriptors], policy.ram_mib)  # before anything secret is within reach
         # Everything that takes a descriptor comes before the lockdown.
         self._frames, file, identity = (_mapped(descriptor) for descriptor in descriptors)
         self._below = below = Below(channel, settings, identity)
-        planner = Planner()
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         region = _region(len(file), secret=policy.secret_pages)
         held = (_ISOLATION, *settings.held, *lock_down(ram_mib=policy.ram_mib, debug=policy.debug))
@@ -87,6 +91,7 @@ class _Process:
         below.forget_identity()
         narrowed = filter_calls(Stage.SERVE)
         self._protections = tuple(narrowed if p.name == narrowed.name else p for p in self._protections)
+        self._hold_to(policy.require if policy.strict else ())
         self._opened = opened = Opened.of(found, region.view)
         self._engine = PlacedEngine(opened.copy)
         self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)

@@ -1,4 +1,4 @@
-"""As much of ONNX's wire format as a device needs: initialisers out of a graph, and into one.
+"""As much of ONNX's wire format as a device needs: initialisers out of a graph and into one, and what uses them.
 
 ONNX is a protocol buffer (protobuf.dev/programming-guides/encoding). Two facts keep this small: fields that are
 not looked at are copied as they stand, and the concatenation of two messages is their merger, so that initialisers
@@ -16,9 +16,12 @@ from variegate.keys.errors import Refusal, RefusedError
 LOCATION = "k"
 """Where a copy's graph says that its external initialisers are; they come from memory."""
 
-# Field numbers of ModelProto, GraphProto, TensorProto and StringStringEntryProto in onnx.proto.
+# Field numbers of ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto and StringStringEntryProto in
+# onnx.proto.
 _GRAPH = 7
-_INITIALISER = 5
+_NODE, _INITIALISER = 1, 5
+_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7
+_SUBGRAPH, _SUBGRAPHS = 6, 11
 _DIMENSIONS, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE = 1, 2, 8, 9, 13, 14
 _KEY, _VALUE = 1, 2
 _OUTSIDE = 1  # TensorProto.DataLocation.EXTERNAL
@@ -52,6 +55,54 @@ class Initialiser:
     spec: Spec
     external: bool
     raw: memoryview = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One node of a graph.
+
+    Attributes:
+        operator: Its operator, after its domain and a point unless it is of the default domain.
+        inputs: Names of its inputs, empty where an optional one is left out.
+        outputs: Names of its outputs.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def uses(model: bytes | memoryview) -> Iterator[Use]:
+    """The nodes of a model: those of its graph in their order, then those of the subgraphs in attributes.
+
+    Args:
+        model: A serialised ModelProto.
+
+    Raises:
+        RefusedError: `MODEL`, when it is no protocol buffer.
+    """
+    for graph in _graphs(model):
+        for node in _messages(graph, _NODE):
+            named: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _OPERATOR: [""], _DOMAIN: [""]}
+            for number, value, _ in _fields(node):
+                if number in named and not isinstance(value, int):
+                    named[number].append(_text(value))
+            operator, domain = named[_OPERATOR][-1], named[_DOMAIN][-1]
+            whole = operator if domain in ("", "ai.onnx") else f"{domain}.{operator}"
+            yield Use(whole, tuple(named[_INPUT]), tuple(named[_OUTPUT]))
+
+
+def initialisers(model: bytes | memoryview) -> Iterator[Initialiser]:
+    """The initialisers of a model's graph and of the subgraphs in attributes.
+
+    Args:
+        model: A serialised ModelProto.
+
+    Raises:
+        RefusedError: `MODEL`, when it is no protocol buffer.
+    """
+    for graph in _graphs(model):
+        yield from map(_initialiser, _messages(graph, _INITIALISER))
 
 
 def take_out(model: bytes | memoryview, wanted: Callable[[Initialiser], bool]) -> tuple[bytes, list[Initialiser]]:
@@ -111,6 +162,23 @@ def declare(specs: Iterable[Spec], *, zeros: bool) -> bytes:
     return _message(_GRAPH, b"".join(tensors))
 
 
+def _graphs(model: bytes | memoryview) -> Iterator[memoryview]:
+    """The graph, then its subgraphs; in a list and not by recursion, so that no depth of nesting matters."""
+    left = list(_messages(memoryview(model), _GRAPH))
+    for graph in left:
+        yield graph
+        for node in _messages(graph, _NODE):
+            for attribute in _messages(node, _ATTRIBUTE):
+                left += [*_messages(attribute, _SUBGRAPH), *_messages(attribute, _SUBGRAPHS)]
+
+
+def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
+    """The values of one field."""
+    for number, value, _ in _fields(data):
+        if number == wanted and not isinstance(value, int):
+            yield value
+
+
 def _initialiser(tensor: memoryview) -> Initialiser:
     shape: list[int] = []
     name, kind, external, raw = b"", 0, False, memoryview(b"")
@@ -131,7 +199,7 @@ def _initialiser(tensor: memoryview) -> Initialiser:
                 raw = data
             case 14, int(place):
                 external = place == _OUTSIDE
-    return Initialiser(Spec(name.decode("utf-8", "replace"), _TYPES.get(kind, ""), tuple(shape)), external, raw)
+    return Initialiser(Spec(_text(name), _TYPES.get(kind, ""), tuple(shape)), external, raw)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
@@ -155,6 +223,10 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryvie
             if at > len(data):
                 raise _broken()
         yield number, value, data[start:at]
+
+
+def _text(data: bytes | memoryview) -> str:
+    return bytes(data).decode("utf-8", "replace")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

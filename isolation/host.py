@@ -14,10 +14,12 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.attest.evidence import NONCE_BYTES
 from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings
 from variegate.isolation.launch import Image
 from variegate.isolation.memory import frame_memory, mappable, sealed
+from variegate.isolation.offered import Brokered, Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
@@ -28,26 +30,19 @@ from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
 from variegate.runtime.enclave import Protection, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
-from variegate.runtime.platform import Platform
 
 POLICY, ROOT, SYSTEM = "policy", "root", "system"
 _MAX_FRAME_MEMORY = 1 << 30
+_CLOSE_S = 0.5
+"""What a query under way gets to end by itself when its enclave is closed."""
 
 
-class Below(Platform, Protocol):
+class Below(Brokered, Protocol):
     """A platform with an enclave that is a process of its own."""
 
     @property
     def boots(self) -> int:
         """Times the device was booted."""
-        ...
-
-    def challenge(self) -> bytes:
-        """As `attest.release.Exchange.challenge`; `DeviceError` where no broker is known."""
-        ...
-
-    def release(self, token: bytes, envelope: bytes) -> bytes:
-        """As `attest.release.Exchange.release`; `DeviceError` where no broker is known."""
         ...
 
     def identity_descriptor(self) -> int:
@@ -63,7 +58,7 @@ class IsolatedHost:
     """Starts copies in enclave processes (`runtime.port.Host`)."""
 
     def __init__(self, policy: DevicePolicy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._measured: Mapping[str, bytes] | None = None
 
     def measurements(self) -> Mapping[str, bytes]:
@@ -76,12 +71,12 @@ class IsolatedHost:
             image = launch.prepare()
             process = Process(image)
             process.end(gently=True)
-            self._measured = _measurements(image, process, self._policy)
+            self._measured = _measurements(image, process, self.policy)
         return self._measured
 
     def start(self, artefact: Artefact, platform: Below) -> Isolated:
         """As `runtime.port.Host.start`."""
-        return Isolated(artefact, platform, self._policy)
+        return Isolated(artefact, platform, self.policy)
 
 
 class Isolated:
@@ -110,11 +105,12 @@ class Isolated:
         manifest = uniform(platform, "open", lambda: admit(artefact.envelope, platform)).manifest
         self._manifest = manifest
         self._spec = Frames(manifest)
-        self._component = sealed("variegate-component", artefact.component)
         count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
         self._memory, shared = frame_memory(count * self._spec.bytes)
         self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
+        self._component = -1
         try:
+            self._component = sealed("variegate-component", artefact.component)
             self._launch()
         except BaseException:
             self.close()
@@ -128,7 +124,8 @@ class Isolated:
     @property
     def pid(self) -> int | None:
         """Of the enclave process, or None while there is none."""
-        return None if self._process is None else self._process.pid
+        process = self._process
+        return None if process is None else process.pid
 
     @property
     def restarts(self) -> int:
@@ -167,6 +164,9 @@ class Isolated:
             RefusedError: `MALFORMED`, for a nonce of another length.
             MisuseError, DeviceError: As `classify`.
         """
+        sent: object = nonce
+        if not isinstance(sent, bytes) or len(sent) not in NONCE_BYTES:
+            raise RefusedError(Refusal.MALFORMED, "a nonce is 8 to 64 bytes")
         match self._asked(Kind.EVIDENCE, nonce, *self._clock()):
             case [bytes(token)]:
                 return token
@@ -185,16 +185,25 @@ class Isolated:
         raise self._lost("answers something else")
 
     def close(self) -> None:
-        """Ends the enclave; later queries are misuse."""
-        with self._lock:
+        """Ends the enclave; later queries are misuse, and one under way gets no label."""
+        hung = not self._lock.acquire(timeout=_CLOSE_S)
+        if hung:  # a query is under way, and may be for long
+            process = self._process
+            if process is not None:
+                process.kill()
+            self._lock.acquire()
+        try:
             if self._closed:
                 return
             self._closed = True
             if self._process is not None:
-                self._process.end(gently=True)
+                self._process.end(gently=not hung)
                 self._process = None
-            os.close(self._component)
-            os.close(self._memory)
+            for descriptor in (self._component, self._memory):
+                if descriptor >= 0:
+                    os.close(descriptor)
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -217,14 +226,17 @@ class Isolated:
             )
             # Copied while no other query is under way: there is one memory for frames.
             np.copyto(self._shown[:count], frames)
-            answer = self._exchange(process, packet)
+            answer = self._exchange(process, packet, slices=-(-count // LIMITS.slice))
             end = wire.LABELS_LAYOUT.size + 8 * count
-            if end == len(answer) or (receipt and end < len(answer)):
+            if end < len(answer) if receipt else end == len(answer):
                 kind, told, labelled = wire.LABELS_LAYOUT.unpack_from(answer)
-                if (kind, told, labelled) == (Kind.LABELS, number, count):
-                    labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size)
-                    return labels.astype(np.int64), answer[end:]
+                labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size).astype(np.int64)
+                if (kind, told, labelled) == (Kind.LABELS, number, count) and self._are_classes(labels):
+                    return labels, answer[end:]
             raise self._lost("answers something else")
+
+    def _are_classes(self, labels: NDArray[np.int64]) -> bool:
+        return bool(labels.min() >= 0 and labels.max() < self._manifest.classes)
 
     def _clock(self) -> tuple[int, int]:
         """Unix time in nanoseconds, and the security counter."""
@@ -242,14 +254,20 @@ class Isolated:
                     return found
             raise self._lost("answers something else")
 
-    def _exchange(self, process: Process, packet: bytes) -> bytes:
+    def _exchange(self, process: Process, packet: bytes, *, slices: int = 1) -> bytes:
         """Asks once; whatever goes wrong between, the question is not asked again."""
+        seconds = self._policy.hang_s * slices
         try:
-            return process.ask(packet, self._platform, self._policy.hang_s)
+            return process.ask(packet, self._offered, seconds)
         except TimeoutError:
-            why = f"did not answer within {self._policy.hang_s:g} s"
+            why = f"did not answer within {seconds:g} s"
         except Lost:
             why = "stopped"
+        except VariegateError:
+            raise
+        except BaseException:  # interrupted: its answer would be taken for that of the next question
+            self._lost("was interrupted")
+            raise
         raise self._lost(why)
 
     def _lost(self, why: str) -> DeviceError:
@@ -289,6 +307,7 @@ class Isolated:
             )
         starts.append(now)
         self._launched += 1
+        self._offered = Offered(platform, self._manifest)
         image = launch.prepare()
         process = Process(image, debug=policy.debug)
         self._process = process
@@ -338,7 +357,7 @@ class Isolated:
         )
         identity = mappable(platform.identity_descriptor())
         try:
-            manifest, protections = process.open(settings, [self._memory, self._component, identity], platform)
+            manifest, protections = process.open(settings, [self._memory, self._component, identity], self._offered)
         finally:
             os.close(identity)
         if manifest != self._manifest:

@@ -14,8 +14,9 @@ import os
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from variegate.attest import __file__ as _attest
@@ -28,12 +29,15 @@ from variegate.runtime import __file__ as _runtime
 
 INTERPRETER, RUNTIME, LIBRARIES = "interpreter", "runtime", "libraries"
 BOOTSTRAP = "bootstrap.py"
+ARCHIVE = 3
+ARCHIVE_PATH = f"/proc/self/fd/{ARCHIVE}"
+"""Where a process finds the archive that it runs from."""
 _OURS = {"attest": _attest, "isolation": _isolation, "keys": _keys, "runtime": _runtime}
 _BESIDE = ("numpy.libs",)
 """Folders of shared libraries that wheels lay beside their package."""
 _NOT_LOADED = {"__pycache__", "site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip"}
-_STEERING = ("pyvenv.cfg", "pybuilddir.txt")
-"""Beside the interpreter, these choose another standard library."""
+_STEERING = ("pyvenv.cfg", "pybuilddir.txt", "python._pth", "Modules/Setup.local")
+"""Beside the interpreter, these choose another standard library, as does a `_pth` file with its name."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Image:
         archive: A zip archive of our code with a `__main__.py`.
         site: The folder that holds the libraries.
         interpreter: The interpreter's file.
+        files: SHA-256 of every file of interpreter and libraries, by absolute path.
     """
 
     measurements: Mapping[str, bytes]
     archive: bytes = field(repr=False)
     site: str
     interpreter: str
+    files: Mapping[str, bytes] = field(repr=False)
 
 
 def prepare() -> Image:
@@ -74,46 +80,51 @@ def prepare() -> Image:
             for path in sorted(folder.rglob("*.py"))
         }
         zipped = standard.parent / f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-        steering = [folder / name for folder in (interpreter.parent, interpreter.parents[1]) for name in _STEERING]
+        places = (interpreter.parent, interpreter.parents[1])
+        steering = [folder / name for folder in places for name in (*_STEERING, f"{interpreter.name}._pth")]
         loose = [interpreter, *(path for path in (library, zipped, *steering) if path.is_file())]
+        base = [(path.name, path) for path in loose] + list(_files(standard, standard))
+        site = _origin("numpy", None).parents[1]
+        libraries = list(_libraries(site))
+        files = {str(path): _hash(path) for _, path in (*base, *libraries)}
         measured = {
-            INTERPRETER: _digest([(path.name, _hash(path)) for path in loose] + list(_files(standard, standard))),
+            INTERPRETER: _digest([(name, files[str(path)]) for name, path in base]),
             RUNTIME: _digest([(name, sha256(data)) for name, data in ours.items()]),
-            LIBRARIES: _digest(list(_libraries())),
+            LIBRARIES: _digest([(name, files[str(path)]) for name, path in libraries]),
         }
     except OSError as error:
         raise DeviceError("the enclave's code cannot be read to measure it") from error
-    site = _origin("numpy").parents[1]
-    return Image(measured, _archive(ours), str(site), str(interpreter))
+    return Image(measured, _archive(ours), str(site), str(interpreter), files)
 
 
-def _libraries() -> Iterator[tuple[str, bytes]]:
+def _libraries(site: Path) -> Iterator[tuple[str, Path]]:
     for package in PACKAGES:
-        path = _origin(package)
+        path = _origin(package, site)
         if path.name != "__init__.py":
-            yield path.name, _hash(path)
+            yield path.name, path
             continue
-        yield from _files(path.parent, path.parent.parent)
+        yield from _files(path.parent, site)
         for name in _BESIDE:
-            if (folder := path.parent.parent / name).is_dir() and name.startswith(path.parent.name):
-                yield from _files(folder, folder.parent)
+            if (folder := site / name).is_dir() and name.startswith(path.parent.name):
+                yield from _files(folder, site)
 
 
-def _origin(package: str) -> Path:
-    found = importlib.util.find_spec(package)
+def _origin(package: str, site: Path | None) -> Path:
+    """Where a package lies; with `site`, found as the enclave's bootstrap finds it."""
+    found = importlib.util.find_spec(package) if site is None else PathFinder.find_spec(package, [str(site)])
     if found is None or found.origin is None:
-        raise DeviceError(f"the library {package} is not installed")
+        raise DeviceError(f"the library {package} is not installed where numpy is")
     return Path(found.origin)
 
 
-def _files(folder: Path, above: Path) -> Iterator[tuple[str, bytes]]:
-    """Names relative to `above` and hashes of what an import could load from a folder."""
+def _files(folder: Path, above: Path) -> Iterator[tuple[str, Path]]:
+    """Names relative to `above`, and paths, of what an import could load from a folder."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
             if entry.name not in _NOT_LOADED and not entry.name.endswith(".dist-info"):
                 yield from _files(Path(entry.path), above)
         elif entry.name.endswith((".py", ".pyc")) or ".so" in entry.name:
-            yield str(Path(entry.path).relative_to(above)), _hash(Path(entry.path))
+            yield str(Path(entry.path).relative_to(above)), Path(entry.path)
 
 
 def _hash(path: Path) -> bytes:
@@ -146,15 +157,29 @@ def system_digest(pid: int, image: Image) -> bytes:
         OSError: Its mappings, or a library, cannot be read.
         DeviceError: It runs code that lies in no file.
     """
-    measured = (image.site, sysconfig.get_path("stdlib"))
     found: dict[str, bytes] = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if "x" not in fields[1] or fields[-1] in ("[vdso]", "[vsyscall]"):
             continue
-        path = Path(fields[5]) if len(fields) > 5 else None  # noqa: PLR2004  the last one is the name
-        if path is None or not path.is_absolute():
+        path = fields[5] if len(fields) > 5 else ""  # noqa: PLR2004  the last one is the name
+        if not path.startswith("/"):
             raise DeviceError("the enclave process runs code that lies in no file")
-        if not any(path.is_relative_to(folder) for folder in measured):
-            found[path.name] = _hash(path)
+        if path not in image.files and path not in found:
+            found[path] = _hash(Path(path))
     return _digest(sorted(found.items()))
+
+
+def check_modules(modules: Iterable[str], image: Image) -> None:
+    """Holds the files of the modules that a process has imported against what was measured.
+
+    Args:
+        modules: Their paths; those of our own code lie in the archive.
+        image: What the process was to run.
+
+    Raises:
+        DeviceError: One was not measured.
+    """
+    for path in modules:
+        if path not in image.files and not path.startswith(ARCHIVE_PATH + "/"):
+            raise DeviceError("the enclave process has imported what was not measured")

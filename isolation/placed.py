@@ -10,12 +10,13 @@ what protects that memory protects the copy.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnxruntime as ort
 
 from variegate.isolation.arrange import Optimise, arrange, optimised
-from variegate.isolation.graphs import declare
+from variegate.isolation.graphs import declare, initialisers, uses
 from variegate.isolation.scrub import Scrub
 from variegate.keys import recipe
 from variegate.keys.artefact import Artefact, Payload, Spec
@@ -23,6 +24,31 @@ from variegate.keys.manifest import Manifest
 from variegate.runtime.engine import Engine
 from variegate.runtime.opening import Allocate, Copy, Share, decrypt, ordinary
 from variegate.runtime.platform import Platform
+
+_LEAST_BYTES = 32
+"""Shorter tensors are no weights: scalars, and what an image is normalised with."""
+_MOST_SHAPE = 64
+"""Integers of an initialiser that the exporter leaves in the graph, as shapes and axes."""
+_EITHER, _SECOND, _SECOND_AND_THIRD = frozenset({0, 1}), frozenset({1}), frozenset({1, 2})
+_FLOATS = {
+    "Add": _EITHER,
+    "Sub": _EITHER,
+    "Mul": _EITHER,
+    "Div": _EITHER,
+    "PRelu": _SECOND,
+    "MatMul": _EITHER,
+    "Gemm": _SECOND_AND_THIRD,
+    "Conv": _SECOND_AND_THIRD,
+    "LayerNormalization": _SECOND_AND_THIRD,
+    "InstanceNormalization": _SECOND_AND_THIRD,
+    "com.microsoft.FusedConv": _SECOND_AND_THIRD,
+    "com.microsoft.FusedGemm": _SECOND_AND_THIRD,
+    "com.microsoft.FusedMatMul": _SECOND,
+    "com.microsoft.nchwc.Conv": _SECOND_AND_THIRD,
+}
+"""Inputs where an operator was seen to read float32 in place: `tests/test_engine_memory.py` looks at each."""
+_INDICES = {"Gather": _SECOND}
+"""Inputs where integers only say which element is meant."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +136,51 @@ class PlacedEngine(Engine):
             options.add_initializer(name, value)
         specs = [Spec.of(name, value) for name, value in copy.values.items()]
         return bytes(copy.graph) + declare(specs, zeros=True)
+
+
+def copying_operator(copy: PlacedCopy) -> str | None:
+    """Finds what would leave weights, or numbers derived from them, in ordinary memory.
+
+    Everything counts that was not seen to leave none: other operators, other types (onnxruntime converts float16 into a
+    new tensor), operators that calculate with nothing but constants, and weights that the graph itself holds.
+
+    Args:
+        copy: An opened copy.
+
+    Returns:
+        The first such operator, as `graphs.Use.operator`; None without one.
+
+    Raises:
+        RefusedError: `MODEL`, when the graph is no protocol buffer.
+    """
+    region = {name: value.dtype.name for name, value in copy.values.items() if value.nbytes >= _LEAST_BYTES}
+    held = list(initialisers(copy.graph))
+    inside = {found.spec.name for found in held if _is_weight(found.spec)}
+    constant = {*copy.values, *(found.spec.name for found in held)}
+    for use in uses(copy.graph):
+        if not inside.isdisjoint(use.inputs):
+            return use.operator
+        weights = [(at, region[name]) for at, name in enumerate(use.inputs) if name in region]
+        if constant.issuperset(filter(None, use.inputs)):
+            # Shapes and the like are calculated at no risk; a node without inputs holds we do not know what.
+            if weights or not any(use.inputs):
+                return use.operator
+            constant.update(use.outputs)
+        if not all(at in _readable(use.operator, dtype) for at, dtype in weights):
+            return use.operator
+    return None
+
+
+def _readable(operator: str, dtype: str) -> frozenset[int]:
+    """The inputs where an operator reads such a tensor in place."""
+    table = _FLOATS if dtype == "float32" else _INDICES if dtype in ("int32", "int64") else {}
+    return table.get(operator, frozenset())
+
+
+def _is_weight(spec: Spec) -> bool:
+    """Whether an initialiser that the graph itself holds is more than a shape or a scalar."""
+    count = math.prod(spec.shape)
+    if spec.dtype in ("int32", "int64"):
+        return count > _MOST_SHAPE
+    # The exporter leaves types in the graph that it has no name for: bfloat16, bool, packed integers.
+    return (spec.bytes if spec.dtype else count) >= _LEAST_BYTES

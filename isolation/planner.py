@@ -12,9 +12,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 
 from variegate.isolation.arrange import optimised
-from variegate.isolation.lockdown import drop_capabilities, no_new_privs, undumpable
+from variegate.isolation.lockdown import (
+    drop_capabilities,
+    limit_memory,
+    no_new_privs,
+    refuse_exec_gain,
+    undumpable,
+)
 from variegate.keys import cbor
 from variegate.keys.artefact import Spec
 from variegate.keys.component import MAX_COMPONENT_BYTES
@@ -25,12 +32,17 @@ _LENGTH_BYTES = 4
 class Planner:
     """The helper, seen from the processes that were forked after it."""
 
-    def __init__(self) -> None:
-        """Forks it; call this in a process with one thread, before its lockdown."""
+    def __init__(self, descriptors: Sequence[int], ram_mib: int) -> None:
+        """Forks it; call this in a process with one thread, before its lockdown and before it maps a secret.
+
+        Args:
+            descriptors: What the helper is not to keep.
+            ram_mib: Its cap, as `lockdown.limit_memory`.
+        """
         self._channel, theirs = socket.socketpair()
         self._child = os.fork()
         if self._child == 0:
-            _answer(theirs, self._channel)
+            _answer(theirs, (self._channel.detach(), *descriptors), ram_mib)
         theirs.close()
 
     def __call__(self, graph: bytes, specs: list[Spec]) -> bytes | None:
@@ -48,10 +60,13 @@ class Planner:
         os.waitpid(self._child, 0)
 
 
-def _answer(channel: socket.socket, other: socket.socket) -> None:
+def _answer(channel: socket.socket, others: Sequence[int], ram_mib: int) -> None:
     try:
-        other.close()
+        for descriptor in others:
+            os.close(descriptor)
+        limit_memory(ram_mib)
         no_new_privs()
+        refuse_exec_gain()
         drop_capabilities()
         undumpable()
         request = cbor.decode(_receive(channel), limit=MAX_COMPONENT_BYTES)
@@ -70,4 +85,5 @@ def _send(channel: socket.socket, data: bytes) -> None:
 def _receive(channel: socket.socket) -> bytes:
     """What was sent; empty when the other side hung up."""
     length = int.from_bytes(channel.recv(_LENGTH_BYTES, socket.MSG_WAITALL), "big")
-    return channel.recv(length, socket.MSG_WAITALL) if length else b""
+    data = channel.recv(length, socket.MSG_WAITALL) if length else b""
+    return data if len(data) == length else b""

@@ -6,7 +6,7 @@ secret_pages = true       # weights and keys in memfd_secret pages
 strict = false            # refuse to serve unless every protection in `require` is on
 require = []              # names as `variegate device status` lists them
 ram_mib = 1024            # what the enclave may take of ordinary memory
-hang_s = 30.0             # an answer that takes longer counts as a hang
+hang_s = 30.0             # an answer that takes longer counts as a hang; so much for every 64 frames of a batch
 restarts = 3              # restarts allowed ...
 restart_window_s = 60.0   # ... within this time; beyond it the enclave stays down
 debug = false             # leaves the process open to debuggers; the evidence says so
@@ -41,7 +41,7 @@ class DevicePolicy:
         strict: Whether a protection in `require` that is not on refuses to serve.
         require: Names of protections.
         ram_mib: Ordinary memory of the enclave, MiB.
-        hang_s: Seconds until an unanswered query counts as a hang.
+        hang_s: Seconds until an unanswered query of up to 64 frames counts as a hang; larger ones get more.
         restarts: Restarts allowed within `restart_window_s`.
         restart_window_s: Seconds.
         debug: Whether debuggers may look in.

@@ -6,10 +6,11 @@ import fcntl
 import os
 import socket
 import threading
+import time
 
 from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings, answer, protections_of
-from variegate.isolation.launch import Image
+from variegate.isolation.launch import ARCHIVE, ARCHIVE_PATH, Image
 from variegate.isolation.memory import sealed
 from variegate.isolation.tracing import Tracer
 from variegate.isolation.wire import Kind, Lost
@@ -17,12 +18,13 @@ from variegate.keys.errors import DeviceError
 from variegate.keys.manifest import Manifest
 from variegate.runtime.enclave import Protection
 
-_ARCHIVE, _SOCKET = 3, 4
+_SOCKET = 4
 """Numbers of the inherited descriptors; 0 to 2 lead nowhere."""
 _ABOVE = 64
 _START_S = 60.0
 _END_S = 5.0
-_NOWHERE = "/nonexistent"
+_NOWHERE = f"{ARCHIVE_PATH}/x"
+"""No folder can ever be there: the archive is a file."""
 
 
 class Process:
@@ -44,13 +46,15 @@ class Process:
             DeviceError: It does not start.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):  # a packet must fit whole
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_PACKET)
         self._channel = ours
         with theirs:
             self.pid = _spawn(image, theirs, debug=debug)
         self._tracer = Tracer(self.pid, hold=not debug)
         try:
             ours.settimeout(_START_S)
-            self._expect(Kind.LOADED)
+            launch.check_modules(self._loaded(), image)
             self.system = launch.system_digest(self.pid, image)
         except (Lost, TimeoutError, OSError) as error:
             self.end()
@@ -97,7 +101,7 @@ class Process:
             socket.send_fds(self._channel, [packet], descriptors)
         except OSError as error:
             raise Lost("cannot send") from error
-        match wire.unpack(self._settled(platform)):
+        match wire.unpack(self._settled(platform, _START_S)):
             case Kind.READY, [bytes(manifest), [*protections]]:
                 return Manifest.from_bytes(manifest), protections_of(protections)
         raise Lost("not ready")
@@ -108,7 +112,7 @@ class Process:
         Args:
             packet: A request.
             platform: Answers calls meanwhile.
-            seconds: Time for each packet of the enclave's.
+            seconds: Time for all of it.
 
         Returns:
             The answer's packet.
@@ -118,23 +122,33 @@ class Process:
             Lost: It ended, or speaks another language.
             TimeoutError: It hangs.
         """
-        self._channel.settimeout(seconds)
         wire.send(self._channel, packet)
-        return self._settled(platform)
+        return self._settled(platform, seconds)
 
-    def _expect(self, kind: Kind) -> None:
-        if wire.receive(self._channel)[0] != kind:
-            raise Lost("something else")
+    def _loaded(self) -> list[str]:
+        """Files of the modules that it has imported, as it says before it has seen anything hostile."""
+        match wire.unpack(wire.receive(self._channel)):
+            case Kind.LOADED, modules if all(isinstance(path, str) for path in modules):
+                return modules
+        raise Lost("something else")
 
-    def _settled(self, platform: object) -> bytes:
+    def _settled(self, platform: object, seconds: float) -> bytes:
+        until = time.monotonic() + seconds
+        self._channel.settimeout(seconds)
         while True:
             packet = wire.receive(self._channel)
             if packet[0] == Kind.CALL:
                 wire.send(self._channel, answer(platform, wire.unpack(packet)[1]))
+                # A compromised enclave could go on calling for ever.
+                self._channel.settimeout(max(0.001, until - time.monotonic()))
             elif packet[0] == Kind.FAILED:
                 raise wire.error_of(wire.unpack(packet)[1])
             else:
                 return packet
+
+    def kill(self) -> None:
+        """Kills the process, whatever another thread waits for; `end` is still to be called."""
+        self._tracer.kill()
 
     def end(self, *, gently: bool = False) -> None:
         """Ends the process and waits for it.
@@ -160,10 +174,10 @@ def _spawn(image: Image, theirs: socket.socket, *, debug: bool) -> int:
     try:
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         opened.append(nowhere)
-        wanted = {0: nowhere, 1: nowhere, 2: 2 if debug else nowhere, _ARCHIVE: archive, _SOCKET: theirs.fileno()}
+        wanted = {0: nowhere, 1: nowhere, 2: 2 if debug else nowhere, ARCHIVE: archive, _SOCKET: theirs.fileno()}
         actions = [(os.POSIX_SPAWN_DUP2, above(source), number) for number, source in wanted.items()]
         options = ["-I", "-S", "-B", "-X", f"pycache_prefix={_NOWHERE}"]
-        arguments = [image.interpreter, *options, f"/proc/self/fd/{_ARCHIVE}", str(_SOCKET), image.site]
+        arguments = [image.interpreter, *options, ARCHIVE_PATH, str(_SOCKET), image.site]
         # A session of its own: an interrupt typed at the supervisor is the supervisor's to act on.
         return os.posix_spawn(image.interpreter, arguments, {}, file_actions=actions, setsid=True)
     except OSError as error:

@@ -54,11 +54,11 @@ class SellerKeys(Protocol):
         ...
 
 
-_T = TypeVar("_T", covariant=True)
+_Keys_co = TypeVar("_Keys_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Reopener(Generic[_T]):
+class Reopener(Generic[_Keys_co]):
     """A call with secrets that crosses to a worker process. Unlike a `partial`, its text form does not show them.
 
     Attributes:
@@ -66,10 +66,10 @@ class Reopener(Generic[_T]):
         arguments: What it is called with.
     """
 
-    call: Callable[..., _T]
+    call: Callable[..., _Keys_co]
     arguments: tuple[object, ...] = field(repr=False)
 
-    def __call__(self) -> _T:
+    def __call__(self) -> _Keys_co:
         """Opens the keys; raises what `call` raises."""
         return self.call(*self.arguments)
 

@@ -41,6 +41,8 @@ class Engine:
             self._values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in copy.values.items()}
             graph = self._supply(copy, options)
             self._session = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001  onnxruntime raises many types; what they say quotes the graph
             raise RefusedError(Refusal.MODEL, "graph does not load") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -41,7 +41,13 @@ class LabelPort(Protocol):
 
 
 class Host(Protocol):
-    """Starts copies."""
+    """Starts copies.
+
+    Attributes:
+        policy: The device's policy that it follows (`isolation.policy.DevicePolicy`).
+    """
+
+    policy: Any
 
     def measurements(self) -> Mapping[str, bytes]:
         """What it would run, measured: 32 bytes by name.

@@ -12,18 +12,22 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from variegate.serve import encodings, oip
-from variegate.serve.answers import BUSY, INPUT, RETRY_S, TOO_LARGE, Fault, fault_of
+from variegate.serve.answers import INPUT, TOO_LARGE, BusyError, Fault, fault_of
 from variegate.serve.dispatcher import Dispatcher, Query
 from variegate.serve.health import Health
-from variegate.serve.limits import ServeLimits, Spec
+from variegate.serve.limits import Spec
 from variegate.serve.metrics import CONTENT_TYPE, Metrics
 from variegate.serve.peers import Permit, peer_of
 from variegate.serve.protocol import PERMIT
+from variegate.serve.room import Claim, Room
+from variegate.serve.workshop import Workshop
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Pages = dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]]
+"""By path: what kind of page it is for the metrics, and its status and body."""
 
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _TAKEN = {_JSON, _BINARY}
@@ -35,7 +39,8 @@ _MEDIA = Fault(415, INPUT, "http", "body is neither application/json nor applica
 _ENCODING = Fault(415, INPUT, "http", "content encoding is none of gzip, deflate and identity")
 _BROWSER = Fault(403, INPUT, "http", "requests of web pages are not served")
 _HEADERS = Fault(400, INPUT, "http", "a header is malformed or given twice")
-_FULL = Fault(503, BUSY, "busy", "too many requests are being read", RETRY_S)
+_MAX_LOOP_BYTES = 64 << 10
+"""JSON up to here is parsed where it arrives, in about a millisecond; handing it to a thread would take as long."""
 
 
 class _GoneError(Exception):
@@ -55,19 +60,21 @@ class App:
 
     Args:
         spec: What the copy takes.
-        limits: Bounds on clients.
+        room: For the bytes of requests.
+        workshop: Opens and parses what would hold up the loop.
         dispatcher: Answers queries.
         health: Knows whether it can.
         metrics: Counts.
         version: Of Variegate, for the server's metadata.
-        show_metrics: Whether /metrics is served here.
+        show_metrics: Whether /metrics is served by this, or by `watch` only.
     """
 
     def __init__(
         self,
         *,
         spec: Spec,
-        limits: ServeLimits,
+        room: Room,
+        workshop: Workshop[oip.InferRequest],
         dispatcher: Dispatcher,
         health: Health,
         metrics: Metrics,
@@ -75,13 +82,12 @@ class App:
         show_metrics: bool,
     ) -> None:
         self._spec, self._dispatcher, self._health, self._metrics = spec, dispatcher, health, metrics
-        self._max_buffer = max(limits.max_buffer_bytes, spec.body_bytes)
+        self._room, self._workshop = room, workshop
         self._too_large = Fault(413, TOO_LARGE, "too-large", f"body of more than {spec.body_bytes} bytes")
-        self._buffered = 0
         model = b"/v2/models/" + oip.MODEL.encode("ascii")
         bases = (model, model + b"/versions/" + spec.version.encode("ascii"))
         metadata = oip.model_metadata(spec)
-        self._pages: dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]] = {
+        self._pages: Pages = {
             b"/v2": ("metadata", lambda: (200, oip.server_metadata(version))),
             b"/v2/health/live": ("health", lambda: (200, b'{"live":true}')),
             b"/v2/health/ready": ("health", self._ready),
@@ -89,8 +95,10 @@ class App:
         for base in bases:
             self._pages[base] = ("metadata", lambda: (200, metadata))
             self._pages[base + b"/ready"] = ("health", self._model_ready)
+        self._watched: Pages = {path: page for path, page in self._pages.items() if page[0] == "health"}
+        self._watched[b"/metrics"] = ("metrics", lambda: (200, metrics.exposition()))
         if show_metrics:
-            self._pages[b"/metrics"] = ("metrics", lambda: (200, metrics.exposition()))
+            self._pages[b"/metrics"] = self._watched[b"/metrics"]
         self._infer_paths = frozenset(base + b"/infer" for base in bases)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,8 +111,19 @@ class App:
                 await self._infer(scope, receive, send)
             else:
                 await self._fault(send, "infer", _METHOD, (b"allow", b"POST"))
-        elif path in self._pages:
-            kind, page = self._pages[path]
+        else:
+            await self._page(self._pages, scope, send)
+
+    async def watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request on the port for who watches over the server: metrics and health, and no other."""
+        del receive
+        if scope["type"] == "http":
+            await self._page(self._watched, scope, send)
+
+    async def _page(self, pages: Pages, scope: Scope, send: Send) -> None:
+        path: bytes = scope["raw_path"]
+        if path in pages:
+            kind, page = pages[path]
             if scope["method"] in {"GET", "HEAD"}:
                 status, body = page()
                 await self._send(send, kind, status, body, CONTENT_TYPE if kind == "metrics" else _JSON)
@@ -123,13 +142,11 @@ class App:
 
     async def _infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        held = [0]
+        claim = self._room.claim()
         try:
             headers = _headers(scope["headers"])
-            body = await self._body(receive, headers.get(b"content-length"), held)
-            plain = encodings.decoded(body, headers.get(b"content-encoding", b"identity"), self._spec.body_bytes)
-            request = oip.parse_infer(plain, _number(headers.get(b"inference-header-content-length")), self._spec)
             permit = _permit(scope)
+            request = await self._request(receive, headers, permit, claim)
 
             def hold(query: Query) -> None:
                 permit.on_lost = lambda: self._dispatcher.give_up(query)
@@ -151,9 +168,44 @@ class App:
             extra = () if split is None else ((b"inference-header-content-length", str(split).encode("ascii")),)
             await self._send(send, "infer", 200, reply, _JSON if split is None else _BINARY, *extra)
         finally:
-            self._buffered -= held[0]
+            claim.release()
 
-    async def _body(self, receive: Receive, stated: bytes | None, held: list[int]) -> bytes | bytearray:
+    async def _request(
+        self, receive: Receive, headers: dict[bytes, bytes], permit: Permit, claim: Claim
+    ) -> oip.InferRequest:
+        """The request, read only while it would find room to wait for its answer."""
+        spec, peer = self._spec, permit.peer
+        self._check_room(peer)
+        body = await self._body(receive, headers.get(b"content-length"), claim)
+        encoding = headers.get(b"content-encoding", b"identity")
+        split = _number(headers.get(b"inference-header-content-length"))
+
+        def read() -> oip.InferRequest:
+            plain = encodings.decoded(body, encoding, spec.body_bytes, claim.add)
+            return oip.parse_infer(plain, split, spec)
+
+        if encoding == b"identity" and (len(body) if split is None else split) <= _MAX_LOOP_BYTES:
+            request = read()
+        else:
+            self._check_room(peer)  # again: a body takes its time
+
+            def hold(give_up: Callable[[], None]) -> None:
+                permit.on_lost = give_up
+
+            try:
+                request = await self._workshop.do(peer, max(1, len(body)), read, hold)
+            finally:
+                permit.on_lost = None
+        # What is held from here on: binary frames are a view of the whole plain body, others are an array of their own.
+        claim.hold(request.frames.nbytes + (0 if split is None else split))
+        return request
+
+    def _check_room(self, peer: str) -> None:
+        workshop = self._workshop
+        if not self._dispatcher.has_room(peer, workshop.waiting(), workshop.waiting(peer)):
+            raise BusyError("too many queries are waiting")
+
+    async def _body(self, receive: Receive, stated: bytes | None, claim: Claim) -> bytes | bytearray:
         """The whole body, within its own bound and that of all bodies together."""
         if stated is not None and (_number(stated) or 0) > self._spec.body_bytes:
             raise _FaultError(self._too_large)  # before `receive`, which would ask the client to go on sending
@@ -165,10 +217,7 @@ class App:
             chunk: bytes = message.get("body", b"")
             if len(parts) + len(chunk) > self._spec.body_bytes:
                 raise _FaultError(self._too_large)
-            if self._buffered + len(chunk) > self._max_buffer:
-                raise _FaultError(_FULL)
-            held[0] += len(chunk)
-            self._buffered += len(chunk)
+            claim.add(len(chunk))
             if not message.get("more_body", False):
                 if not parts:
                     return chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -24,8 +25,10 @@ def bound(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "no such address"
-        hint = "another program may have the port" if "in use" in reason else None
+        number = (error.errno or 0) if isinstance(error, OSError) else 0
+        # Below zero are getaddrinfo's own numbers.
+        reason = os.strerror(number).lower() if number > 0 else "no such address"
+        hint = "another program may have the port" if number == errno.EADDRINUSE else None
         raise MisuseError(f"cannot listen on {host} port {port}: {reason}", hint=hint) from None
 
 

@@ -66,6 +66,10 @@ class Dispatcher:
         """Queries that wait for the engine."""
         return len(self._queue)
 
+    def has_room(self, peer: str, ahead: int = 0, ahead_of_peer: int = 0) -> bool:
+        """Whether a query of a peer would find room to wait, as `FairQueue.has_room`."""
+        return self._queue.has_room(peer, ahead, ahead_of_peer)
+
     def ask(self, peer: str, frames: NDArray[Any], done: Callable[[Answer], None]) -> Query:
         """Queues a batch.
 

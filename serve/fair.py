@@ -33,6 +33,20 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._heap)
 
+    def waiting(self, peer: str) -> int:
+        """Items of one peer."""
+        return self._waiting.get(peer, 0)
+
+    def has_room(self, peer: str, ahead: int = 0, ahead_of_peer: int = 0) -> bool:
+        """Whether an item of a peer would find room.
+
+        Args:
+            peer: Whose it is.
+            ahead: Items of all peers that are on their way here and to be counted.
+            ahead_of_peer: Those of this peer among them.
+        """
+        return len(self._heap) + ahead < self._total and self.waiting(peer) + ahead_of_peer < self._each
+
     def push(self, peer: str, cost: int, item: T) -> bool:
         """Queues an item; False when there is no room for it.
 
@@ -41,7 +55,7 @@ class FairQueue(Generic[T]):
             cost: Frames, at least 1.
             item: What `pop` gives back.
         """
-        if len(self._heap) >= self._total or self._waiting[peer] >= self._each:
+        if not self.has_room(peer):
             return False
         start = max(self._now, self._finish.get(peer, 0))
         if len(self._finish) >= _FORGET:

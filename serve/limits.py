@@ -32,8 +32,8 @@ class ServeLimits:
     """
 
     max_batch: int = _count(64, "frames in one query")
-    max_json_bytes: int = _count(8 << 20, "JSON in one request; parsing it holds up everyone else")
-    max_buffer_bytes: int = _count(64 << 20, "request bodies held at one time, all clients together")
+    max_json_bytes: int = _count(8 << 20, "JSON in one request; requests are parsed one after another")
+    max_buffer_bytes: int = _count(64 << 20, "requests held, as sent and decompressed; two of the largest at least")
     max_head_bytes: int = _count(16 << 10, "request line and headers")
     max_headers: int = _count(64, "headers in one request")
     max_pipelined: int = _count(8, "requests sent ahead on one connection")
@@ -98,6 +98,10 @@ class Spec:
             json_bytes=text,
             body_bytes=max(text, _HEADER_ROOM + values * item),
         )
+
+    def buffer_bytes(self, limits: ServeLimits) -> int:
+        """Most bytes of requests held at one time: never less than one of the largest takes, compressed and opened."""
+        return max(limits.max_buffer_bytes, 2 * self.body_bytes)
 
     @property
     def frame_bytes(self) -> int:

@@ -58,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._in_message = self._in_head = False
         self._head_bytes = self._raw_bytes = self._unwanted = 0
-        self._completed = False
+        self._completed = self._offered = False
         self._framed: set[bytes] = set()
         self._status = 400
 
@@ -96,8 +96,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._completed = False
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400)
+        except httptools.HttpParserUpgrade as stopped:
+            if self._offered and not self.transport.is_closing():
+                self._decline(data[stopped.args[0] :])
+            else:
+                self._refuse(400)
         except httptools.HttpParserError:
             self._refuse(self._status)
         else:
@@ -117,6 +120,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_message = self._in_head = True
         self._head_bytes = self._unwanted = 0
         self._framed = set()
+        self._offered = False
         if self._deadline is None:
             self._expect(self._limits.head_s)
 
@@ -145,8 +149,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole: the app starts."""
-        self._in_head = False
         self._raw_bytes = 0
+        if self.parser.should_upgrade():
+            # httptools ends here, without the body. `data_received` goes on, or refuses.
+            self._offered = self.parser.get_method() != b"CONNECT" and not any(
+                name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers
+            )
+            return
+        self._in_head = False
         super().on_headers_complete()
         self._expect(self._limits.body_s)
 
@@ -161,8 +171,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        self._in_message = False
         self._completed = True
+        if self.parser.should_upgrade():
+            return
+        self._in_message = False
         self._raw_bytes = 0
         self._deadline = None
         super().on_message_complete()
@@ -202,6 +214,26 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._write_timer is None and self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
 
+    def _decline(self, rest: bytes) -> None:
+        """Goes on without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
+
+        The parser takes such a message for one without a body, so that it is begun anew with the same head, less the
+        offer; the client's own values are read as strictly as before.
+        """
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        for name, value in self.headers:
+            kept = value
+            if name == b"upgrade":
+                continue
+            if name == b"connection":
+                kept = b", ".join(one.strip() for one in value.split(b",") if one.strip().lower() != b"upgrade")
+            lines.append(name + b": " + kept)
+        self._offered = self._in_message = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's first one
+        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
+
     def _head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > self._limits.max_head_bytes:
@@ -226,11 +258,18 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect(self._limits.body_s)
         elif self._deadline > self.loop.time():
             self._timer = self.loop.call_at(self._deadline, self._look)
+        elif self._answering():
+            self._expect(self._limits.head_s)  # what came behind a request must not cost it its answer
         elif self._in_message:
             self._refuse(408)
         else:
             self.transport.close()
             self._cut_later()
+
+    def _answering(self) -> bool:
+        """Whether a request that is here as a whole has no answer yet."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete and not (self._in_message and not self._in_head)
 
     def _refuse(self, status: int) -> None:
         """Answers what cannot be served, where an answer still has a place, and closes."""

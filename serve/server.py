@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -26,11 +27,14 @@ from variegate.serve.dispatcher import Dispatcher
 from variegate.serve.health import Health
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.listener import Listener
-from variegate.serve.metrics import CONTENT_TYPE, Metrics
+from variegate.serve.metrics import Metrics
+from variegate.serve.oip import InferRequest
 from variegate.serve.peers import Doorkeeper, Permit
 from variegate.serve.protocol import GuardedProtocol
+from variegate.serve.room import Room
 from variegate.serve.socket_port import bound_socket, socket_listener
 from variegate.serve.tls import TlsFiles
+from variegate.serve.workshop import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class ServeOptions:
         host: Address to bind for HTTP, or None for no HTTP.
         port: For HTTP; 0 takes any free one.
         metrics_host: Address for the metrics when they have a port of their own.
-        metrics_port: Serves /metrics there, in the clear, and not on `port`.
+        metrics_port: Serves /metrics there, in the clear, and health. Without it /metrics is on `port`, when that is
+            bound to this machine only.
         socket: Path of the label socket, or None for none.
         socket_mode: Its file mode.
         tls: For HTTP.
@@ -151,24 +156,29 @@ class Service:
             undo.callback(dispatcher.close, limits.drain_s)
             health = Health(self._port, dispatcher)
             undo.callback(health.close)
+            room = Room(spec.buffer_bytes(limits))
+            workshop: Workshop[InferRequest] = Workshop(limits, loop)
+            undo.callback(workshop.close, limits.drain_s)
             app = App(
                 spec=spec,
-                limits=limits,
+                room=room,
+                workshop=workshop,
                 dispatcher=dispatcher,
                 health=health,
                 metrics=metrics,
                 version=version("variegate"),
-                show_metrics=watch is None,
+                show_metrics=watch is None and http is not None and _is_loopback(http),
             )
             server = self._uvicorn = _Uvicorn(_config(app, limits), health)
             _gauges(metrics, dispatcher, health, server.server_state, options.restarts)
+            metrics.gauge("buffered_bytes", "Bytes of requests held.", lambda: room.held)
             if http is not None:
                 self.address = http.getsockname()[:2]
                 make = _maker(server, _config(app, limits), limits, metrics, spec.body_bytes)
                 server.add(Listener(http, doorkeeper, make, limits=limits, metrics=metrics, context=self._context))
             if watch is not None:
                 self.metrics_address = watch.getsockname()[:2]
-                make = _maker(server, _config(_metrics_app(metrics), limits), limits, metrics, 0)
+                make = _maker(server, _config(app.watch, limits), limits, metrics, 0)
                 server.add(Listener(watch, Doorkeeper(limits), make, limits=limits, metrics=metrics))
             if local is not None:
                 server.add(
@@ -176,6 +186,7 @@ class Service:
                         local,
                         spec=spec,
                         limits=limits,
+                        room=room,
                         dispatcher=dispatcher,
                         metrics=metrics,
                         state=server.server_state,
@@ -251,16 +262,8 @@ def _maker(
     return make
 
 
-def _metrics_app(metrics: Metrics) -> Callable[[Scope, Receive, Send], object]:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del receive
-        here = scope["raw_path"] == b"/metrics" and scope["method"] in {"GET", "HEAD"}
-        body = metrics.exposition() if here else b""
-        headers = [(b"content-type", CONTENT_TYPE), (b"content-length", str(len(body)).encode("ascii"))]
-        await send({"type": "http.response.start", "status": 200 if here else 404, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return app
+def _is_loopback(sock: socket.socket) -> bool:
+    return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _gauges(

@@ -21,14 +21,16 @@ from uvicorn.server import ServerState
 
 from variegate.keys.errors import MisuseError
 from variegate.serve import socket_wire as wire
-from variegate.serve.answers import Fault, fault_of
+from variegate.serve.answers import BusyError, Fault, fault_of
 from variegate.serve.dispatcher import Answer, Dispatcher, Query
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.listener import Listener
 from variegate.serve.metrics import Metrics
 from variegate.serve.peers import Doorkeeper, Permit
+from variegate.serve.room import Claim, Room
 
 _BACKLOG = 64
+_SCRATCH_BYTES = 64 << 10
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -39,6 +41,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         permit: Of this connection; released with it.
         spec: What the copy takes.
         limits: Times.
+        room: For the bytes of frames.
         dispatcher: Answers queries.
         metrics: Counts.
         state: Where the server finds the connections to close.
@@ -50,6 +53,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         *,
         spec: Spec,
         limits: ServeLimits,
+        room: Room,
         dispatcher: Dispatcher,
         metrics: Metrics,
         state: ServerState,
@@ -61,6 +65,9 @@ class SocketConnection(asyncio.BufferedProtocol):
         self._head = bytearray(wire.QUERY_BYTES)
         self._asked: wire.QueryHead | None = None
         self._frames: NDArray[np.uint8] | None = None
+        self._room = room
+        self._claim: Claim | None = None
+        self._unwanted = 0
         self._target = memoryview(self._head)
         self._have = 0
         self._query: Query | None = None
@@ -80,6 +87,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         del exc
         self._connections.discard(self)
         self._permit.release()
+        self._release()
         if self._query is not None:
             self._dispatcher.drop(self._query)
         for timer in (self._timer, self._write_timer):
@@ -97,7 +105,16 @@ class SocketConnection(asyncio.BufferedProtocol):
             return
         if self._timer is None:
             self._timer = self._loop.call_later(self._limits.body_s, self.transport.abort)
+        if self._unwanted:
+            self._unwanted -= nbytes
+            if self._unwanted == 0:
+                self._answered(BusyError("too many bytes of requests are held"))
+            elif self._unwanted < len(self._target):
+                self._target = self._target[: self._unwanted]
+            return
         self._have += nbytes
+        if self._claim is not None and not self._claimed(self._claim, nbytes):
+            return
         if self._have < len(self._target):
             return
         if self._frames is None:
@@ -132,6 +149,31 @@ class SocketConnection(asyncio.BufferedProtocol):
             return
         self._frames = np.empty(self._asked.count * self._spec.frame_bytes, np.uint8)
         self._target, self._have = self._frames.data, 0
+        self._claim = self._room.claim()
+
+    def _claimed(self, claim: Claim, nbytes: int) -> bool:
+        """Counts what came, not what was announced: memory is used when it is written to, and heads cost nothing.
+
+        Where there is no room, the rest of the frames is read and dropped, so that the next query is found.
+        """
+        try:
+            claim.add(nbytes)
+        except BusyError as error:
+            left = len(self._target) - self._have
+            self._release()
+            self._frames = None
+            if left:
+                self._unwanted, self._have = left, 0
+                self._target = memoryview(bytearray(min(left, _SCRATCH_BYTES)))
+            else:
+                self._answered(error)
+            return False
+        return True
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def _take_frames(self, raw: NDArray[np.uint8]) -> None:
         assert self.transport is not None  # noqa: S101 - narrows a type
@@ -163,11 +205,12 @@ class SocketConnection(asyncio.BufferedProtocol):
 
     def _write(self, message: bytes) -> None:
         assert self.transport is not None  # noqa: S101 - narrows a type
+        self._stop_timer()
         self.transport.write(message)
+        self._release()
         self._asked = self._frames = None
         self._target, self._have = memoryview(self._head), 0
         if self._last:
-            self._stop_timer()
             self.transport.close()
             if self.transport.get_write_buffer_size():  # closing waits for the client to take the rest
                 self.pause_writing()
@@ -185,6 +228,7 @@ def socket_listener(
     *,
     spec: Spec,
     limits: ServeLimits,
+    room: Room,
     dispatcher: Dispatcher,
     metrics: Metrics,
     state: ServerState,
@@ -192,7 +236,9 @@ def socket_listener(
     """Serves on a socket of `bound_socket`; clients are counted apart from those of HTTP."""
 
     def make(permit: Permit) -> SocketConnection:
-        return SocketConnection(permit, spec=spec, limits=limits, dispatcher=dispatcher, metrics=metrics, state=state)
+        return SocketConnection(
+            permit, spec=spec, limits=limits, room=room, dispatcher=dispatcher, metrics=metrics, state=state
+        )
 
     return Listener(sock, Doorkeeper(limits), make, limits=limits, metrics=metrics, name=_user, full=b"")
 

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from tests.support.attesting import BUYER, KEYS, NOW, Scene
 from tests.vectors import artefact_parts as parts
+from variegate.attest import database, thinning
+from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import DebugStatus, Ephemeral
 from variegate.attest.nonces import LIFETIME_S, PER_DEVICE
 from variegate.attest.release import release_info, request
@@ -256,6 +259,46 @@ def test_strangers_cannot_fill_the_log(scene: Scene) -> None:
     assert "140 such requests" in scene.last_reason()
 
 
+def test_a_captured_token_fills_no_log_and_does_not_hold_its_device_up(scene: Scene) -> None:
+    broker, ephemeral = scene.broker, Ephemeral(KEM_CLASSIC, BrokerKey.generate(KEM_CLASSIC).public.kem_public)
+    tokens = [scene.token(broker.challenge(), ephemeral), scene.token(bytes(40), ephemeral)]
+    broker.release(tokens[0], scene.envelope)
+    before, limited = len(list(scene.store.log())), 0
+    for number in range(100):
+        with pytest.raises((RefusedError, LimitError)) as caught:
+            broker.release(tokens[number % 2], scene.envelope)
+        assert caught.value.__context__ is None
+        if isinstance(caught.value, LimitError):
+            assert caught.value.retry_after_s == pytest.approx(60)
+            limited += 1
+    assert (len(list(scene.store.log())) - before, limited) == (thinning.PER_DEVICE, 100 - thinning.PER_DEVICE)
+    # Neither the device itself nor strangers lose their own lines by it.
+    assert scene.opened(scene.share(broker)) == KEYS
+    with pytest.raises(RefusedError):
+        broker.release(b"\x80", b"")
+    assert scene.last_reason().startswith("refused: evidence: evidence is not good: form")
+    scene.clock.now += LIFETIME_S
+    with pytest.raises(RefusedError):
+        broker.release(tokens[0], scene.envelope)
+    assert "nonce: expired" in scene.last_reason()
+    assert f"{limited} such requests" in scene.last_reason()
+
+
+def test_devices_beyond_those_told_apart_share_the_lines_of_strangers(scene: Scene) -> None:
+    thinned = thinning.Thinning(scene.clock, devices=2)
+    for ueid in (b"a", b"b"):
+        taken = [thinned.take(ueid) for _ in range(thinning.PER_DEVICE + 3)]
+        assert [line.entered for line in taken] == [True] * thinning.PER_DEVICE + [False] * 3
+    beyond = [thinned.take(number.to_bytes(2)).entered for number in range(thinning.STRANGERS_PER_MINUTE + 1)]
+    assert (sum(beyond), beyond[-1], thinned.take(None).entered) == (thinning.STRANGERS_PER_MINUTE, False, False)
+    scene.clock.now += 60
+    # Room again; what the first two missed is not forgotten.
+    assert thinned.take(b"c") == thinning.Line(True)
+    assert thinned.take(None) == thinning.Line(True, missed=2 + 2 * 3)
+    scene.clock.now -= 1000
+    assert thinned.take(b"c").entered
+
+
 def test_one_device_cannot_ask_all_the_time(scene: Scene) -> None:
     for _ in range(PER_DEVICE):
         scene.share()
@@ -263,6 +306,7 @@ def test_one_device_cannot_ask_all_the_time(scene: Scene) -> None:
         scene.share(scene.broker)
     assert caught.value.retry_after_s == pytest.approx(LIFETIME_S)
     assert scene.last_reason().startswith("limited")
+    assert list(scene.store.log())[-1].ueid == scene.device.public.ueid.hex()
     scene.clock.now += LIFETIME_S
     assert scene.opened(scene.share()) == KEYS
 
@@ -330,6 +374,43 @@ def test_what_cannot_be_logged_is_not_released(scene: Scene, tmp_path: Path) -> 
         db.execute("CREATE TRIGGER full BEFORE INSERT ON log BEGIN SELECT RAISE(ABORT, 'disk full'); END")
     with pytest.raises(DeviceError):
         scene.share()
+
+
+def test_a_reader_from_outside_holds_nothing_up(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_WAIT_S", 0.1)
+    path = tmp_path / "books.sqlite"
+    with BrokerStore(path, scene.clock) as store, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        before = reader.execute("SELECT count(*) FROM log").fetchone()
+        store.record("allowed")
+        assert reader.execute("SELECT count(*) FROM log").fetchone() == before
+        reader.execute("COMMIT")
+        # One that writes does, and no longer than it writes.
+        reader.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="cannot be read or written"):
+                store.record("allowed")
+        reader.execute("COMMIT")
+        store.record("allowed")
+        assert reader.execute("SELECT count(*) FROM log").fetchone() == (before[0] + 2,)
+        assert {one.stat().st_mode & 0o777 for one in tmp_path.glob("books.sqlite*")} == {0o600}
+
+
+def test_a_commit_that_fails_is_undone_and_the_next_one_does_not(scene: Scene) -> None:
+    before = list(scene.store.log())
+
+    def no_commit(action: int, name: str | None, *_: str | None) -> int:
+        return sqlite3.SQLITE_DENY if (action, name) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
+
+    with pytest.raises(DeviceError), scene.store.database.transaction() as db:
+        db.set_authorizer(no_commit)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="cannot be read or written"):
+            scene.store.record("allowed")
+    db.set_authorizer(None)
+    assert list(scene.store.log()) == before
+    scene.store.record("allowed")
+    assert len(list(scene.store.log())) == len(before) + 1
 
 
 def test_the_log_is_append_only(scene: Scene, tmp_path: Path) -> None:

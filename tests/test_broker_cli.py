@@ -152,6 +152,35 @@ def test_the_books(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert "broker key" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("after", ["99999999999999999999", "9223372036854775808", "9" * 5000, "-1", "x", "", "٣"])
+def test_a_line_that_no_log_has(place: Place, capsys: pytest.CaptureFixture[str], after: str) -> None:
+    assert main(["broker", "log", "broker", f"--after={after}"]) == 2
+    assert "give the number of a line" in capsys.readouterr().err
+    assert said(capsys, "broker", "log", "broker", "--after", "9223372036854775807") == []
+
+
+@pytest.mark.parametrize("words", [["broker", "challenge", "broker"], ["--help"], None])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_cannot_be_written_is_told(place: Place, words: list[str] | None, unbuffered: str) -> None:
+    command = [sys.executable, "-m", "variegate.cli.main", *(words or [])]
+    if words is None:  # more than the buffer holds
+        code = "import sys; from variegate.cli import main; main._run = lambda _: print('x' * 99999) or 0; "
+        command = [sys.executable, "-c", f"{code}sys.exit(main.main())"]
+    elif words == ["--help"] and unbuffered:
+        return  # argparse keeps this error to itself
+    with Path("/dev/full").open("w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    told = "variegate: cannot write the result: no space left on device\nhint: see where stdout goes\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_command_without_stdout_does_its_work(place: Place) -> None:
+    command = ["sh", "-c", 'exec "$0" -m variegate.cli.main broker list broker >&-', sys.executable]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_broker_that_cannot_be_made_leaves_nothing(place: Place) -> None:
     Path("seller.root").write_bytes(b"short")
     assert main(["broker", "new", "second", "--root", "seller.root"]) == 1

@@ -18,6 +18,7 @@ from variegate.attest.client import MAX_ANSWER_BYTES, BrokerClient
 from variegate.attest.release import Exchange
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
+from variegate.serve.binding import address_text
 from variegate.serve.broker_app import MAX_REQUEST_BYTES, BrokerService
 from variegate.serve.limits import ServeLimits
 from variegate.serve.tls import TlsFiles
@@ -31,9 +32,11 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 @contextmanager
-def serving(broker: Exchange, *, tls: TlsFiles | None = None, limits: ServeLimits | None = None) -> Iterator[int]:
+def serving(
+    broker: Exchange, *, host: str = "127.0.0.1", tls: TlsFiles | None = None, limits: ServeLimits | None = None
+) -> Iterator[int]:
     ready = threading.Event()
-    service = BrokerService(broker, "127.0.0.1", 0, tls=tls, limits=limits, on_start=lambda _: ready.set())
+    service = BrokerService(broker, host, 0, tls=tls, limits=limits, on_start=lambda _: ready.set())
     thread = threading.Thread(target=service.run)
     thread.start()
     try:
@@ -73,6 +76,26 @@ def post(port: int, path: str, body: bytes, method: str = "POST") -> tuple[int, 
         return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
     finally:
         connection.close()
+
+
+def test_a_share_comes_over_ipv6(scene: Scene) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with serving(scene.broker, host="::1") as port:
+        assert scene.opened(scene.share(BrokerClient(f"http://{address_text(('::1', port))}"))) == KEYS
+
+
+def test_a_port_or_a_name_that_cannot_be_had(scene: Scene) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(MisuseError, match="already in use") as caught:
+            BrokerService(scene.broker, "127.0.0.1", taken.getsockname()[1]).run()
+        assert caught.value.hint is not None
+    for wrong in ("256.1.1.1", "example.invalid", "\0", "." * 70, "é" * 80):
+        with pytest.raises(MisuseError, match="cannot listen"):
+            BrokerService(scene.broker, wrong, 0).run()
 
 
 def test_a_share_comes_over_http(scene: Scene) -> None:

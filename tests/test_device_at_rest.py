@@ -109,6 +109,34 @@ def test_what_others_left_on_the_disk_reads_as_noise_and_never_fails(tmp_path: P
     assert disk_at(tmp_path).read("x", 3, 3) == b"abc"
 
 
+@pytest.mark.parametrize("left", [1, 500, 505, 511, 512, 513])
+@pytest.mark.parametrize("grow", ["write", "truncate"])
+def test_what_was_cut_off_does_not_come_back_as_the_file_grows(tmp_path: Path, left: int, grow: str) -> None:
+    durable(tmp_path, "x", b"\xff" * 2000)
+    os.truncate(tmp_path / "x", left)
+    disk = disk_at(tmp_path)
+    assert disk.size("x") == max(0, left - SECTOR_BYTES)
+    kept = disk.read("x")
+    if grow == "write":
+        disk.write("x", SECTOR_BYTES, b"abc")
+    else:
+        disk.truncate("x", SECTOR_BYTES + 3)
+    disk.fsync("x")
+    assert disk_at(tmp_path).read("x", 0, SECTOR_BYTES) == kept.ljust(SECTOR_BYTES, b"\0")
+
+
+@pytest.mark.parametrize("left", [500, 511, 512])
+def test_a_boot_record_cut_short_is_written_anew_at_once(left: int) -> None:
+    with workplace() as folder:
+        signer = MemorySigner()
+        with Device.create(folder / "d", CLASS, signer.root) as device:
+            flash(device, seal_for(device.identity, signer))
+        os.truncate(folder / "d" / "disk" / "boot", left)
+        with Device.open(folder / "d") as device:
+            flash(device, seal_for(device.identity, signer, sequence=2))
+            assert device.boot().manifest.sequence == 2
+
+
 def test_a_missing_file_and_a_bad_name(tmp_path: Path) -> None:
     with pytest.raises(DeviceError):
         disk_at(tmp_path).read("nothing")

@@ -23,7 +23,7 @@ from variegate.cli.main import main
 from variegate.device_sim import audit_log
 from variegate.device_sim.at_rest import AtRest
 from variegate.device_sim.audit import KEPT, LOST, SEGMENT_BYTES, SEGMENTS, AuditKey, Head, parse, to_export
-from variegate.device_sim.audit_log import COUNTER
+from variegate.device_sim.audit_log import HEAD
 from variegate.device_sim.audit_report import AuditReport, verify
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
@@ -190,7 +190,7 @@ def test_keeps_within_its_bounds_and_says_what_was_dropped(device: Device, folde
         assert not found.faults
         assert found.dropped > count
         count = found.dropped
-        assert found.entries[-1].sequence == found.count == device.counter(COUNTER)
+        assert found.entries[-1].sequence == found.count == device.logged
         assert found.entries[0].sequence <= found.dropped + 1
     kept = sum(path.stat().st_size for path in (folder / "d" / "disk").glob("audit.*"))
     assert kept <= SEGMENTS * (SEGMENT_BYTES + 512)
@@ -232,7 +232,7 @@ def test_a_damaged_log_bricks_nothing_and_shows(folder: Path, harm: str) -> None
     with Device.create(folder / "d", CLASS, SIGNER.root) as device:
         filled(device, 200)
         assert len(list((folder / "d" / "disk").glob("audit.*"))) == 3
-        count = device.counter(COUNTER)
+        count = device.logged
     HARMS[harm](folder / "d" / "disk", random.Random(1))
     for _ in range(2):  # what was found missing is told once, and held against the log for good
         with Device.open(folder / "d") as device:
@@ -302,7 +302,7 @@ def test_no_power_cut_breaks_the_log(
             with twin(folder / "base", folder / "t", Fault(operation, seed)) as device:
                 with pytest.raises(PowerCut):
                     filled(device, 3)
-                counted = device.counter(COUNTER)
+                counted = device.logged
             with Device.open(folder / "t") as device:
                 found = report(device)
                 assert not found.faults
@@ -313,20 +313,121 @@ def test_no_power_cut_breaks_the_log(
     assert len(list((folder / "t" / "disk").glob("audit.*"))) == min(SEGMENTS, files + (segments > 0))
 
 
+def cut_at_the_chip(chip: Fuses, name: str, value: bytes) -> None:
+    assert name == HEAD
+    raise PowerCut("cut at the chip")
+
+
+def restored(folder: Path, name: str) -> None:
+    """Puts back a copy of the disk that was kept under a name."""
+    shutil.rmtree(folder / "d" / "disk")
+    shutil.copytree(folder / name, folder / "d" / "disk")
+
+
+def uncounted(folder: Path, name: str, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets an entry reach the disk and not the chip, and keeps that disk under a name."""
+    with monkeypatch.context() as patch, Device.open(folder / "d") as device:
+        patch.setattr(Fuses, "burn", cut_at_the_chip)
+        with pytest.raises(PowerCut):
+            device.record(event, "x")
+    shutil.copytree(folder / "d" / "disk", folder / name)
+
+
+@pytest.mark.parametrize("before", [0, 20], ids=["appended", "in a new segment"])
+def test_a_counted_entry_cannot_be_replaced_by_one_that_was_not(
+    device: Device, folder: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    if before:
+        monkeypatch.setattr(audit_log, "SEGMENT_BYTES", SMALL_SEGMENT)
+        at_the_edge(device, 1)
+    count = device.logged
+    device.close()
+    shutil.copytree(folder / "d" / "disk", folder / "clean")
+    uncounted(folder, "harmless", "harmless" + "x" * before * 10, monkeypatch)
+    restored(folder, "clean")
+    with Device.open(folder / "d") as again:
+        again.record("telling", "x")
+        assert again.logged == count + 1
+    restored(folder, "harmless")
+    for _ in range(2):  # for good
+        with Device.open(folder / "d") as again:
+            found = report(again)
+            assert found.faults == ("the device itself has found 1 entries missing",)
+            assert found.entries[-1].event == LOST
+            assert found.entries[-1].detail == f"entry {count + 1} is not the one that the chip counted"
+            assert found.count == count + 2
+
+
+def test_an_older_uncounted_entry_does_not_come_back_later(
+    device: Device, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.close()
+    shutil.copytree(folder / "d" / "disk", folder / "clean")
+    uncounted(folder, "harmless", "harmless", monkeypatch)
+    restored(folder, "clean")
+    with Device.open(folder / "d") as again:
+        filled(again, 3)
+    restored(folder, "harmless")
+    with Device.open(folder / "d") as again:
+        assert report(again).lost == 2
+
+
+def test_a_cut_while_a_loss_is_noted_counts_it_once(
+    device: Device, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "d" / "disk", folder / "older")
+    filled(device, 3)
+    device.close()
+    restored(folder, "older")
+    with monkeypatch.context() as patch, Device.open(folder / "d") as again:
+        patch.setattr(Fuses, "burn", cut_at_the_chip)
+        with pytest.raises(PowerCut):
+            again.record("note", "x")
+    for _ in range(2):
+        with Device.open(folder / "d") as again:
+            found = report(again)
+            assert (found.lost, found.count) == (3, 5)
+            assert [entry.event for entry in found.entries] == ["made", LOST]
+
+
+def test_a_cut_between_a_head_and_its_entry_loses_nothing(device: Device, folder: Path) -> None:
+    """As sectors may land: a whole head, of a segment of which no entry reached the disk."""
+    device.record("note", "one")
+    log = device._audit
+    tip = log._tip
+    assert tip is not None
+    assert tip.head is not None
+    disk = device.slots.storage
+    head = Head(number=2, firsts=(1, 3), previous=tip.link, lost=0)
+    disk.create("audit.2")
+    disk.truncate("audit.2", SEGMENT_BYTES)
+    disk.write("audit.2", 0, log._key.sign(head.to_bytes()))
+    disk.fsync("audit.2")
+    disk.fsync_dir()
+    with reopened(device, folder) as again:
+        assert told(again)[-1] == ("note", "one")
+        again.record("note", "two")
+        assert told(again)[-1] == ("note", "two")
+
+
+def test_a_damaged_head_in_the_chip_is_told(device: Device, folder: Path) -> None:
+    device.close()
+    (folder / "d" / "fuses" / HEAD).write_bytes(b"short")
+    with Device.open(folder / "d") as again, pytest.raises(DeviceError, match="damaged"):
+        again.record("note", "x")
+
+
 def test_a_cut_before_the_chip_counts_is_made_good(
     device: Device, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(chip: Fuses, name: str, value: int) -> None:
-        raise PowerCut("cut at the chip")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Fuses, "advance", cut)
+        patch.setattr(Fuses, "burn", cut_at_the_chip)
         with pytest.raises(PowerCut):
             device.record("note", "durable, not counted")
-    assert device.counter(COUNTER) == 1
+    assert device.logged == 1
     with reopened(device, folder) as again:
         assert told(again)[-1] == ("note", "durable, not counted")
-        assert again.counter(COUNTER) == 2
+        assert again.logged == 2
 
 
 def test_repeats_are_counted_and_told_at_the_end(device: Device, folder: Path) -> None:
@@ -334,7 +435,7 @@ def test_repeats_are_counted_and_told_at_the_end(device: Device, folder: Path) -
     for _ in range(50):
         with pytest.raises(RefusedError):
             flash(device, bad)
-    assert device.counter(COUNTER) == 2
+    assert device.logged == 2
     assert device.log()[-1].endswith("(repeated 49 times)")
     with reopened(device, folder) as again:
         assert [detail for event, detail in told(again) if event == "refused"] == [
@@ -368,16 +469,42 @@ def test_many_threads_write_one_log(device: Device) -> None:
     for thread in threads:
         thread.join()
     notes = told(device)[1:]
-    assert len(notes) == device.counter(COUNTER) - 1 == 100
+    assert len(notes) == device.logged - 1 == 100
     for name in range(4):
         assert [d for _, d in notes if d.startswith(f"{name} ")] == [f"{name} {number}" for number in range(25)]
+
+
+def test_a_watcher_may_write_while_others_flash_and_export(device: Device) -> None:
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            device.record("enclave", "x")
+
+    watchers = [threading.Thread(target=watch) for _ in range(3)]
+    for thread in watchers:
+        thread.start()
+    try:
+        for sequence in range(1, 4):
+            flash(device, seal_for(device.identity, SIGNER, sequence=sequence))
+            for _ in range(3):
+                assert not report(device).faults
+                assert device.log()
+    finally:
+        stop.set()
+        for thread in watchers:
+            thread.join()
+    found = report(device)
+    assert not found.faults
+    assert found.count == device.logged
+    assert sum(entry.event == "confirmed" for entry in found.entries) == 3 or found.dropped
 
 
 def test_a_flood_of_different_refusals_wears_out_nothing(device: Device) -> None:
     start = device.slots.storage.operations
     for number in range(5000):
         device.record("refused", f"reason {number}")
-    assert device.counter(COUNTER) <= 1 + BURST + 1
+    assert device.logged <= 1 + BURST + 1
     assert device.slots.storage.operations - start <= 4 * (BURST + 2)
     assert "the last: reason 4999" in device.log()[-1]
 

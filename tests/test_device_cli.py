@@ -132,6 +132,43 @@ def test_classify_waits_for_the_rate(home: Path, seller: Seller, capsys: pytest.
     assert "waiting" not in said.err
 
 
+def remaining(home: Path, capsys: pytest.CaptureFixture[str]) -> int:
+    capsys.readouterr()
+    assert run("status", home / "car", "--json") == 0
+    left: int = json.loads(capsys.readouterr().out)["images"]["a"]["remaining"]
+    return left
+
+
+def test_what_cannot_be_answered_is_not_charged(home: Path, seller: Seller, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("flash", home / "car", sealed(home, seller, policy=Policy(budget=640))) == 0
+    np.save(home / "two.npy", frames(2))
+    (home / "bad.npy").write_bytes(b"noise")
+    assert run("classify", home / "car", home / "two.npy", home / "bad.npy") == 1
+    assert run("classify", home / "car", home / "two.npy", home / "missing.npy") == 2
+    (home / "there").write_bytes(b"x")
+    (home / "dangling").symlink_to(home / "nowhere")
+    for receipt in (home / "there", home / "dangling", home / "no" / "r", home / "there" / "r"):
+        assert run("classify", home / "car", home / "two.npy", "--receipt", receipt) == 2
+    assert capsys.readouterr().out == ""
+    assert (home / "there").read_bytes() == b"x"
+    assert remaining(home, capsys) == 640
+    assert run("classify", home / "car", home / "two.npy", "--receipt", home / "r") == 0
+    assert (home / "r").exists()
+    assert remaining(home, capsys) == 638
+
+
+def test_labels_that_were_charged_are_shown_when_a_later_file_is_refused(
+    home: Path, seller: Seller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("flash", home / "car", sealed(home, seller, policy=Policy(budget=3))) == 0
+    np.save(home / "two.npy", frames(2))
+    capsys.readouterr()
+    assert run("classify", home / "car", home / "two.npy", home / "two.npy", "--json") == 1
+    said = capsys.readouterr()
+    assert [len(one["labels"]) for one in json.loads(said.out)] == [2]
+    assert "budget" in said.err
+
+
 def test_help_names_what_export_writes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("flash", "--help") == 0
     assert "acme.vge --component component.vgb" in capsys.readouterr().out
@@ -152,6 +189,29 @@ def test_misuse(home: Path) -> None:
     (home / "bad.root").write_bytes(b"x")
     assert run("new", home / "car2", "--class", CLASS, "--root", home / "bad.root") == 1
     assert not (home / "car2").exists()
+
+
+@pytest.mark.parametrize("nonce", ["", "00", "00" * 7, "00" * 65, "zz" * 8])
+def test_a_nonce_that_no_evidence_takes_spends_no_boot(
+    home: Path, nonce: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("attest", home / "none", f"--nonce={nonce}", "--out", home / "token.eat") == 2
+    said = capsys.readouterr().err
+    assert "argument --nonce: " in said
+    assert ("not hexadecimal" if nonce.startswith("z") else "8 to 64 bytes") in said
+
+
+def test_evidence_without_a_place_spends_no_boot(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "there.eat").write_bytes(b"")
+    # The device is not there, either: the place is looked at first.
+    nowhere = "no such folder"
+    for out, reason in (("no/token.eat", nowhere), ("seller.root/t", nowhere), ("there.eat", "is there")):
+        assert run("attest", home / "none", "--nonce", "00" * 8, "--out", home / out) == 2
+        said = capsys.readouterr().err
+        assert reason in said
+        assert str(home / out) in said
+    assert run("attest", home / "none", "--nonce", "00" * 8, "--out", home / "token.eat") == 2
+    assert str(home / "none") in capsys.readouterr().err
 
 
 def test_needs_neither_torch_nor_onnx_nor_pillow(home: Path, seller: Seller) -> None:

@@ -129,6 +129,22 @@ def test_burnt_values_are_replaced_whole_and_private(tmp_path: Path) -> None:
     assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("write", ["burn", "compact"])
+def test_a_chip_that_does_not_take_a_write_is_off(tmp_path: Path, write: str) -> None:
+    """Its folder goes: what `write_atomic` calls misuse of a path is the chip's failure here."""
+    folder = tmp_path / "chip"
+    folder.mkdir()
+    with Fuses(folder) as fuses:
+        if write == "compact":
+            for value in range(1, RECORDS + 1):
+                fuses.advance("x", value)
+        folder.rename(tmp_path / "gone")
+        with pytest.raises(DeviceError, match="chip failed"):
+            fuses.burn("x", b"1") if write == "burn" else fuses.advance("x", RECORDS + 1)
+        with pytest.raises(DeviceError, match="off"):
+            fuses.burn("x", b"1")
+
+
 CHILD = """
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ import pytest
 from tests.support.artefacts import CLASS, frames, seal_for
 from tests.support.devices import twin, workplace
 from variegate.device_sim.audit import SEGMENT_BYTES, SEGMENTS
-from variegate.device_sim.audit_log import COUNTER
+from variegate.device_sim.audit_log import HEAD
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.fuses import Fuses
@@ -318,7 +318,7 @@ def test_no_cut_between_writes_of_the_chip_bricks(
             assert device.counter("security") == 2
             assert device.boot().manifest.sequence == 2
     # What passed, the security counter, what is confirmed; it is deployed already. The rest are the log's.
-    assert len(found) == len(seen) == 3 + seen.count(COUNTER)
+    assert len(found) == len(seen) == 3 + seen.count(HEAD)
     assert found == sorted(found)
     assert set(found) == {1, 2}
 

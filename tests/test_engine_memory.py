@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from benchmarks.bases import CIFAR10, GTSRB, Subject
 from benchmarks.settings import calibrated
 from benchmarks.zoo.data import require_data
+from tests.support import graphs_of_weights as small
 from tests.support.artefacts import frames, tiny_payload
 from tests.support.in_place import SEED, manifest
 from tests.support.windows import Windows
 from variegate.export.fuse import fuse
 from variegate.isolation import arrange as arranging
+from variegate.isolation import placed as placing
 from variegate.isolation.arrange import arrange, optimised
-from variegate.isolation.placed import PlacedCopy, PlacedEngine
+from variegate.isolation.graphs import uses
+from variegate.isolation.placed import PlacedCopy, PlacedEngine, copying_operator
 from variegate.keys import recipe
 from variegate.keys.artefact import Payload, Spec
 from variegate.keys.errors import Refusal, RefusedError
@@ -206,3 +209,63 @@ def test_a_region_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(RefusedError) as refused:
         PlacedCopy.from_region(manifest(frames(1)), memoryview(memory)[:length])
     assert refused.value.refusal is Refusal.MALFORMED
+
+
+def named(payload: Payload, *, aid: Any = optimised) -> str | None:
+    """The operator that copies weights."""
+    _, memory = laid_out(payload, aid=aid)
+    return copying_operator(PlacedCopy.from_region(manifest(frames(1)), memoryview(memory)))
+
+
+def left_by(payload: Payload, sought: Windows, mode: str, folder: Path) -> list[str]:
+    """The maps that hold such a window after queries."""
+    with server(payload, frames(64), mode, folder) as served:
+        for count in BATCHES:
+            served.labels(count)
+        return sought.found_in(served.pid, served.region)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("aid", [optimised, nothing_optimised])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_no_operator_of_a_real_network_copies_weights(name: str, kind: str, aid: Any) -> None:
+    assert named(payload_of(name, kind)[0], aid=aid) is None
+
+
+@pytest.mark.parametrize("aid", [optimised, nothing_optimised])
+def test_no_operator_of_a_small_network_copies_weights(aid: Any) -> None:
+    assert named(tiny_payload(), aid=aid) is None
+
+
+@pytest.mark.parametrize("mode", ["in-place", "unplanned"])
+@pytest.mark.parametrize("graph", small.IN_PLACE)
+def test_operators_said_to_read_in_place_leave_no_window(graph: str, mode: str, tmp_path: Path) -> None:
+    payload = small.IN_PLACE[graph]()
+    assert named(payload, aid=optimised if mode == "in-place" else nothing_optimised) is None
+    assert left_by(payload, windows(payload), mode, tmp_path) == []
+
+
+@pytest.mark.parametrize("graph", small.IN_PLACE)
+def test_the_normal_engine_leaves_windows_of_the_same_graphs(graph: str, tmp_path: Path) -> None:
+    payload = small.IN_PLACE[graph]()
+    with server(payload, frames(9), "normal", tmp_path) as served:
+        assert all(Windows([value]).found_in(served.pid) for value in payload.constants.values())
+
+
+def test_every_operator_said_to_read_in_place_is_looked_at() -> None:
+    seen = {use.operator for make in small.IN_PLACE.values() for use in uses(laid_out(make())[0].graph)}
+    seen |= {use.operator for make in small.IN_PLACE.values() for use in uses(make().graph)}
+    assert set(placing._FLOATS) - seen == set()
+
+
+@pytest.mark.parametrize("graph", small.COPYING)
+def test_operators_that_copy_weights_are_named(graph: str, tmp_path: Path) -> None:
+    case = small.COPYING[graph]
+    payload = case.payload()
+    assert named(payload, aid=nothing_optimised) == case.operator
+    # What onnxruntime makes of the graph may do without: it multiplies by a transposed matrix, say.
+    if named(payload) is None:
+        assert left_by(payload, windows(payload), "in-place", tmp_path) == []
+    if case.derived:
+        assert left_by(payload, Windows(case.derived(payload)), "unplanned", tmp_path)

@@ -125,6 +125,15 @@ def test_the_seller_has_no_secret_in_its_memory_but_the_pin(hsm: SoftHsm) -> Non
     assert not {secrets.extract, secrets.ed25519_seed, secrets.mldsa65_seed} & {s for s in seen if type(s) is bytes}
 
 
+def test_what_reopens_keys_crosses_to_a_worker_and_shows_no_secret(hsm: SoftHsm) -> None:
+    held, plain = HsmSeller.create(parsed("again"), PIN), published_seller()
+    for seller, secret in ((held, PIN), (plain, repr(plain.to_secret())[2:-1])):
+        reopener = seller.reopener()
+        assert secret not in f"{reopener!r} {reopener} {reopener:}"
+        assert "reopen" in repr(reopener).lower()
+        assert pickle.loads(pickle.dumps(reopener))().root == seller.root
+
+
 @pytest.mark.parametrize("quirk", [b"", b"\x04\x20"])
 def test_both_forms_of_a_public_point(quirk: bytes) -> None:
     for public in (bytes(range(32)), b"\x04\x20" + bytes(30)):

@@ -23,9 +23,15 @@ from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import POLICY_FILE, host_of
 from variegate.isolation import launch
+from variegate.isolation import process as process_module
+from variegate.isolation.below import answer
 from variegate.isolation.host import Isolated, IsolatedHost
 from variegate.isolation.memory import sealed
+from variegate.isolation.offered import MAX_RECORDS, Offered
 from variegate.isolation.policy import DevicePolicy
+from variegate.isolation.process import Process
+from variegate.isolation.wire import Kind, Lost
+from variegate.keys.envelope import open_envelope
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import Policy
 from variegate.runtime.enclave import ProtectionState
@@ -334,7 +340,18 @@ def test_what_runs_is_what_was_measured_even_if_files_change_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our code runs from the sealed archive, not from the files."""
+    ours = {}
+    for name, init in launch._OURS.items():
+        shutil.copytree(Path(init).parent, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ours[name] = str(tmp_path / name / "__init__.py")
+    monkeypatch.setattr(launch, "_OURS", ours)
     image = launch.prepare()
+    for path in tmp_path.rglob("*.py"):
+        path.write_text("raise SystemExit('not what was measured')")
+    process = Process(image)  # says LOADED: it runs
+    process.end(gently=True)
+    with pytest.raises(DeviceError, match="does not start"):
+        Process(launch.prepare())
     descriptor = sealed("test", image.archive)
     try:
         for tamper in (lambda: os.write(descriptor, b"x"), lambda: os.ftruncate(descriptor, 0)):
@@ -342,6 +359,86 @@ def test_what_runs_is_what_was_measured_even_if_files_change_after(
                 tamper()
     finally:
         os.close(descriptor)
+
+
+def test_cached_byte_code_and_what_lies_beside_the_libraries_is_not_run(tmp_path: Path) -> None:
+    image = launch.prepare()
+    assert not Path(process_module._NOWHERE).parent.is_dir()
+    with pytest.raises(DeviceError, match="not measured"):
+        launch.check_modules([str(tmp_path / "cbor2.py")], image)
+    launch.check_modules([f"{launch.ARCHIVE_PATH}/variegate/keys/cbor.py", *list(image.files)[:3]], image)
+
+
+def test_nothing_of_the_parent_stays_open_in_the_enclave(tmp_path: Path) -> None:
+    leaked = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    try:
+        with flashed(tmp_path) as (_, port):
+            found = {entry.readlink().name for entry in Path(f"/proc/{port.pid}/fd").iterdir()}
+        assert "hostname" not in found
+    finally:
+        os.close(leaked)
+
+
+def test_a_bad_nonce_costs_an_error_and_no_enclave(tmp_path: Path) -> None:
+    with flashed(tmp_path) as (_, port):
+        pid = port.pid
+        for nonce in (b"", bytes(65), bytes(300_000), "text", None):
+            with pytest.raises(RefusedError):
+                port.evidence(nonce)  # type: ignore[arg-type]
+        assert port.pid == pid
+
+
+def test_closing_does_not_wait_for_a_query_that_hangs(tmp_path: Path) -> None:
+    with flashed(tmp_path, DevicePolicy(hang_s=600.0)) as (_, port):
+        assert port.pid is not None
+        os.kill(port.pid, signal.SIGSTOP)
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                port.classify(frames(1)[0])
+            except DeviceError as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        port.close()
+        assert time.monotonic() - began < 20
+        asking.join(20)
+        assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["counter", ["security"]],
+        ["reserve", ["budget.7", 1, 1, 100]],
+        ["reserve", ["budget.0", 1, 1, 101]],
+        ["reserve", ["budget.0", 1, 1 << 62, 100]],
+        ["reserve", ["budget.0", -1, 1, 100]],
+        ["reserve", ["budget.0", 5, 1, 100]],
+        ["record", ["confirmed", "sequence 9 in slot a"]],
+        ["advance", ["security", 9]],
+        ["record", ["refused", 7]],
+        ["challenge", [1]],
+        [],
+    ],
+)
+def test_a_compromised_enclave_gets_no_more_than_serving_takes(tmp_path: Path, call: list[Any]) -> None:
+    with Device.create(tmp_path / "device", CLASS, SIGNER.root) as device:
+        artefact = seal_for(device.identity, SIGNER, policy=Policy(budget=100))
+        offered = Offered(device, open_envelope(artefact.envelope, SIGNER.root).manifest)
+        assert answer(offered, ["counter", ["budget.0"]])[0] == Kind.ANSWER
+        with pytest.raises(Lost):
+            answer(offered, call)
+        assert device.counter("budget.0") == 0
+        before = len(device.log())
+        for turn in range(1000):
+            answer(offered, ["record", ["enclave", f"flood {turn} " + "x" * 5000]])
+        assert len(device.log()) - before <= MAX_RECORDS
 
 
 def test_the_enclave_ends_with_its_supervisor(tmp_path: Path) -> None:

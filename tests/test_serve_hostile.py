@@ -108,6 +108,56 @@ def test_one_refusal_and_the_end_for_what_is_ambiguous(http: Http, request_: byt
     assert b'"live"' not in answer
 
 
+UPGRADES = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("split", [None, 40, -60, -5])
+def test_offers_of_another_protocol_are_passed_over(http: Http, port: LabelPort, split: int | None) -> None:
+    """As Java's client makes with every request in the clear (RFC 9110, 7.8)."""
+    expected = port.classify(frames(1)[0])
+    requests = [
+        post(BODY, *UPGRADES) + post(BODY, *UPGRADES, "Connection: close"),
+        post(b"", *UPGRADES, "Transfer-Encoding: chunked", length=False)
+        + chunked(BODY, 100)
+        + post(b"", "Connection: close", *UPGRADES, "Transfer-Encoding: chunked", length=False)
+        + chunked(BODY, 100),
+    ]
+    for request in requests:
+        with socket.create_connection(http.address, timeout=10) as sock:
+            sock.sendall(request[:split])
+            if split is not None:
+                time.sleep(0.1)
+                sock.sendall(request[split:])
+            answer = read_all(sock)
+        assert statuses(answer) == [200, 200]
+        assert answer.count(b'"data":[%d]' % expected) == 2
+    assert (
+        len(statuses(http.raw(GET.replace(b"\r\n\r\n", "\r\n{}\r\n{}\r\n\r\n".format(*UPGRADES).encode()) * 500))) < 20
+    )
+
+
+def test_an_offer_hides_nothing_ambiguous(http: Http) -> None:
+    for request in (
+        post(BODY, *UPGRADES, f"Content-Length: {len(BODY)}"),
+        post(BODY, *UPGRADES, "Transfer-Encoding: chunked"),
+        post(BODY, *UPGRADES, "Host: y"),
+        post(BODY, "Connection: upgrade", "Upgrade: h2c, websocket"),
+    ):
+        assert statuses(http.raw(request + GET)) in ([400], [])
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"GE", b"GET /v2 HTTP/1.1\r\nHost"])
+def test_what_comes_behind_a_request_does_not_cost_its_answer(port: LabelPort, behind: bytes) -> None:
+    slow = Faulty(port)
+    with serving(slow, limits=ServeLimits(head_s=0.2)) as service:
+        slow.hang.clear()
+        with socket.create_connection(Http(service).address, timeout=10) as sock:
+            sock.sendall(post(BODY) + behind)
+            time.sleep(0.7)
+            slow.hang.set()
+            assert statuses(sock.recv(65536)) == [200]
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -246,6 +296,18 @@ def test_connections_are_bounded(port: LabelPort) -> None:
         for sock in held:
             sock.close()
         until(lambda: answered(http))  # the places were given back
+
+
+def test_health_has_another_door(port: LabelPort) -> None:
+    with serving(port, limits=ServeLimits(max_connections=2), metrics_port=0) as service:
+        http = Http(service)
+        with socket.create_connection(http.address), socket.create_connection(http.address):
+            until(lambda: not answered(http))
+            assert service.metrics_address is not None
+            http.address = service.metrics_address
+            assert http.ask("GET", "/v2/health/ready")[0] == 200
+            assert http.ask("GET", "/v2/health/live")[0] == 200
+            assert http.ask("POST", INFER, BODY)[0] == 404
 
 
 def test_one_peer_cannot_starve_another(port: LabelPort) -> None:

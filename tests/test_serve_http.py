@@ -361,6 +361,14 @@ def test_metrics_on_a_port_of_their_own(port: LabelPort) -> None:
         assert http.ask("GET", "/v2")[0] == 404
 
 
+def test_metrics_are_not_told_to_the_network(port: LabelPort) -> None:
+    for host in ("0.0.0.0", "127.0.0.1", "localhost"):
+        with serving(port, host=host) as service:
+            http = Http(service)
+            assert http.ask("GET", "/metrics")[0] == (404 if host == "0.0.0.0" else 200)
+            assert http.ask("GET", "/v2/health/ready")[0] == 200
+
+
 def test_other_addresses(port: LabelPort) -> None:
     for host in ("::1", "localhost"):
         try:

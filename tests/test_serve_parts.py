@@ -29,6 +29,7 @@ from variegate.serve.fair import FairQueue
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.metrics import BUCKETS_S, Metrics
 from variegate.serve.peers import Doorkeeper, Permit, peer_of
+from variegate.serve.room import Room
 
 T = TypeVar("T")
 SHAPE = (2, 3, 4)
@@ -183,6 +184,43 @@ def test_any_bytes_decompress_within_bounds_or_are_refused(body: bytes, encoding
             assert found.refusal in {Refusal.INPUT, Refusal.TOO_LARGE}
         else:
             assert len(found) <= 100
+
+
+def test_bodies_unfold_within_a_ratio_and_in_pieces() -> None:
+    seen: list[int] = []
+    photograph = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
+    for body in (photograph, bytes(1 << 20), b""):
+        seen.clear()
+        assert encodings.decoded(gzip.compress(body, 1), b"gzip", 4 << 20, seen.append) == body
+        assert sum(seen) == len(body)
+    assert max([0, *seen]) < 1 << 20
+    found = outcome(partial(encodings.decoded, gzip.compress(bytes(3 << 20)), b"gzip", 4 << 20))
+    assert isinstance(found, RefusedError)
+    assert found.refusal is Refusal.TOO_LARGE
+    cut = gzip.compress(photograph, 1)
+    for wrong in (cut[:-1], cut + b"x", cut + bytes(200_000), b""):
+        found = outcome(partial(encodings.decoded, wrong, b"gzip", 4 << 20))
+        assert isinstance(found, RefusedError)
+        assert found.refusal is Refusal.INPUT
+
+
+def test_room_is_bounded_and_given_back() -> None:
+    room = Room(10)
+    one, two = room.claim(), room.claim()
+    one.add(6)
+    two.add(4)
+    with pytest.raises(BusyError):
+        two.add(1)
+    assert (room.held, two.bytes) == (10, 4)
+    one.hold(3)
+    two.hold(7)
+    one.release()
+    one.release()
+    with pytest.raises(LeftError):  # a thread that still reads for a client that has left
+        one.add(1)
+    assert room.held == 7
+    two.release()
+    assert room.held == 0
 
 
 @given(st.binary(min_size=16, max_size=16))

@@ -21,12 +21,12 @@ import pytest
 from tests.support.artefacts import CLASSES, SHAPE, frames
 from tests.support.devices import workplace
 from tests.support.floats import float_payload
-from tests.support.serving import Http, device_with, read_all, serving
+from tests.support.serving import Faulty, Http, device_with, read_all, serving, until
 from variegate.keys.errors import MisuseError
 from variegate.keys.manifest import Policy
 from variegate.runtime.port import LabelPort
 from variegate.serve import answers, socket_wire
-from variegate.serve.limits import ServeLimits
+from variegate.serve.limits import ServeLimits, Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 C = ROOT / "examples" / "c"
@@ -144,6 +144,42 @@ def test_connections_are_bounded(path: Path) -> None:
     time.sleep(0.2)
     with Client(path) as client:
         assert client.ask(frames(1).tobytes(), 1)[0] == 0
+
+
+def test_frames_have_one_bound_with_http(tmp_path: Path) -> None:
+    shape_bytes = 64 * FRAME
+    with device_with(tmp_path / "a") as device:
+        port = Faulty(device.boot())
+        # The floor: twice the largest request.
+        with serving(port, socket=tmp_path / "s", limits=ServeLimits(max_buffer_bytes=1), metrics_port=0) as service:
+            most = 2 * Spec.of(port.manifest, ServeLimits()).body_bytes
+            port.hang.clear()
+            held = [Client(tmp_path / "s") for _ in range(most // shape_bytes)]
+            for client in held:
+                client.sock.sendall(struct.pack("<4sIII", b"VGQ1", 7, 64, 0) + bytes(shape_bytes - 1))
+            http = Http(service)
+            assert service.metrics_address is not None
+
+            def buffered() -> int:
+                text = Http.__new__(Http)
+                text.address = service.metrics_address  # type: ignore[assignment]
+                found = re.search(rb"^variegate_buffered_bytes (\d+)$", text.ask("GET", "/metrics")[2], re.MULTILINE)
+                assert found is not None
+                return int(found[1])
+
+            until(lambda: buffered() == len(held) * (shape_bytes - 1))
+            assert http.infer(frames(64))[0] == 503
+            with Client(tmp_path / "s") as late:
+                status, retry, _ = late.ask(bytes(shape_bytes), 64)
+                assert (status, retry <= 1001) == (answers.BUSY, True)
+                for client in held:
+                    client.sock.close()
+                until(lambda: buffered() == 0)
+                port.hang.set()
+                shown = frames(64)
+                assert late.ask(shown.tobytes(), 64)[2] == port.classify_batch(shown).tolist()  # in step again
+            assert http.infer(frames(64))[0] == 200
+            until(lambda: buffered() == 0)
 
 
 def test_budget_rate_and_floats(tmp_path: Path) -> None:
@@ -265,6 +301,49 @@ def test_the_example_in_c_gets_the_direct_labels(example: Path, path: Path, port
     assert list(map(int, done.stdout.split())) == port.classify_batch(shown).tolist()
 
 
+def test_the_example_in_c_drops_no_part_of_a_frame(example: Path, path: Path, port: LabelPort) -> None:
+    shown = frames(70, seed=11)
+    done = subprocess.run(
+        [example, path], input=shown.tobytes() + bytes(FRAME - 1), capture_output=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (2, b"the input ends within a frame\n")
+    assert list(map(int, done.stdout.split())) == port.classify_batch(shown).tolist()
+
+
+def test_the_wait_in_c_is_bounded_as_a_whole(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    (tmp_path / "wait.c").write_text(
+        "#define _POSIX_C_SOURCE 200809L\n#include <stdio.h>\n"
+        f'#include "{C / "variegate_label.h"}"\n'
+        'int main(int c, char **v) { vg_label_port p; (void)c; printf("%d", vg_open(&p, v[1], 600) == -ETIMEDOUT); }\n'
+    )
+    command = ["gcc", "-std=c99", "-Wall", "-Werror", str(tmp_path / "wait.c"), "-o", str(tmp_path / "wait")]
+    subprocess.run(command, check=True)
+    ended = threading.Event()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen(1)
+
+        def drip() -> None:
+            accepted, _ = server.accept()
+            with accepted:
+                while not ended.wait(0.2):  # each wait for a byte is short
+                    try:
+                        accepted.send(b"V")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        done = subprocess.run([tmp_path / "wait", tmp_path / "s"], capture_output=True, check=False, timeout=20)
+        ended.set()
+        thread.join()
+    assert done.stdout == b"1"
+    assert 0.5 < time.monotonic() - began < 5
+
+
 def test_the_example_in_c_says_what_is_wrong(example: Path, tmp_path: Path) -> None:
     place = tmp_path / "s"
     done = subprocess.run([example, place], input=b"", capture_output=True, check=False, timeout=20)
@@ -282,6 +361,9 @@ def test_the_example_in_c_says_what_is_wrong(example: Path, tmp_path: Path) -> N
         b"VGH2" + bytes(28),
         b"HTTP/1.1 400 Bad Request\r\n\r\n        ",
         struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 3, 4, 4, 10, 0, 48),
+        struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 3, 4, 4, 10, 64, 49),
+        struct.pack("<4sHBB3IIII", b"VGH1", 1, 2, 3, 3, 4, 4, 10, 64, 48),
+        struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 1 << 16, 1 << 16, 1 << 16, 10, 1, 48),
         struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 3, 4, 4, 10, 64, 48) + b"VGA1" + bytes(20),
         struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 3, 4, 4, 10, 64, 48)
         + struct.pack("<4sIIIII", b"VGA1", 0, 0, 0, 0xFFFFFFFF, 0),

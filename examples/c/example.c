@@ -4,7 +4,8 @@
  *
  *     example /run/camera7.labels < frames.raw
  *
- * Exit status: 0 when every frame got a label, 1 when the device refused, 2 for wrong usage or a broken connection.
+ * Exit status: 0 when every frame got a label, 1 when the device refused, 2 for wrong usage or a broken connection
+ * or a last frame that is not whole (the frames before it get theirs).
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -35,6 +36,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     vg_label_port port;
+    int wrong = 0;
     int status = vg_open(&port, argv[1], TIMEOUT_MS);
     if (status) {
         fprintf(stderr, "cannot use %s: %s\n", argv[1], strerror(-status));
@@ -46,16 +48,23 @@ int main(int argc, char **argv) {
         fprintf(stderr, "out of memory\n");
         status = 2;
     }
-    while (!status) {
-        size_t count = fread(frames, port.frame_bytes, port.max_batch, stdin);
+    size_t rest = 0;
+    while (!status && !rest) {
+        size_t got = fread(frames, 1, (size_t)port.max_batch * port.frame_bytes, stdin);
+        size_t count = got / port.frame_bytes;
+        rest = got % port.frame_bytes;
         if (count == 0) break;
         status = ask(&port, frames, (uint32_t)count, labels);
         for (size_t i = 0; !status && i < count; i++) printf("%lu\n", (unsigned long)labels[i]);
+    }
+    if (!status && (rest || ferror(stdin))) {
+        fprintf(stderr, rest ? "the input ends within a frame\n" : "the input cannot be read\n");
+        wrong = 1;
     }
     if (status > 0) fprintf(stderr, "the device refused: status %d\n", status);
     if (status < 0) fprintf(stderr, "connection failed: %s\n", strerror(-status));
     free(labels);
     free(frames);
     vg_close(&port);
-    return status == 0 ? 0 : status > 0 ? 1 : 2;
+    return status == 0 ? (wrong ? 2 : 0) : status > 0 ? 1 : 2;
 }

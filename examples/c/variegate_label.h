@@ -8,6 +8,8 @@
  *     if (!error) error = vg_classify(&port, frames, 1, labels, &retry_ms);
  *     vg_close(&port);
  *
+ * With -std=c99 define _POSIX_C_SOURCE as 200809L before the first include.
+ *
  * A port is for one thread at a time. Functions return 0, a status of the device (VG_E_*, positive), or -errno when
  * the connection failed; after that, and after VG_E_INPUT for a malformed head or VG_E_TOO_LARGE, close and open again.
  */
@@ -15,12 +17,14 @@
 #define VARIEGATE_LABEL_H
 
 #include <errno.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -45,6 +49,7 @@ enum { VG_UINT8 = 1, VG_FLOAT32 = 2 };
 
 typedef struct {
     int fd;
+    unsigned timeout_ms;  /* for each call as a whole; 0 waits for ever */
     uint32_t next_id;
     uint8_t dtype;        /* VG_UINT8 or VG_FLOAT32 */
     uint32_t shape[3];    /* channels, height, width */
@@ -64,13 +69,40 @@ static inline void vg_put32(unsigned char *p, uint32_t v) {
     p[3] = (unsigned char)(v >> 24);
 }
 
-static inline int vg_send_all(int fd, const void *data, size_t size) {
+static inline int64_t vg_now_ms(void) {
+    struct timespec now;
+    if (clock_gettime(CLOCK_MONOTONIC, &now)) return 0;
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* When a call that begins now must have ended; -1 for never. */
+static inline int64_t vg_deadline(unsigned timeout_ms) { return timeout_ms ? vg_now_ms() + (int64_t)timeout_ms : -1; }
+
+static inline int vg_wait(int fd, short events, int64_t deadline) {
+    struct pollfd one;
+    one.fd = fd;
+    one.events = events;
+    one.revents = 0;
+    for (;;) {
+        int64_t left = deadline < 0 ? -1 : deadline - vg_now_ms();
+        int ready;
+        if (deadline >= 0 && left <= 0) return -ETIMEDOUT;
+        ready = poll(&one, 1, left > 60000 ? 60000 : (int)left);
+        if (ready > 0) return 0;
+        if (ready < 0 && errno != EINTR) return -errno;
+    }
+}
+
+static inline int vg_send_all(int fd, const void *data, size_t size, int64_t deadline) {
     const unsigned char *at = (const unsigned char *)data;
     while (size > 0) {
-        ssize_t sent = send(fd, at, size, MSG_NOSIGNAL);
+        ssize_t sent = send(fd, at, size, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent < 0) {
-            if (errno == EINTR) continue;
-            return -errno;
+            int error = errno == EINTR ? 0
+                        : errno == EAGAIN || errno == EWOULDBLOCK ? vg_wait(fd, POLLOUT, deadline)
+                                                                  : -errno;
+            if (error) return error;
+            continue;
         }
         at += sent;
         size -= (size_t)sent;
@@ -78,13 +110,16 @@ static inline int vg_send_all(int fd, const void *data, size_t size) {
     return 0;
 }
 
-static inline int vg_receive_all(int fd, void *data, size_t size) {
+static inline int vg_receive_all(int fd, void *data, size_t size, int64_t deadline) {
     unsigned char *at = (unsigned char *)data;
     while (size > 0) {
-        ssize_t got = recv(fd, at, size, 0);
+        ssize_t got = recv(fd, at, size, MSG_DONTWAIT);
         if (got < 0) {
-            if (errno == EINTR) continue;
-            return -errno;
+            int error = errno == EINTR ? 0
+                        : errno == EAGAIN || errno == EWOULDBLOCK ? vg_wait(fd, POLLIN, deadline)
+                                                                  : -errno;
+            if (error) return error;
+            continue;
         }
         if (got == 0) return -ECONNRESET;
         at += got;
@@ -98,15 +133,18 @@ static inline void vg_close(vg_label_port *port) {
     port->fd = -1;
 }
 
-/* Connects and reads what the device takes. timeout_ms bounds every later wait; 0 waits for ever. */
+/* Connects and reads what the device takes. timeout_ms bounds this call and each later one as a whole (-ETIMEDOUT;
+ * -EAGAIN while connecting); 0 waits for ever. */
 static inline int vg_open(vg_label_port *port, const char *path, unsigned timeout_ms) {
     struct sockaddr_un address;
     struct timeval wait;
     unsigned char hello[VG_HELLO_BYTES];
-    uint64_t size;
-    int error;
+    uint64_t size, frame;
+    int64_t deadline = vg_deadline(timeout_ms);
+    int error, side;
 
     memset(port, 0, sizeof *port);
+    port->timeout_ms = timeout_ms;
     port->fd = -1;
     if (strlen(path) >= sizeof address.sun_path) return -ENAMETOOLONG;
     memset(&address, 0, sizeof address);
@@ -116,14 +154,14 @@ static inline int vg_open(vg_label_port *port, const char *path, unsigned timeou
     if (port->fd < 0) return -errno;
     wait.tv_sec = (time_t)(timeout_ms / 1000u);
     wait.tv_usec = (suseconds_t)((timeout_ms % 1000u) * 1000u);
-    if (setsockopt(port->fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) ||
-        setsockopt(port->fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) ||
+    /* The one wait that poll does not do: a Unix socket connects at once or sleeps until the server accepts. */
+    if (setsockopt(port->fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) ||
         connect(port->fd, (const struct sockaddr *)&address, sizeof address)) {
         error = -errno;
         vg_close(port);
         return error;
     }
-    error = vg_receive_all(port->fd, hello, sizeof hello);
+    error = vg_receive_all(port->fd, hello, sizeof hello, deadline);
     if (!error) {
         port->dtype = hello[6];
         port->shape[0] = vg_get32(hello + 8);
@@ -133,8 +171,12 @@ static inline int vg_open(vg_label_port *port, const char *path, unsigned timeou
         port->max_batch = vg_get32(hello + 24);
         port->frame_bytes = vg_get32(hello + 28);
         size = (uint64_t)port->max_batch * port->frame_bytes;
+        /* The caller may size its buffers by the shape, and frame_bytes are read from them. */
+        frame = port->dtype == VG_FLOAT32 ? 4 : 1;
+        for (side = 0; side < 3; side++) frame = frame > UINT32_MAX ? 0 : frame * port->shape[side];
         if (memcmp(hello, "VGH1", 4) || hello[4] != VG_VERSION || hello[5] != 0 || hello[7] != 3 ||
-            (port->dtype != VG_UINT8 && port->dtype != VG_FLOAT32) || size == 0 || size > SIZE_MAX / 2)
+            (port->dtype != VG_UINT8 && port->dtype != VG_FLOAT32) || frame != port->frame_bytes ||
+            size == 0 || size > SIZE_MAX / 2)
             error = -EPROTO;
     }
     if (error) vg_close(port);
@@ -147,6 +189,7 @@ static inline int vg_classify(vg_label_port *port, const void *frames, uint32_t 
                               uint32_t *retry_ms) {
     unsigned char head[VG_ANSWER_BYTES];
     unsigned char one[4];
+    int64_t deadline = vg_deadline(port->timeout_ms);
     uint32_t id = port->next_id++, status, i;
     int error;
 
@@ -157,9 +200,9 @@ static inline int vg_classify(vg_label_port *port, const void *frames, uint32_t 
     vg_put32(head + 4, id);
     vg_put32(head + 8, count);
     vg_put32(head + 12, 0);
-    error = vg_send_all(port->fd, head, VG_QUERY_BYTES);
-    if (!error) error = vg_send_all(port->fd, frames, (size_t)count * port->frame_bytes);
-    if (!error) error = vg_receive_all(port->fd, head, VG_ANSWER_BYTES);
+    error = vg_send_all(port->fd, head, VG_QUERY_BYTES, deadline);
+    if (!error) error = vg_send_all(port->fd, frames, (size_t)count * port->frame_bytes, deadline);
+    if (!error) error = vg_receive_all(port->fd, head, VG_ANSWER_BYTES, deadline);
     if (error) return error;
     status = vg_get32(head + 8);
     if (memcmp(head, "VGA1", 4) || vg_get32(head + 4) != id || status > 255 ||
@@ -168,7 +211,7 @@ static inline int vg_classify(vg_label_port *port, const void *frames, uint32_t 
     if (retry_ms) *retry_ms = vg_get32(head + 12);
     if (status != VG_OK) return (int)status;
     for (i = 0; i < count; i++) {
-        error = vg_receive_all(port->fd, one, sizeof one);
+        error = vg_receive_all(port->fd, one, sizeof one, deadline);
         if (error) return error;
         labels[i] = vg_get32(one);
     }

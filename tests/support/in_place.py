@@ -1,6 +1,6 @@
 """Serves a payload from a process of its own, for a test that reads this process's memory.
 
-    python -m tests.support.in_place <payload> <frames.npy> in-place|normal|no-scrub
+    python -m tests.support.in_place <payload> <frames.npy> in-place|unplanned|normal|no-scrub
 
 A forked child decrypts nothing but lays the copy out, as an enclave's loader does, and ends. Prints a line when it is
 ready and after each batch size read from standard input: the range of the region, then labels.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.artefacts import manifest_for
-from variegate.isolation.arrange import arrange, optimised
+from variegate.isolation.arrange import Optimise, arrange, optimised
 from variegate.isolation.placed import PlacedCopy, PlacedEngine
 from variegate.keys import recipe
 from variegate.keys.artefact import Payload
@@ -55,7 +55,7 @@ def pages() -> mmap.mmap:
     return mmap.mmap(-1, _ROOM, mmap.MAP_SHARED)
 
 
-def load(payload: Path, region: memoryview) -> int:
+def load(payload: Path, region: memoryview, optimise: Optimise) -> int:
     """Lays a copy out in a process that ends; the bytes used."""
     length = mmap.mmap(-1, 8, mmap.MAP_SHARED)
     child = os.fork()
@@ -67,7 +67,7 @@ def load(payload: Path, region: memoryview) -> int:
                 length[:] = count.to_bytes(8, "big")
                 return region[:count]
 
-            arrange(read, recipe.expand(read.tensors, SEED), allocate, optimised)
+            arrange(read, recipe.expand(read.tensors, SEED), allocate, optimise)
             os._exit(0)
         finally:
             os._exit(1)
@@ -88,7 +88,7 @@ def start(payload: Path, said: Manifest, mode: str) -> Served:
     if mode == "normal":
         return Served(Engine(Copy.expand(Payload.from_bytes(payload.read_bytes()), SEED, said)))
     region = memoryview(pages())
-    used = load(payload, region)
+    used = load(payload, region, optimised if mode != "unplanned" else lambda *_: None)
     address = np.frombuffer(region, np.uint8).ctypes.data
     return Served(PlacedEngine(PlacedCopy.from_region(said, region[:used])), address)
 
@@ -100,7 +100,7 @@ def main() -> None:
     print(served.start, served.start + _ROOM, flush=True)
     for line in sys.stdin:
         labels = served.engine.run(shown[: int(line)])
-        if mode == "in-place":
+        if mode in ("in-place", "unplanned"):
             assert isinstance(served.engine, PlacedEngine)
             served.engine.scrub()
         print(*labels.tolist(), flush=True)
