@@ -25,7 +25,7 @@ from variegate.isolation.loader import in_a_fork
 from variegate.isolation.lockdown import lock_down
 from variegate.isolation.opened import Opened, open_into
 from variegate.isolation.pages import SecretRegion
-from variegate.isolation.placed import PlacedEngine
+from variegate.isolation.placed import PlacedCopy, PlacedEngine, copying_operator
 from variegate.isolation.planner import Planner
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Kind, Lost
@@ -90,9 +90,11 @@ class _Process:
         file.close()
         below.forget_identity()
         narrowed = filter_calls(Stage.SERVE)
-        self._protections = tuple(narrowed if p.name == narrowed.name else p for p in self._protections)
-        self._hold_to(policy.require if policy.strict else ())
         self._opened = opened = Opened.of(found, region.view)
+        # What is known only now, under the second filter and with the graph at hand.
+        known = {narrowed.name: narrowed, region.protection.name: _memory(region.protection, opened.copy)}
+        self._protections = tuple(known.get(p.name, p) for p in self._protections)
+        self._hold_to(policy.require if policy.strict else ())
         self._engine = PlacedEngine(opened.copy)
         self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)
         manifest, public = opened.copy.manifest, opened.signing_public
@@ -159,6 +161,14 @@ class _Process:
                 f"the device's policy requires what is not on: {', '.join(missing)}",
                 hint="`variegate device status` says why",
             )
+
+
+def _memory(pages: Protection, copy: PlacedCopy) -> Protection:
+    """The protection of the pages, less what this graph takes out of them."""
+    operator = copying_operator(copy)
+    if operator is None or pages.state != ProtectionState.ON:
+        return pages
+    return Protection(pages.name, ProtectionState.OFF, f"operator {operator} makes copies of weights")
 
 
 def _mapped(descriptor: int) -> mmap.mmap:

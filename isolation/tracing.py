@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 
@@ -118,7 +119,10 @@ class Tracer:
             self.exited.set()
 
     def _wait_only(self) -> None:
-        # Its end only: a stop is for the debugger that made it.
+        # Its end only: waiting at once would take the stops from a debugger in this process.
+        ready = select.poll()
+        ready.register(self._descriptor, select.POLLIN)
+        ready.poll()
         with contextlib.suppress(ChildProcessError):
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | _WAIT_ALL)
             if ended is not None:

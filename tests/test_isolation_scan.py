@@ -17,12 +17,14 @@ import pytest
 
 from benchmarks.memory_scan import Reading, Secrets, read_core, read_everything
 from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
+from tests.support.graphs_of_weights import COPYING
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.isolation.host import Isolated, IsolatedHost
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys import recipe
 from variegate.keys.envelope import SealedKeys
+from variegate.keys.errors import DeviceError
 from variegate.keys.identity import DeviceIdentity
 from variegate.runtime.enclave import ProtectionState
 
@@ -191,3 +193,17 @@ def test_windows_are_found_wherever_a_float_can_stand() -> None:
         assert secrets.found(noise[: 4096 + at] + weights[400:460] + noise[:999]) > 0
         assert secrets.found(noise[: 4096 + at] + signs[400:560] + noise[:999]) > 0
     assert secrets.found(noise[:1001] + key[8:24] + noise[:7]) == 1
+
+
+def test_a_graph_that_copies_weights_is_said_to_have_no_secret_memory(tmp_path: Path) -> None:
+    place = tmp_path / "device"
+    payload = COPYING["int8 -> DequantizeLinear -> MatMul"].payload()
+    with Device.create(place, CLASS, SIGNER.root) as device:
+        flash(device, seal_for(device.identity, SIGNER, payload=payload))
+    with Device.open(place, host=IsolatedHost(PROTECTED)) as device:
+        memory = {p.name: p for p in device.boot().status().protections}["memory"]
+        assert memory.state == ProtectionState.OFF
+        assert "DequantizeLinear" in memory.reason
+    strict = DevicePolicy(strict=True, require=("memory",))
+    with Device.open(place, host=IsolatedHost(strict)) as device, pytest.raises(DeviceError, match="memory"):
+        device.boot()

@@ -18,13 +18,14 @@ from tests.support.devices import workplace
 from tests.support.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving, until
 from variegate.keys.manifest import Manifest
 from variegate.runtime.port import LabelPort
+from variegate.serve import oip
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.server import Service
 
 SHAPE = (3, 224, 224)
-FRAMES = np.zeros((40, *SHAPE), np.float32)
-FRAMES[:, :, ::16] = np.random.default_rng(5).random((40, 3, 14, 224), np.float32)
-"""24 MB that unfold from about a sixteenth."""
+FRAMES = np.zeros((64, *SHAPE), np.float32)
+FRAMES[:, :, ::16] = np.random.default_rng(5).random((64, 3, 14, 224), np.float32)
+"""39 MB that unfold from about a sixteenth."""
 
 
 class Large(Faulty):
@@ -82,13 +83,35 @@ def test_health_does_not_wait_for_the_bodies_of_a_crowd(port: LabelPort, kind: s
         body = gzip.compress(plain, 1)
         headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(split)}
     else:
-        body, headers = infer_json(np.zeros((10, *SHAPE), np.float32)), {}
+        body, headers = infer_json(np.zeros((5, *SHAPE), np.float32)), {}
     with serving(Large(port), limits=ServeLimits(keep_alive_s=1)) as service:
         told, took = crowd(service, body, headers, 1.5)
         assert 200 in told
         assert set(told) <= {200, 503}
         assert max(took) < 1.0
         until(lambda: Http(service).ask("POST", INFER, body, **headers)[0] == 200)
+
+
+def test_bodies_that_are_dear_are_not_read_on_the_loop(port: LabelPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    where: list[str] = []
+    parse = oip.parse_infer
+
+    def seen(body: bytes | bytearray, split: int | None, spec: Spec) -> oip.InferRequest:
+        where.append(threading.current_thread().name)
+        return parse(body, split, spec)
+
+    monkeypatch.setattr(oip, "parse_infer", seen)
+    with serving(Large(port)) as service:
+        plain, split = infer_binary(FRAMES[:1])
+        binary = {"Inference-Header-Content-Length": str(split)}
+        for body, headers in (
+            (gzip.compress(plain, 1), {"Content-Encoding": "gzip", **binary}),
+            (infer_json(FRAMES[:1]), {}),
+            (plain, binary),
+        ):
+            assert Http(service).ask("POST", INFER, body, **headers)[0] == 200
+    assert where[:2] == ["variegate-bodies"] * 2
+    assert where[2] != "variegate-bodies"  # a view of bytes: handing it over would cost more
 
 
 def test_one_who_has_no_room_to_wait_is_not_read(port: LabelPort) -> None:
