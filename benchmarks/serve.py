@@ -6,7 +6,8 @@ A ResNet-20 with QIM, sealed and flashed. `bare` is an onnxruntime session of th
 process, one thread, fed with the same arrays. `isolated` is `classify_batch` of an enclave process with all protections
 but secret pages; `secret` has those, too. Two sessions of one graph differ by some per cent, so everything is taken
 over several sets of processes and sessions, alternating within each. At batch 1 the figure is a difference in
-microseconds, at batch 64 a ratio.
+microseconds, at batch 64 a ratio. Frames go to the enclave through shared memory; `shared_memory_vs_inline_*` compares
+that, at batch 1, with frames inside of the packet. A batch of 64 does not fit into one.
 
 HTTP: the same server with the same client, one connection kept alive, binary tensors, against an application on that
 server which reads the body and returns constant labels; beside it the label socket. Behind both is the enclave with
@@ -16,6 +17,10 @@ every protection. What HTTP adds beyond the constant's cost and the enclave's ow
 from __future__ import annotations
 
 import argparse
+import functools
+import mmap
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -183,6 +188,43 @@ def http(figures: dict[str, float], raw: dict[str, Any], *, rounds: int) -> None
             print(f"http_us_over_constant_b{batch}: {over:.0f}", flush=True)
 
 
+def transport(figures: dict[str, float], raw: dict[str, Any], *, repeats: int, seconds: float) -> None:
+    """Frames inside of a packet against frames in shared memory: a round trip to a process that copies them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    shared = np.frombuffer(mmap.mmap(-1, 1 << 20), np.uint8)
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        while packet := theirs.recv(1 << 18):
+            count = int.from_bytes(packet[:4], "little")
+            np.frombuffer(packet, np.uint8, offset=4).copy() if count == 0 else shared[:count].copy()
+            theirs.send(packet[:4])
+        os._exit(0)
+    theirs.close()
+
+    def inline(frames: bytes) -> None:
+        ours.send(bytes(4) + frames)
+        ours.recv(16)
+
+    def mapped(frames: bytes) -> None:
+        shared[: len(frames)] = np.frombuffer(frames, np.uint8)
+        ours.send(len(frames).to_bytes(4, "little"))
+        ours.recv(16)
+
+    for size, name in ((3 * 32 * 32, "uint8"), (4 * 3 * 32 * 32, "float32")):
+        frames = os.urandom(size)
+        ways: dict[str, Callable[[], object]] = {
+            "inline": functools.partial(inline, frames),
+            "shared": functools.partial(mapped, frames),
+        }
+        samples = alternate(ways, repeats=repeats, seconds=seconds)
+        raw[f"transport_{name}"] = samples
+        figures[f"shared_memory_vs_inline_{name}_b1"] = ratio(samples, "shared", "inline").median
+        print(f"shared_memory_vs_inline_{name}_b1: {figures[f'shared_memory_vs_inline_{name}_b1']:.3f}", flush=True)
+    ours.close()
+    os.waitpid(child, 0)
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,6 +235,7 @@ def main() -> None:
     setups, repeats, seconds = (1, 1, 0.02) if args.quick else (5, 9, 0.1)
     figures: dict[str, float] = {}
     raw: dict[str, Any] = {}
+    transport(figures, raw, repeats=repeats, seconds=seconds)
     enclaves(figures, raw, setups=setups, repeats=repeats, seconds=seconds)
     http(figures, raw, rounds=20 if args.quick else 1000)
     write_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -22,7 +21,7 @@ from variegate.device_sim.hosting import host_for
 from variegate.isolation.host import Isolated
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
@@ -156,7 +155,7 @@ def _classify(args: argparse.Namespace) -> int:
     if args.receipt is not None:
         if len(args.images) > 1:
             raise MisuseError("a receipt is for one file of images", hint="stack frames in one .npy file")
-        _refuse_unwritable(args.receipt)
+        check_new(args.receipt)
     found: list[dict[str, Any]] = []
     try:
         with opened(args) as device:
@@ -173,18 +172,6 @@ def _classify(args: argparse.Namespace) -> int:
         if found:  # labels that were paid for show, whatever came after them
             emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
     return 0
-
-
-def _refuse_unwritable(path: Path) -> None:
-    """Refuses early what `write_atomic` would refuse after the query was charged.
-
-    Raises:
-        MisuseError: The file is there already, or its folder is not or may not be written.
-    """
-    if os.path.lexists(path):
-        raise MisuseError(f"{path} exists already", hint="give another name, or remove it first")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise MisuseError(f"cannot write {path}", hint="name a file in a folder that exists and that you may write")
 
 
 def _status(args: argparse.Namespace) -> int:
