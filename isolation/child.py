@@ -96,6 +96,7 @@ class _Process:
         self._protections = tuple(known.get(p.name, p) for p in self._protections)
         self._hold_to(policy.require if policy.strict else ())
         self._engine = PlacedEngine(opened.copy)
+        self._scrubs = region.protection.state == ProtectionState.ON  # else there is nothing to clear it for
         self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)
         manifest, public = opened.copy.manifest, opened.signing_public
         self._says = Statements(below, manifest, self._protections, opened.sign, public)
@@ -117,7 +118,8 @@ class _Process:
             except MemoryError:
                 answer = wire.failure(DeviceError("the enclave has not enough memory", hint="raise ram_mib"))
             wire.send(self._channel, answer)
-            self._engine.scrub()  # after the answer is out: nobody waits for it
+            if self._scrubs:  # after the answer is out: nobody waits for it
+                self._engine.scrub()
 
     def _answer(self, packet: bytes) -> bytes:
         if packet[0] == Kind.QUERY:

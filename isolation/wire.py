@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from enum import IntEnum
 from typing import Any, cast
 
@@ -57,6 +58,9 @@ class Kind(IntEnum):
     DONE = 19
     CALL = 20
     FAILED = 21
+
+
+_local = threading.local()
 
 
 class Lost(Exception):  # noqa: N818  the event, not a mistake
@@ -102,15 +106,24 @@ def receive(channel: socket.socket) -> bytes:
         Lost: The other side is gone, or the packet is too long.
         TimeoutError: None came in the socket's time.
     """
+    buffer = _buffer()
     try:
-        packet, _, flags, _ = channel.recvmsg(MAX_PACKET)
+        size, _, flags, _ = channel.recvmsg_into([buffer])
     except TimeoutError:
         raise
     except OSError as error:
         raise Lost("cannot receive") from error
-    if not packet or flags & socket.MSG_TRUNC:
+    if not size or flags & socket.MSG_TRUNC:
         raise Lost("connection closed")
-    return packet
+    return bytes(buffer[:size])
+
+
+def _buffer() -> memoryview:
+    """Room for the largest packet, the same for all of a thread's: new room would be mapped each time."""
+    if not hasattr(_local, "buffer"):
+        _local.buffer = memoryview(bytearray(MAX_PACKET))
+    found: memoryview = _local.buffer
+    return found
 
 
 def failure(error: VariegateError) -> bytes:

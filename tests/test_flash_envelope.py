@@ -17,6 +17,7 @@ from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.slots import TRIES, files
 from variegate.device_sim.storage import Fault, PowerCut
+from variegate.isolation.policy import DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, Layout
 from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
@@ -228,6 +229,8 @@ def _manifest(artefact: Artefact) -> Manifest:
 
 class Crashing:
     """A host (`runtime.port.Host`) below which the process of one sequence does not live."""
+
+    policy = DevicePolicy()
 
     def __init__(self, inner: Host, sequence: int) -> None:
         self.inner, self.sequence, self.started = inner, sequence, 0

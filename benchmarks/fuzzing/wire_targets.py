@@ -136,6 +136,7 @@ def device_in(folder: Path) -> Iterator[Device]:
 def settings_of(device: Device) -> Settings:
     """What an enclave on it would be told."""
     return Settings(
+        launches=1,
         policy=DevicePolicy(hang_s=0.5),
         ueid=device.ueid,
         device_class=device.device_class,
