@@ -237,12 +237,11 @@ def soak() -> list[str]:
 
 def fuzz() -> list[str]:
     """Figures of the fuzzing."""
-    document = load("fuzz")
-    f = document["figures"]
+    f = load("fuzz")["figures"]
     return [
         (
             f"**Fuzzing** (`python -m benchmarks.fuzz`): {f['executions']:,} executions over "
-            f"{document['n']['targets']} targets, {f['open_findings']} open findings; what was found before is kept in "
+            f"{f['targets']} targets, {f['open_findings']} open findings; what was found before is kept in "
             "`tests/vectors/fuzz/`."
         ),
     ]
