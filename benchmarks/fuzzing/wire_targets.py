@@ -24,11 +24,13 @@ from variegate.isolation import wire
 from variegate.isolation.below import Below, Settings, answer, protections_to_values
 from variegate.isolation.child import _Process as Child
 from variegate.isolation.host import Isolated
+from variegate.isolation.offered import Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys import cbor
+from variegate.keys.manifest import Policy
 from variegate.runtime.admission import SECURITY_COUNTER
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
 from variegate.runtime.engine import Engine
@@ -114,7 +116,8 @@ class _Port(Isolated):
         self._lock = threading.RLock()
         self._closed, self._query, self._launched = False, 0, 1
         self._starts, self._protections = deque(maxlen=1), ()
-        self._manifest = manifest_for(platform.identity, parts.REF)
+        self._manifest = manifest_for(platform.identity, parts.REF, policy=Policy(budget=100))
+        self.offered = self._offered = Offered(platform, self._manifest)
         self._spec = Frames(self._manifest)
         self._shown = np.zeros((_BATCH, *SHAPE), np.uint8)
         self._process: Process | None = None
@@ -159,7 +162,7 @@ def _supervisor(folder: Path) -> Iterator[Run]:
         def opened(packets: list[bytes]) -> None:
             process = _Wired(packets)
             try:
-                process.open(settings, [], device)
+                process.open(settings, [], port.offered)
             finally:
                 process.end()
 
@@ -213,7 +216,7 @@ def _answers() -> list[bytes]:
         for name, arguments in (
             ("counter", ["budget.0"]),
             ("reserve", ["budget.0", 1, 5, 100]),
-            ("record", ["event", "detail"]),
+            ("record", ["enclave", "detail"]),
             ("challenge", []),
             ("release", [b"token", b"envelope"]),
         )
@@ -319,6 +322,7 @@ def _starts() -> list[bytes]:
         CLASS,
         parts.SIGNER.root.to_bytes(),
         [["runtime", bytes(32)]],
+        1,
         1,
         2,
         3,
