@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 from urllib.parse import quote
 
@@ -205,8 +206,9 @@ class Exporter:
             yield from map(self.make, batches)
             return
         context = multiprocessing.get_context("spawn")
-        start = (self.release_folder, self.seller.reopener(), self.terms, self.folder, self.cohort)
-        with ProcessPoolExecutor(jobs, context, _start_worker, start) as pool:
+        reopen = self.seller.reopener()
+        start = _Start(self.release_folder, reopen, self.terms, self.folder, self.cohort, context.Lock())
+        with ProcessPoolExecutor(jobs, context, _start_worker, (start,)) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
             with _no_interrupts():
                 running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
@@ -223,25 +225,37 @@ class Exporter:
                     future.cancel()
 
 
-_start: tuple[Path, Callable[[], SellerKeys], Terms, Path, str | None] | None = None
-"""A worker's orders, set before its first batch."""
+@dataclass(frozen=True)
+class _Start:
+    """A worker's orders. One worker at a time has the `turn` to open the seller's keys."""
+
+    release: Path
+    reopen: Callable[[], SellerKeys]
+    terms: Terms
+    folder: Path
+    cohort: str | None
+    turn: Lock
 
 
-def _start_worker(
-    release: Path, reopen: Callable[[], SellerKeys], terms: Terms, folder: Path, cohort: str | None
-) -> None:
+_start: _Start | None = None
+
+
+def _start_worker(start: _Start) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _start  # noqa: PLW0603  a worker's one state, set before its first batch
-    _start = (release, reopen, terms, folder, cohort)
+    _start = start
 
 
 @cache
 def _worker() -> Exporter:
     """Opens the keys with the first batch: an error then reaches the process that waits for it."""
-    if _start is None:
+    start = _start
+    if start is None:
         raise MisuseError("worker was not started")
-    release, reopen, terms, folder, cohort = _start
-    return Exporter(release, reopen(), terms, folder, cohort)
+    # A login writes to the token, and SoftHSM overlooks a token that another process is writing to.
+    with start.turn:
+        seller = start.reopen()
+    return Exporter(start.release, seller, start.terms, start.folder, start.cohort)
 
 
 def _work(orders: Sequence[CopyOrder]) -> list[Row]:

@@ -179,6 +179,9 @@ for packet in packets:
     if how & 4:
         channel.recv(1 << 20)
     channel.send(packet)
+# What a process leaves unread when it ends is reported to the supervisor before what it sent: the order is fixed here.
+if how & 1 and not how & 4:
+    channel.recv(1 << 20)
 # To hang before a copy is open would make the supervisor wait for a minute, as it should.
 if how & 2 and any(packet[0] != 20 for packet in packets):
     time.sleep(600)
