@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "isolation": {"attest", "runtime", "keys"},
     "device_sim": {"isolation", "attest", "runtime", "keys"},
     "serve": {"device_sim", "isolation", "attest", "runtime", "keys"},
+    "attack": {"device_sim", "isolation", "runtime", "export", "keys"},
     "demo": {"device_sim", "runtime", "export", "keys"},
-    "cli": {"serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
+    "cli": {"attack", "serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
 }
 BARE = {"numpy", "onnxruntime", "cryptography", "cbor2"}
 

@@ -1,0 +1,1 @@
+"""Attacks by labels alone. Each is a frozen dataclass that implements `attack.search.Attack`."""

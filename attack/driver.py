@@ -1,0 +1,283 @@
+"""Runs many searches at once over one oracle, in ragged batches, and judges what they found.
+
+Each image has its own generator (`search.Attack`), which waits for the answers of the points it yielded. The
+driver gathers the points that wait into the next batch, asks once, and hands the answers out; a search that wants one
+point and one that wants a hundred share a batch, and none waits for the slowest. The answers do not depend on the
+batch, so neither do the results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.outcome import Outcome, Status
+from variegate.attack.search import Attack, Points, Problem, Search, distance
+from variegate.keys.errors import LimitError, MisuseError, VariegateError
+
+WIDTH = 32
+"""Searches under way at once."""
+BATCH = 128
+"""Most points of one call, unless the oracle takes fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One image to attack.
+
+    Attributes:
+        key: The caller's number of it, in the outcome.
+        problem: For the attack. Its `queries` include the one of the final judgement.
+        checkpoints: Numbers of queries at which the sample so far is noted, ascending.
+    """
+
+    key: int
+    problem: Problem
+    checkpoints: tuple[int, ...] = ()
+
+
+def run(
+    attack: Attack,
+    tasks: Iterable[Task],
+    oracle: Oracle,
+    *,
+    width: int = WIDTH,
+    batch: int = BATCH,
+) -> Iterator[Outcome]:
+    """Attacks images; outcomes as they are finished.
+
+    Args:
+        attack: The configured attack.
+        tasks: Images; taken when there is room, so that an iterator may make them as it goes.
+        oracle: The device.
+        width: Searches under way at once.
+        batch: Most points of one call.
+
+    Yields:
+        One outcome for each task. An attack that fails with an exception is an outcome too.
+
+    Raises:
+        MisuseError: `width` or `batch` below 1, or an image that does not fit the oracle.
+        RefusedError, DeviceError: The oracle's; searches under way are lost.
+        LimitError: The device's own rate or budget ended the run with a retry in sight; without one, all
+            searches end with what they have.
+    """
+    if width < 1 or batch < 1:
+        raise MisuseError("width and batch must be at least 1")
+    waiting, lanes = iter(tasks), deque[_Lane]()
+    size = min(batch, oracle.batch)
+    spent = False
+    while True:
+        while len(lanes) < width and not spent and (task := next(waiting, None)) is not None:
+            lane = _Lane(attack, task, oracle)
+            if lane.ended:
+                yield lane.judged(oracle)
+            else:
+                lanes.append(lane)
+        if not lanes:
+            return
+        try:
+            _turn(lanes, oracle, size)
+        except LimitError as error:
+            if error.retry_after_s is not None:
+                raise
+            spent = True
+            for lane in lanes:
+                lane.close("the device's budget is spent")
+        # Finished ones leave in the order in which they came; the others keep it.
+        for lane in [lane for lane in lanes if lane.ended]:
+            lanes.remove(lane)
+            yield lane.judged(None if spent else oracle)
+
+
+def _turn(lanes: Sequence[_Lane], oracle: Oracle, size: int) -> None:
+    """Asks one batch, filled from the front, and hands the answers out."""
+    taken: list[tuple[_Lane, NDArray[np.float32]]] = []
+    room = size
+    for lane in lanes:
+        if room == 0:
+            break
+        points = lane.take(room)
+        room -= len(points)
+        taken.append((lane, points))
+    points = taken[0][1] if len(taken) == 1 else np.concatenate([points for _, points in taken])
+    frames = to_frames(points, oracle.dtype)
+    labels = oracle.labels(frames.reshape(-1, *oracle.shape))
+    if labels.shape != (len(frames),):
+        raise MisuseError(f"the oracle answered {labels.shape} labels for {len(frames)} frames")
+    at = 0
+    for lane, piece in taken:
+        end = at + len(piece)
+        lane.answer(frames[at:end], labels[at:end])
+        at = end
+
+
+@dataclass
+class _Sample:
+    """The nearest of something so far."""
+
+    frame: NDArray[Any] | None = None
+    distance: float = np.inf
+    trace: list[tuple[int, float]] = field(default_factory=list)
+
+
+class _Lane:
+    """One search under way."""
+
+    def __init__(self, attack: Attack, task: Task, oracle: Oracle) -> None:
+        problem = task.problem
+        if problem.shape != oracle.shape or problem.clean.shape != (int(np.prod(problem.shape)),):
+            raise MisuseError(f"an image of shape {problem.shape} does not fit frames of {oracle.shape}")
+        self._attack, self._task, self._problem, self._dtype = attack, task, problem, oracle.dtype
+        self._clean = to_frames(problem.clean, oracle.dtype)
+        self._clean_points = to_points(self._clean)
+        self._allowed = problem.queries - 1  # one is kept for the judgement
+        self._asked = 0
+        self._best = _Sample()
+        self._marks = deque(task.checkpoints)
+        self._checkpoints: dict[int, NDArray[Any] | None] = {}
+        self._failure = ""
+        self.ended = False
+        self._search: Search = attack.search(problem)
+        self._pending: Points = problem.clean[np.newaxis][:0]
+        self._taken = self._answered = 0
+        self._answers = np.empty(0, np.bool_)
+        self._advance(first=True)
+
+    def take(self, room: int) -> Points:
+        """Up to `room` points that wait."""
+        end = min(len(self._pending), self._taken + room)
+        points = self._pending[self._taken : end]
+        self._taken = end
+        return points
+
+    def answer(self, frames: NDArray[Any], labels: NDArray[np.int64]) -> None:
+        """Takes the answers of what `take` gave last."""
+        wanted = self._problem.target
+        fooled = labels != self._problem.label if wanted is None else labels == wanted
+        end = self._answered + len(labels)
+        self._answers[self._answered : end] = fooled
+        self._answered = end
+        self._asked += len(labels)
+        self._note_checkpoints(frames, fooled)
+        if self._answered < len(self._pending):
+            return
+        if self._cut:
+            self.close()
+        else:
+            self._advance()
+
+    def close(self, why: str = "") -> None:
+        """Ends the search with what it has."""
+        self._search.close()
+        self._failure = why if self._best.frame is None else self._failure
+        self._end()
+
+    def judged(self, oracle: Oracle | None) -> Outcome:
+        """The outcome, the sample asked again by itself; without an oracle the last answer has to do."""
+        sample, label, asked = self._best.frame, None, self._asked
+        if sample is not None and oracle is not None:
+            label = int(oracle.labels(sample.reshape(1, *self._problem.shape))[0])
+            asked += 1
+            wanted = self._problem.target
+            if label == self._problem.label if wanted is None else label != wanted:
+                self._failure, sample = "the sample was answered otherwise when asked alone", None
+        status = Status.FOUND if sample is not None else Status.FAILED if self._failure else Status.NONE
+        shape = self._problem.shape
+        return Outcome(
+            key=self._task.key,
+            status=status,
+            reason=self._failure if status is not Status.FOUND else "",
+            sample=None if sample is None else sample.reshape(shape),
+            label=label if sample is not None else None,
+            distance=self._best.distance if sample is not None else float("inf"),
+            queries=asked,
+            trace=tuple(self._best.trace),
+            checkpoints={
+                at: None if frame is None else frame.reshape(shape) for at, frame in self._checkpoints.items()
+            },
+        )
+
+    def _advance(self, *, first: bool = False) -> None:
+        """Hands the answers over and takes the next points; an attack that has nothing to ask goes on at once."""
+        try:
+            while True:
+                points = next(self._search) if first else self._search.send(self._answers)
+                first = False
+                self._note_iterate()
+                points = np.asarray(points, np.float32).reshape(-1, self._clean.size)
+                allowed = self._allowed - self._asked
+                self._cut = len(points) > allowed
+                self._pending = points[:allowed]
+                self._taken = self._answered = 0
+                self._answers = np.empty(len(self._pending), np.bool_)
+                if len(self._pending):
+                    return
+                if self._cut:
+                    self.close()
+                    return
+        except StopIteration:
+            self._note_iterate()
+            self._end()
+        except VariegateError:
+            raise
+        except Exception as error:  # noqa: BLE001  an attack's fault is that image's outcome, not the run's end
+            self._failure = f"{type(error).__name__}: {error}"
+            self._note_iterate()
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        while self._marks:
+            self._checkpoints[self._marks.popleft()] = self._best.frame
+
+    def _note_checkpoints(self, frames: NDArray[Any], fooled: NDArray[np.bool_]) -> None:
+        """Notes the best of the frames asked, mark by mark: a batch may pass several."""
+        before, at = self._asked - len(fooled), 0
+        while self._marks and self._marks[0] <= self._asked:
+            end = self._marks[0] - before
+            self._note_best(frames[at:end], fooled[at:end], before + at)
+            self._checkpoints[self._marks.popleft()] = self._best.frame
+            at = end
+        self._note_best(frames[at:], fooled[at:], before + at)
+
+    def _note_best(self, frames: NDArray[Any], fooled: NDArray[np.bool_], before: int) -> None:
+        if self._attack.result != "best" or not fooled.any():
+            return
+        where = np.flatnonzero(fooled)
+        found = frames[where]
+        lengths = distance(to_points(found), self._clean_points, self._attack.norm)
+        nearest = int(lengths.argmin())
+        if lengths[nearest] < self._best.distance:
+            self._best.frame, self._best.distance = found[nearest].copy(), float(lengths[nearest])
+            self._best.trace.append((before + int(where[nearest]) + 1, self._best.distance))
+
+    def _note_iterate(self) -> None:
+        if self._attack.result != "iterate" or (point := self._problem.kept) is None:
+            return
+        frame = to_frames(point, self._dtype)
+        self._problem.kept = None
+        self._best.frame = frame.copy()
+        self._best.distance = float(distance(to_points(frame)[np.newaxis], self._clean_points, self._attack.norm)[0])
+        self._best.trace.append((self._asked, self._best.distance))
+
+
+def outcomes(
+    attack: Attack, tasks: Sequence[Task], oracle: Oracle, progress: Callable[[Outcome], None] = lambda _: None
+) -> list[Outcome]:
+    """As `run`, all of them, in the order of the tasks.
+
+    Raises:
+        MisuseError, RefusedError, DeviceError, LimitError: As `run`.
+    """
+    found: dict[int, Outcome] = {}
+    for outcome in run(attack, tasks, oracle):
+        found[outcome.key] = outcome
+        progress(outcome)
+    return [found[task.key] for task in tasks]

@@ -1,0 +1,127 @@
+"""What an attack is given: labels of frames, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.keys.errors import LimitError, MisuseError
+
+LEVELS = 255
+
+
+class Oracle(Protocol):
+    """A device under attack.
+
+    Attributes:
+        shape: Of a frame, (C, H, W).
+        dtype: Of a frame: "uint8" (0..255) or "float32" (0..1).
+        classes: Number of classes.
+        batch: Most frames of one call.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def classes(self) -> int: ...  # noqa: D102
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels, int64 (N,), of frames (N, *shape) of `dtype`.
+
+        Raises:
+            LimitError: The device's budget or rate does not allow it.
+            RefusedError: Frames that the device refuses.
+            DeviceError: The device stopped, or cannot be reached.
+        """
+        ...
+
+
+class Counted:
+    """An oracle that counts queries and stops at a budget (`Oracle`). Thread-safe in its count.
+
+    Attributes:
+        queries: Frames labelled so far.
+        calls: Calls so far.
+    """
+
+    def __init__(self, oracle: Oracle, budget: int | None = None) -> None:
+        """Wraps an oracle.
+
+        Args:
+            oracle: The device.
+            budget: Most frames ever labelled; None for no bound of its own.
+
+        Raises:
+            MisuseError: The budget is negative.
+        """
+        if budget is not None and budget < 0:
+            raise MisuseError("a budget cannot be negative")
+        self._oracle, self._budget = oracle, budget
+        self._lock = threading.Lock()
+        self.queries = self.calls = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As the device's."""
+        return self._oracle.shape
+
+    @property
+    def dtype(self) -> str:
+        """As the device's."""
+        return self._oracle.dtype
+
+    @property
+    def classes(self) -> int:
+        """As the device's."""
+        return self._oracle.classes
+
+    @property
+    def batch(self) -> int:
+        """As the device's."""
+        return self._oracle.batch
+
+    @property
+    def left(self) -> int | None:
+        """Frames that may still be labelled; None without a budget."""
+        return None if self._budget is None else self._budget - self.queries
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """As `Oracle.labels`; a call that would exceed the budget is refused whole and asks nothing.
+
+        Raises:
+            LimitError: The budget is spent.
+        """
+        with self._lock:
+            if self._budget is not None and self.queries + len(frames) > self._budget:
+                raise LimitError(f"the attack's budget of {self._budget} queries is spent")
+            self.queries += len(frames)
+            self.calls += 1
+        return self._oracle.labels(frames)
+
+
+def to_frames(points: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Points in [0, 1] as a device of this dtype takes them; what lies outside is clipped.
+
+    Args:
+        points: Floats of any shape, scale 0..1.
+        dtype: "uint8" rounds to the nearest of 256 levels (a camera's bytes); "float32" keeps them.
+
+    Returns:
+        An array of the same shape and of `dtype`.
+    """
+    clipped: NDArray[Any] = np.clip(points, 0, 1)
+    scaled = np.rint(clipped * LEVELS) if dtype == "uint8" else clipped
+    return scaled.astype(dtype, copy=False)
+
+
+def to_points(frames: NDArray[Any]) -> NDArray[np.float32]:
+    """Frames of either dtype as float32 in [0, 1]; the inverse of `to_frames` up to rounding."""
+    floats = frames.astype(np.float32, copy=False)
+    return floats / np.float32(LEVELS) if frames.dtype == np.uint8 else floats

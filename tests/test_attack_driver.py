@@ -1,0 +1,214 @@
+"""The driver: ragged batches change nothing, budgets are exact, and the harness judges, not the attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from variegate.attack.algorithms.steps import first_start, fools, to_boundary
+from variegate.attack.driver import Task, outcomes, run
+from variegate.attack.oracle import Counted, to_frames, to_points
+from variegate.attack.outcome import Outcome, Status
+from variegate.attack.search import Norm, Problem, Result, Search, seeded
+from variegate.keys.errors import LimitError, MisuseError
+
+SHAPE = (1, 4, 4)
+SIZE = 16
+
+
+@dataclass
+class Plane:
+    """Label 1 where the mean exceeds a half. Notes the sizes of its batches."""
+
+    dtype: str = "float32"
+    batch: int = 64
+    shape: tuple[int, int, int] = SHAPE
+    classes: int = 2
+    sizes: list[int] = field(default_factory=list)
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        assert frames.dtype == self.dtype
+        assert frames.shape[1:] == SHAPE
+        assert len(frames) <= self.batch
+        self.sizes.append(len(frames))
+        out: NDArray[np.int64] = (to_points(frames).mean(axis=(1, 2, 3)) > 0.5).astype(np.int64)
+        return out
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Bisects, then asks bursts of random size on the boundary for ever."""
+
+    name: ClassVar[str] = "walk"
+    norm: Norm = "l2"
+    result: Result = "best"
+    raises: bool = False
+    ends: bool = False
+
+    def search(self, problem: Problem) -> Search:
+        point = yield from first_start(problem)
+        if point is None:
+            return
+        point = yield from to_boundary(problem, point, 1e-3)
+        problem.keep(point)
+        if self.raises:
+            raise ValueError("a fault")
+        while not self.ends:
+            burst = int(problem.rng.integers(0, 9))
+            steps = problem.rng.normal(0, 0.01, (burst, SIZE)).astype(np.float32)
+            yield np.clip(point + steps, 0, 1)
+
+
+def task(key: int, queries: int = 60, checkpoints: tuple[int, ...] = (), **more: Any) -> Task:
+    rng = seeded("test", key)
+    clean = rng.random(SIZE, np.float32) * np.float32(0.9)
+    starts = np.ones((1, SIZE), np.float32)
+    given = {"label": 0, "starts": starts, **more}
+    problem = Problem(clean=clean, shape=SHAPE, queries=queries, rng=rng, **given)
+    return Task(key=key, problem=problem, checkpoints=checkpoints)
+
+
+def length(frame: NDArray[Any], clean: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(frame.reshape(-1) - clean))
+
+
+def same(left: Sequence[Outcome], right: Sequence[Outcome]) -> bool:
+    return all(
+        a.trace == b.trace
+        and a.queries == b.queries
+        and np.array_equal(a.sample, b.sample)  # type: ignore[arg-type]
+        and all(np.array_equal(a.checkpoints[k], b.checkpoints[k]) for k in a.checkpoints)  # type: ignore[arg-type]
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_results_depend_neither_on_batches_nor_on_width(dtype: str) -> None:
+    marks = (5, 20, 60)
+    alone = outcomes(Walk(), [task(i, checkpoints=marks) for i in range(9)], Plane(dtype=dtype, batch=1))
+    for width, batch in ((1, 64), (3, 7), (32, 64)):
+        found = sorted(
+            run(Walk(), [task(i, checkpoints=marks) for i in range(9)], Plane(dtype=dtype), width=width, batch=batch),
+            key=lambda outcome: outcome.key,
+        )
+        assert same(alone, found)
+    assert all(outcome.status is Status.FOUND for outcome in alone)
+
+
+def test_every_search_spends_its_queries_exactly_and_no_more() -> None:
+    for queries in (2, 3, 17, 60):
+        plane = Plane()
+        counted = Counted(plane)
+        found = outcomes(Walk(), [task(i, queries=queries) for i in range(5)], counted)
+        assert [outcome.queries for outcome in found] == [queries] * 5
+        assert counted.queries == 5 * queries == sum(plane.sizes)
+
+
+def test_batches_are_full_while_there_is_work() -> None:
+    plane = Plane(batch=16)
+    outcomes(Walk(), [task(i, queries=500) for i in range(40)], plane)
+    assert np.mean([size for size in plane.sizes if size > 1]) > 14
+
+
+def test_the_best_point_asked_counts_and_checkpoints_hold_the_best_so_far() -> None:
+    (found,) = outcomes(Walk(), [task(3, checkpoints=(1, 10, 60))], Plane())
+    distances = [length for _, length in found.trace]
+    assert distances == sorted(distances, reverse=True)
+    assert found.sample is not None
+    clean = task(3).problem.clean
+    assert found.distance == pytest.approx(length(found.sample, clean), rel=1e-5)
+    for at, frame in found.checkpoints.items():
+        reached = found.distance_at(at)
+        assert (frame is None) == (reached == float("inf"))
+        if frame is not None:
+            assert reached == pytest.approx(length(frame, clean), rel=1e-5)
+
+
+def test_an_iterate_counts_where_the_profile_says_so() -> None:
+    (best,) = outcomes(Walk(), [task(1)], Plane())
+    (iterate,) = outcomes(Walk(result="iterate"), [task(1)], Plane())
+    assert len(iterate.trace) == 1
+    assert best.distance < iterate.distance
+
+
+def test_a_failing_attack_is_an_outcome_and_stops_nobody() -> None:
+    found = outcomes(Walk(raises=True, result="iterate"), [task(i) for i in range(3)], Plane())
+    assert [outcome.status for outcome in found] == [Status.FOUND] * 3
+    without = [task(0, starts=np.zeros((0, SIZE), np.float32), target=7), task(1)]
+    none, found_one = outcomes(Walk(ends=True), without, Plane())
+    assert none.status is Status.NONE
+    assert none.distance == float("inf")
+    assert found_one.status is Status.FOUND
+
+
+@dataclass(frozen=True)
+class Crash:
+    name: ClassVar[str] = "crash"
+    norm: Norm = "l2"
+    result: Result = "best"
+
+    def search(self, problem: Problem) -> Search:
+        yield from fools(problem.clean)
+        raise ZeroDivisionError("planted")
+
+
+def test_an_attack_that_crashes_says_why() -> None:
+    (found,) = outcomes(Crash(), [task(0)], Plane())
+    assert (found.status, found.reason) == (Status.FAILED, "ZeroDivisionError: planted")
+    assert found.queries == 1
+
+
+class Moody(Plane):
+    """Answers a single frame otherwise than in a batch: what no honest device does."""
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        return super().labels(frames) * (len(frames) > 1)
+
+
+def test_the_harness_asks_the_sample_again_by_itself() -> None:
+    found = outcomes(Walk(), [task(i) for i in range(4)], Moody())
+    assert all(outcome.status is Status.FAILED for outcome in found[:3])
+    assert all("asked alone" in outcome.reason for outcome in found[:3])
+
+
+def test_a_spent_device_ends_the_searches_with_what_they_have() -> None:
+    counted = Counted(Plane(), budget=100)
+    found = outcomes(Walk(), [task(i, queries=60) for i in range(4)], counted)
+    assert counted.queries <= 100
+    assert any(outcome.status is Status.FOUND for outcome in found)
+    assert len(found) == 4 or {outcome.status for outcome in found} <= {Status.FOUND, Status.FAILED}
+
+
+def test_a_budget_refuses_a_call_whole() -> None:
+    counted = Counted(Plane(), budget=3)
+    frames = np.zeros((2, *SHAPE), np.float32)
+    counted.labels(frames)
+    with pytest.raises(LimitError):
+        counted.labels(frames)
+    assert (counted.queries, counted.calls, counted.left) == (2, 1, 1)
+    with pytest.raises(MisuseError):
+        Counted(Plane(), budget=-1)
+
+
+def test_frames_and_points_are_each_others_inverse() -> None:
+    every = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_frames(to_points(every), "uint8"), every)
+    assert to_frames(np.array([-1.0, 0.5, 2.0]), "float32").tolist() == [0, 0.5, 1]
+
+
+def test_an_image_that_does_not_fit_is_misuse() -> None:
+    wrong = Plane(shape=(1, 2, 2))
+    with pytest.raises(MisuseError):
+        list(run(Walk(), [task(0)], wrong))
+    with pytest.raises(MisuseError):
+        list(run(Walk(), [task(0)], Plane(), width=0))
+
+
+def test_seeds_are_words() -> None:
+    assert seeded("a", 1).integers(1 << 60) == seeded("a", 1).integers(1 << 60)
+    assert len({int(seeded(*parts).integers(1 << 60)) for parts in (("a", 1), ("a", "1"), ("a1",), ("a", 1, 0))}) == 4
