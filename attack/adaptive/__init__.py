@@ -1,0 +1,1 @@
+"""What an attacker does who knows the design: overshoot, tries, partner classes, collusion, clones."""

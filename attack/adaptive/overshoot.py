@@ -1,0 +1,50 @@
+"""Overshoot: the same perturbation, taken further, x + s (x_adv - x).
+
+Assumes that the attacker shows the victim a sample of their own making, and minds distance less than success: a sample
+just over the boundary of one copy may be pushed over that of another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.oracle import LEVELS
+from variegate.keys.errors import MisuseError
+
+OVERSHOOTS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+"""The factors s that replication is given for."""
+
+
+def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -> NDArray[Any]:
+    """x + s (x_adv - x), clipped, as a frame of the device's dtype.
+
+    Args:
+        clean: Clean images, of any shape that broadcasts to that of `sample`: uint8 frames or floats in 0..1.
+        sample: Samples found, likewise.
+        s: Overshoot; 1 gives the sample, 0 the clean image.
+        dtype: Of the result: "uint8" (0..255, rounded) or "float32" (0..1).
+
+    Returns:
+        Frames of the shape of `sample`. With uint8 in and out, s = 1 gives the sample to the byte.
+
+    Raises:
+        MisuseError: `dtype` is neither, or s is negative or not finite.
+    """
+    if dtype not in {"uint8", "float32"}:
+        raise MisuseError(f"frames of dtype {dtype!r} are not supported", hint="choose uint8 or float32")
+    if not (np.isfinite(s) and s >= 0):
+        raise MisuseError(f"an overshoot of {s} makes no sense", hint="choose a number from 0 up")
+    # In grey levels, bytes are whole numbers and a half is a half: nothing hangs on a division by 255.
+    start, end = _grey(clean), _grey(sample)
+    moved = np.clip(start + s * (end - start), 0, LEVELS)
+    out: NDArray[Any] = np.rint(moved).astype(np.uint8) if dtype == "uint8" else (moved / LEVELS).astype(np.float32)
+    return out
+
+
+def _grey(images: NDArray[Any]) -> NDArray[np.float64]:
+    """Frames of either dtype on the scale 0..255."""
+    floats = images.astype(np.float64)
+    return floats if images.dtype == np.uint8 else floats * LEVELS

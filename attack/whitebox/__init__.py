@@ -1,0 +1,1 @@
+"""Copies opened up in torch: gradients, outputs under attack, DeepFool on one copy and on several."""
