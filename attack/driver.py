@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import LEVELS, Oracle, fill_frames, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Attack, Points, Problem, Search, distance
 from variegate.keys.errors import LimitError, MisuseError, VariegateError
@@ -25,6 +25,8 @@ WIDTH = 32
 """Searches under way at once."""
 BATCH = 128
 """Most points of one call, unless the oracle takes fewer."""
+_MARGIN = 1 + 1e-3
+"""By how much a length in float32 is trusted when it sorts out what cannot be an improvement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def run(
     if width < 1 or batch < 1:
         raise MisuseError("width and batch must be at least 1")
     waiting, lanes = iter(tasks), deque[_Lane]()
-    size = min(batch, oracle.batch)
+    asked = _Batch(oracle, min(batch, oracle.batch))
     spent = False
     while True:
         while len(lanes) < width and not spent and (task := next(waiting, None)) is not None:
@@ -83,7 +85,7 @@ def run(
         if not lanes:
             return
         try:
-            _turn(lanes, oracle, size)
+            asked.turn(lanes)
         except LimitError as error:
             if error.retry_after_s is not None:
                 raise
@@ -96,26 +98,36 @@ def run(
             yield lane.judged(None if spent else oracle)
 
 
-def _turn(lanes: Sequence[_Lane], oracle: Oracle, size: int) -> None:
-    """Asks one batch, filled from the front, and hands the answers out."""
-    taken: list[tuple[_Lane, NDArray[np.float32]]] = []
-    room = size
-    for lane in lanes:
-        if room == 0:
-            break
-        points = lane.take(room)
-        room -= len(points)
-        taken.append((lane, points))
-    points = taken[0][1] if len(taken) == 1 else np.concatenate([points for _, points in taken])
-    frames = to_frames(points, oracle.dtype)
-    labels = oracle.labels(frames.reshape(-1, *oracle.shape))
-    if labels.shape != (len(frames),):
-        raise MisuseError(f"the oracle answered {labels.shape} labels for {len(frames)} frames")
-    at = 0
-    for lane, piece in taken:
-        end = at + len(piece)
-        lane.answer(frames[at:end], labels[at:end])
-        at = end
+class _Batch:
+    """One batch, filled from all searches and asked, in buffers that last the whole run."""
+
+    def __init__(self, oracle: Oracle, size: int) -> None:
+        self._oracle, self._size = oracle, size
+        self._points = np.empty((size, int(np.prod(oracle.shape))), np.float32)
+        # A device of floats is given the points themselves.
+        self._frames = self._points if oracle.dtype == "float32" else np.empty(self._points.shape, oracle.dtype)
+
+    def turn(self, lanes: Iterable[_Lane]) -> None:
+        """Asks one batch, filled from the front, and hands the answers out."""
+        taken: list[tuple[_Lane, int]] = []
+        count = 0
+        for lane in lanes:
+            if count == self._size:
+                break
+            points = lane.take(self._size - count)
+            end = count + len(points)
+            self._points[count:end] = points
+            taken.append((lane, end))
+            count = end
+        frames = self._frames[:count]
+        fill_frames(self._points[:count], frames)
+        labels = self._oracle.labels(frames.reshape(-1, *self._oracle.shape))
+        if labels.shape != (count,):
+            raise MisuseError(f"the oracle answered {labels.shape} labels for {count} frames")
+        at = 0
+        for lane, end in taken:
+            lane.answer(frames[at:end], labels[at:end])
+            at = end
 
 
 @dataclass
@@ -135,8 +147,13 @@ class _Lane:
         if problem.shape != oracle.shape or problem.clean.shape != (int(np.prod(problem.shape)),):
             raise MisuseError(f"an image of shape {problem.shape} does not fit frames of {oracle.shape}")
         self._attack, self._task, self._problem, self._dtype = attack, task, problem, oracle.dtype
+        problem.dtype = oracle.dtype
         self._clean = to_frames(problem.clean, oracle.dtype)
         self._clean_points = to_points(self._clean)
+        problem.grain = 1 / LEVELS if oracle.dtype == "uint8" else 0.0
+        self._clean_floats = self._clean.astype(np.float32, copy=False)
+        self._ruler = np.float32(LEVELS if oracle.dtype == "uint8" else 1)
+        self._judges_best = attack.result == "best"
         self._allowed = problem.queries - 1  # one is kept for the judgement
         self._asked = 0
         self._best = _Sample()
@@ -248,15 +265,25 @@ class _Lane:
         self._note_best(frames[at:], fooled[at:], before + at)
 
     def _note_best(self, frames: NDArray[Any], fooled: NDArray[np.bool_], before: int) -> None:
-        if self._attack.result != "best" or not fooled.any():
+        """Notes every improvement in the order asked, so that the trace does not depend on batches."""
+        if not self._judges_best or not fooled.any():
             return
-        where = np.flatnonzero(fooled)
-        found = frames[where]
-        lengths = distance(to_points(found), self._clean_points, self._attack.norm)
-        nearest = int(lengths.argmin())
-        if lengths[nearest] < self._best.distance:
-            self._best.frame, self._best.distance = found[nearest].copy(), float(lengths[nearest])
-            self._best.trace.append((before + int(where[nearest]) + 1, self._best.distance))
+        # Most frames are no improvement. A rough length, good to a millionth, sorts them out in two passes.
+        away = np.subtract(frames, self._clean_floats, dtype=np.float32)
+        linf = self._attack.norm == "linf"
+        rough = np.abs(away, out=away).max(axis=1) if linf else np.sqrt(np.vecdot(away, away))
+        near = fooled & (rough <= self._best.distance * _MARGIN * self._ruler)
+        where = np.flatnonzero(near)
+        if not len(where):
+            return
+        lengths = distance(to_points(frames[where]), self._clean_points, self._attack.norm)
+        nearest = -1
+        for i, length in zip(where.tolist(), lengths.tolist(), strict=True):
+            if length < self._best.distance:
+                self._best.distance, nearest = length, i
+                self._best.trace.append((before + i + 1, length))
+        if nearest >= 0:
+            self._best.frame = frames[nearest].copy()
 
     def _note_iterate(self) -> None:
         if self._attack.result != "iterate" or (point := self._problem.kept) is None:

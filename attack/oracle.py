@@ -35,6 +35,8 @@ class Oracle(Protocol):
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """Labels, int64 (N,), of frames (N, *shape) of `dtype`.
 
+        The frames are the caller's: they may be overwritten as soon as this returns.
+
         Raises:
             LimitError: The device's budget or rate does not allow it.
             RefusedError: Frames that the device refuses.
@@ -119,6 +121,21 @@ def to_frames(points: NDArray[Any], dtype: str) -> NDArray[Any]:
     clipped: NDArray[Any] = np.clip(points, 0, 1)
     scaled = np.rint(clipped * LEVELS) if dtype == "uint8" else clipped
     return scaled.astype(dtype, copy=False)
+
+
+def fill_frames(points: NDArray[np.float32], frames: NDArray[Any]) -> None:
+    """As `to_frames`, into an array that is there, without another one.
+
+    Args:
+        points: float32 of any shape, scale 0..1; overwritten.
+        frames: Of the same shape, uint8 or float32: filled. It may be `points` itself.
+    """
+    np.clip(points, 0, 1, out=points)
+    if frames.dtype == np.uint8:
+        points *= LEVELS
+        np.rint(points, out=points)
+    if frames is not points:
+        np.copyto(frames, points, casting="unsafe")
 
 
 def to_points(frames: NDArray[Any]) -> NDArray[np.float32]:

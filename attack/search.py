@@ -41,6 +41,8 @@ class Problem:
         starts: Pictures that may be answered as wanted, float32 (n, l), n >= 0: of other classes or of the target.
         queries: Most points that will be answered; asking for more ends the search.
         rng: All randomness.
+        dtype: Of the device's frames, "float32" or "uint8", told by the driver: on a device of bytes, points are
+            rounded to whole grey levels before they are asked.
         kept: The attack's own iterate, if it told one (`keep`).
     """
 
@@ -51,6 +53,7 @@ class Problem:
     starts: Points
     queries: int
     rng: np.random.Generator
+    dtype: str = field(default="float32", init=False)
     kept: NDArray[np.float32] | None = field(default=None, init=False)
 
     def keep(self, point: NDArray[np.float32]) -> None:

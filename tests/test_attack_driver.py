@@ -68,8 +68,8 @@ def task(key: int, queries: int = 60, checkpoints: tuple[int, ...] = (), **more:
     rng = seeded("test", key)
     clean = rng.random(SIZE, np.float32) * np.float32(0.9)
     starts = np.ones((1, SIZE), np.float32)
-    given = {"label": 0, "starts": starts, **more}
-    problem = Problem(clean=clean, shape=SHAPE, queries=queries, rng=rng, **given)
+    given = {"clean": clean, "label": 0, "starts": starts, **more}
+    problem = Problem(shape=SHAPE, queries=queries, rng=rng, **given)
     return Task(key=key, problem=problem, checkpoints=checkpoints)
 
 
@@ -127,6 +127,32 @@ def test_the_best_point_asked_counts_and_checkpoints_hold_the_best_so_far() -> N
         assert (frame is None) == (reached == float("inf"))
         if frame is not None:
             assert reached == pytest.approx(length(frame, clean), rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Closer:
+    """Asks ever nearer points, all in one burst."""
+
+    name: ClassVar[str] = "closer"
+    norm: Norm = "l2"
+    result: Result = "best"
+
+    def search(self, problem: Problem) -> Search:
+        assert problem.dtype in {"float32", "uint8"}
+        yield np.linspace(1, 0, 20, dtype=np.float32)[:, np.newaxis] + np.zeros(SIZE, np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_every_improvement_inside_a_batch_is_noted(dtype: str, norm: Norm) -> None:
+    for batch in (1, 7, 64):
+        clean = task(0, clean=np.zeros(SIZE, np.float32))
+        (found,) = run(Closer(norm=norm), [clean], Plane(dtype=dtype), batch=batch)
+        scale = 1 if norm == "linf" else 4
+        levels = np.array([1 - i / 19 for i in range(10)])
+        expected = (np.rint(levels * 255) / 255 if dtype == "uint8" else levels) * scale
+        assert [asked for asked, _ in found.trace] == list(range(1, 11))
+        assert [length for _, length in found.trace] == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 def test_an_iterate_counts_where_the_profile_says_so() -> None:
