@@ -1,0 +1,159 @@
+"""HopSkipJump over labels (Chen, Jordan, Wainwright, IEEE S&P 2020), L2 and Linf."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.algorithms.estimate import estimate, unit
+from variegate.attack.algorithms.fields import above, at_least, between, known_norm
+from variegate.attack.algorithms.grid import grain, probes, settled
+from variegate.attack.algorithms.hopskipjump_art import ArtHopSkipJump
+from variegate.attack.algorithms.steps import Step, first_start, fools
+from variegate.attack.search import Norm, Points, Problem, Result, Search
+
+_STEPS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopSkipJump:
+    """HopSkipJump, profile `corrected`: the paper's algorithm 2, with three changes for rippled copies and bytes.
+
+    - **Probes are wide at first.** Narrow probes far from the image see the ripples of attractors alone, and the search
+      stays in the first one. Their radius starts at `wide` of the distance and shrinks by `narrower` after each step
+      that brought little, down to `finest`. The paper's radius is dist / d.
+    - **Probes are whole grey levels** on a device of bytes (`grid.probes`), where the paper's radius would be rounded
+      away.
+    - **The search on the segment ends at `tolerance` of the probes' radius**: what a probe cannot feel needs no query.
+      On bytes it ends when the pictures between are used up.
+
+    Every point asked counts, so a step that ends early costs nothing found before.
+
+    Attributes:
+        norm: Of the distance.
+        first: Probes of the first estimate (the paper's B_0).
+        growth: The count grows as the iteration to this power; the paper's is 0.5.
+        most: Most probes of an estimate (B_max).
+        wide: First radius as a share of the distance.
+        finest: Least radius as a share of the distance.
+        narrower: Factor of the radius after a step that brought less than `progress`.
+        progress: A step's new distance over its old one that is progress enough.
+        tolerance: Of the search on the segment, as a share of the radius.
+        noises: Draws of noise before giving up, without a start that is answered as wanted.
+    """
+
+    norm: Norm = "l2"
+    first: int = 100
+    growth: float = 0.5
+    most: int = 10_000
+    wide: float = 0.1
+    finest: float = 0.01
+    narrower: float = 0.7
+    progress: float = 0.97
+    tolerance: float = 0.05
+    noises: int = 100
+    name: ClassVar[str] = "hopskipjump"
+    profile: ClassVar[str] = "corrected"
+    result: ClassVar[Result] = "best"
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            MisuseError: A field is out of range.
+        """
+        known_norm(self.norm)
+        at_least("first", self.first, 1)
+        at_least("growth", self.growth, 0)
+        at_least("most", self.most, self.first)
+        above("finest", self.finest, 0)
+        at_least("wide", self.wide, self.finest)
+        between("narrower", self.narrower, 0, 1)
+        between("progress", self.progress, 0, 1)
+        above("tolerance", self.tolerance, 0)
+        at_least("noises", self.noises, 1)
+
+    @classmethod
+    def art(cls, norm: Norm = "l2") -> ArtHopSkipJump:
+        """As ART 1.20.1 runs it."""
+        return ArtHopSkipJump(norm=norm)
+
+    @classmethod
+    def corrected(cls, norm: Norm = "l2") -> HopSkipJump:
+        """As the paper has it, for copies and for bytes."""
+        return cls(norm=norm)
+
+    def search(self, problem: Problem) -> Search:
+        """See `attack.search.Attack`."""
+        grey = grain(problem)
+        point = yield from first_start(problem, self.noises)
+        if point is None:
+            return
+        share, t = self.wide, 0
+        point = yield from self._to_boundary(problem, point, share, grey)
+        while (before := self._distance(problem, point)) > 0:
+            t += 1
+            point = settled(point, grey)
+            radius = self._radius(problem, point, share, grey)
+            count = min(self.most, int(self.first * t**self.growth))
+            direction = yield from self._direction(problem, point, count, radius, grey)
+            moved = yield from self._step(point, direction, before / math.sqrt(t))
+            point = yield from self._to_boundary(problem, moved, share, grey)
+            if self._distance(problem, point) > self.progress * before:
+                share = max(self.finest, share * self.narrower)
+
+    def _direction(self, problem: Problem, point: NDArray[np.float32], count: int, radius: float, grey: float) -> Step:
+        """Into the fooling side, of length 1 in the norm (equation 16 with its baseline)."""
+
+        def draw(n: int) -> Points:
+            return probes(problem, point, n, radius, grey)
+
+        found = (yield from estimate(point, count, draw)).with_baseline()
+        return unit(found) if self.norm == "l2" else np.sign(found)
+
+    def _step(self, point: NDArray[np.float32], direction: NDArray[np.float32], size: float) -> Step:
+        """Halves the step until it stays on the fooling side (algorithm 2, step 3)."""
+        for _ in range(_STEPS):
+            moved = np.clip(point + np.float32(size) * direction, 0, 1)
+            if (yield from fools(moved)):
+                return moved
+            size /= 2
+        return point
+
+    def _radius(self, problem: Problem, point: NDArray[np.float32], share: float, grey: float) -> float:
+        """Of probes in L2: a share of the distance, but no less than half a grey level."""
+        away = float(np.linalg.norm(point - problem.clean))
+        return max(share * away, grey / 2 * math.sqrt(point.size))
+
+    def _distance(self, problem: Problem, point: NDArray[np.float32]) -> float:
+        away = point - problem.clean
+        return float(np.linalg.norm(away) if self.norm == "l2" else np.abs(away).max())
+
+    def _to_boundary(self, problem: Problem, far: NDArray[np.float32], share: float, grey: float) -> Step:
+        """The fooling point nearest to the clean image on the way from `far` (algorithm 1)."""
+        clean, away = problem.clean, np.abs(far - problem.clean)
+        length = float(away.max())
+        if length == 0:
+            return far
+        linf = self.norm == "linf"
+
+        def at(part: float) -> NDArray[np.float32]:
+            if linf:
+                box = np.float32(part * length)
+                return np.clip(far, clean - box, clean + box)
+            return clean + np.float32(part) * (far - clean)
+
+        # On bytes, pictures are used up when no pixel moves by half a level between both ends, rounded.
+        least = max(self.tolerance * share, grey / (2 * length))
+        low, high = 0.0, 1.0
+        while high - low > least * high:
+            middle = (low + high) / 2
+            if (yield from fools(at(middle))):
+                high = middle
+            else:
+                low = middle
+        return at(high)
