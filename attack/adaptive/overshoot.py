@@ -19,7 +19,7 @@ OVERSHOOTS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -> NDArray[Any]:
-    """x + s (x_adv - x), clipped, as a frame of the device's dtype.
+    """Goes to x + s (x_adv - x), clipped, as a frame of the device's dtype.
 
     Args:
         clean: Clean images, of any shape that broadcasts to that of `sample`: uint8 frames or floats in 0..1.

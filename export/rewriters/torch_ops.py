@@ -66,22 +66,34 @@ class Copy(nn.Module):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
             self._names.append(name)
 
-    def scores(self, images: Tensor) -> Tensor:
-        """M less the rewriter's offset, float32 (N, classes), of images (N, C, H, W), float32 in 0..1."""
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The base's p, (N, classes), of images (N, C, H, W), float32 in 0..1."""
         seen = images.permute(0, 2, 3, 1) if self._contract.layout == "NHWC" else images
-        outputs = self.base(seen)
-        p = outputs if self._contract.outputs == "probabilities" else functional.softmax(outputs, dim=1)
+        outputs: Tensor = self.base(seen)
+        return outputs if self._contract.outputs == "probabilities" else functional.softmax(outputs, dim=1)
+
+    def rewritten(self, images: Tensor, probabilities: Tensor) -> Tensor:
+        """M less the rewriter's offset, (N, classes), where p is known: copies of one base need it only once."""
         # Multiplying by 255 gives a byte back only after rounding; the straight-through form keeps gradients.
         pixels = images
         if self._dtype == "uint8":
             pixels = images * 255
             pixels = pixels + (torch.round(pixels) - pixels).detach()
         keyed = {name: self.get_buffer(name) for name in self._names}
-        return self._rewriter.scores(TorchOps(), Inputs(pixels, images, p, keyed), self._contract)
+        return self._rewriter.scores(TorchOps(), Inputs(pixels, images, probabilities, keyed), self._contract)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """M less the rewriter's offset, float32 (N, classes), of images (N, C, H, W), float32 in 0..1."""
+        return self.rewritten(images, self.probabilities(images))
+
+    @property
+    def offset(self) -> float:
+        """What `scores` leaves out of M."""
+        return self._rewriter.offset()
 
     def forward(self, images: Tensor) -> Tensor:
         """M normalised to sum 1 over classes (the paper's soft output), float32 (N, classes)."""
-        rewritten = self.scores(images) + self._rewriter.offset()
+        rewritten = self.scores(images) + self.offset
         return rewritten / rewritten.abs().sum(dim=1, keepdim=True)
 
     def labels(self, images: Tensor) -> Tensor:
