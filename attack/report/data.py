@@ -1,0 +1,261 @@
+"""A campaign's folder, read and checked: nothing in it is trusted.
+
+Shards are Parquet with the columns of the README of `attack`. They are loaded into a DuckDB database in memory; after
+that no file is read again but the few samples that are shown.
+"""
+
+# ruff: noqa: S608  queries are made of this module's own words; values are parameters
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sqlite3
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.files import read_capped
+
+CONFIG = "campaign.toml"
+LEDGER = "ledger.sqlite"
+KINDS = ("samples", "replays")
+STUDIES = ("gradient_cosine", "collusion")
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+_CHUNK = 1 << 20
+
+_TEXT, _INT, _DOUBLE, _BOOL = ("VARCHAR",), ("INTEGER", "BIGINT", "SMALLINT"), ("DOUBLE", "FLOAT"), ("BOOLEAN",)
+_NAMES = dict.fromkeys(("fleet", "attack", "profile", "norm"), _TEXT)
+COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "samples": {
+        **_NAMES,
+        **dict.fromkeys(("attacker", "image", "true_class"), _INT),
+        **dict.fromkeys(("status", "reason"), _TEXT),
+        **dict.fromkeys(("label", "queries"), _INT),
+        "distance": _DOUBLE,
+        "dtype": _TEXT,
+        "sample": ("BLOB",),
+        "trace_queries": tuple(f"{kind}[]" for kind in _INT),
+        "trace_distance": tuple(f"{kind}[]" for kind in _DOUBLE),
+    },
+    "replays": {
+        **_NAMES,
+        **dict.fromkeys(("attacker", "image", "true_class", "budget"), _INT),
+        "overshoot": _DOUBLE,
+        **dict.fromkeys(("victim", "label", "clean_label"), _INT),
+        **dict.fromkeys(("l2", "linf"), _DOUBLE),
+    },
+    "gradient_cosine": {"hypothesis": _TEXT, "fleet": _TEXT, "cosine": _DOUBLE},
+    "collusion": {
+        "fleet": _TEXT,
+        "method": _TEXT,
+        **dict.fromkeys(("colluders", "image", "victim"), _INT),
+        **dict.fromkeys(("fooled", "clean_right"), _BOOL),
+        "l2": _DOUBLE,
+    },
+}
+"""Column -> types of DuckDB that are accepted."""
+
+_LARGE = ("sample",)
+"""Left in the shards: only a few are shown."""
+_MAY_BE_NULL = {"label", "sample", "reason"}
+_KEY = "fleet, attack, profile, norm, attacker, image"
+_CHECKS = (
+    ("samples", "holds one image twice", f"GROUP BY {_KEY} HAVING count(*) > 1"),
+    ("samples", "holds a number out of range", "WHERE isnan(distance) OR distance < 0 OR queries < 0"),
+    ("samples", "holds a trace of two lengths", "WHERE len(trace_queries) <> len(trace_distance)"),
+    ("samples", "holds a sample without its label", "WHERE status = 'found' AND label IS NULL"),
+    ("replays", "holds one row twice", f"GROUP BY {_KEY}, budget, overshoot, victim HAVING count(*) > 1"),
+    ("replays", "lacks labels", "WHERE label IS NULL"),
+    ("replays", "holds a number out of range", "WHERE NOT isfinite(overshoot) OR overshoot <= 0 OR budget < 0"),
+    (
+        "replays",
+        "holds a distance out of range",
+        "WHERE NOT (isfinite(l2) AND l2 >= 0 AND isfinite(linf) AND linf >= 0)",
+    ),
+    (
+        "replays",
+        "lacks the attacker's own answer to a frame",
+        f"GROUP BY {_KEY}, budget, overshoot HAVING count(*) FILTER (victim = attacker) = 0",
+    ),
+    ("replays", "has two classes for one image", f"GROUP BY {_KEY} HAVING count(DISTINCT true_class) > 1"),
+    ("replays", "holds frames of samples that are not there", f"ANTI JOIN samples USING ({_KEY})"),
+)
+"""Table, what is wrong with it, and which rows show that."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file that figures come from.
+
+    Attributes:
+        path: Relative to the campaign's folder, with slashes.
+        sha256: In hexadecimal.
+        size: In bytes.
+        rows: In it.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign's results, loaded.
+
+    Attributes:
+        folder: Where it lies.
+        config: `campaign.toml`, parsed.
+        config_bytes: Its bytes.
+        shards: Every file read, by path.
+        units: Units of work by state, from the ledger; empty without one.
+        db: Tables `samples` (without frames), `replays`, and `gradient_cosine` and `collusion`, empty where the study
+            was not made.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    config_bytes: bytes
+    shards: tuple[Shard, ...]
+    units: Mapping[str, int]
+    db: duckdb.DuckDBPyConnection
+
+    @property
+    def name(self) -> str:
+        """The campaign's own name, else its folder's."""
+        name = self.config.get("name")
+        if not isinstance(name, str):
+            section = self.config.get("campaign")
+            name = section.get("name") if isinstance(section, dict) else None
+        return name if isinstance(name, str) and name else self.folder.resolve().name
+
+    def rows(self, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
+        """Rows of a query over the tables."""
+        return self.db.execute(query, parameters or {}).fetchall()
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Campaign]:
+    """Loads a campaign.
+
+    Args:
+        folder: Of the campaign.
+
+    Raises:
+        MisuseError: There is no campaign.
+        RefusedError: `MALFORMED`: its configuration, its ledger or a shard is damaged, has other columns, misses what
+            the others refer to, or contradicts itself.
+        DeviceError: Storage failed.
+    """
+    config_bytes = read_capped(folder / CONFIG, limit=MAX_CONFIG_BYTES)
+    try:
+        config = tomllib.loads(config_bytes.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _malformed(f"{folder / CONFIG} is not TOML") from error
+    db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
+    try:
+        shards = _loaded(db, folder)
+        yield Campaign(folder, config, config_bytes, shards, _units(folder), db)
+    finally:
+        db.close()
+
+
+def _loaded(db: duckdb.DuckDBPyConnection, folder: Path) -> tuple[Shard, ...]:
+    files = [(kind, path) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
+    files += [(study, folder / "study" / f"{study}.parquet") for study in STUDIES]
+    for table in COLUMNS:
+        listed = ", ".join(f"{column} {COLUMNS[table][column][0]}" for column in _kept(table))
+        db.execute(f"CREATE TABLE {table} ({listed})")
+    shards = tuple(_load(db, table, path, folder) for table, path in files if path.exists() or table in KINDS)
+    try:
+        for kind, fault, rows in _CHECKS:
+            if db.execute(f"SELECT 1 FROM {kind} {rows} LIMIT 1").fetchone() is not None:
+                raise _malformed(f"{folder / kind} {fault}")
+    except duckdb.Error as error:
+        raise _malformed(f"the shards of {folder} cannot be read together") from error
+    return shards
+
+
+def _kept(table: str) -> list[str]:
+    return [column for column in COLUMNS[table] if column not in _LARGE]
+
+
+def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, folder: Path) -> Shard:
+    (digest, size), kept = _digest(path), _kept(table)
+    try:
+        # A list, so that a name with an asterisk is not taken for a pattern.
+        source = "read_parquet([$path], hive_partitioning = false)"
+        where = {"path": _literal(path)}
+        found = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {source}", where).fetchall()}
+        for column, kinds in COLUMNS[table].items():
+            if found.get(column) not in kinds:
+                raise _malformed(f"{path} has no column {column} of the type {kinds[0].lower()}")
+        nulls = " OR ".join(f"{column} IS NULL" for column in kept if column not in _MAY_BE_NULL)
+        if db.execute(f"SELECT 1 FROM {source} WHERE {nulls} LIMIT 1", where).fetchone() is not None:
+            raise _malformed(f"{path} lacks values")
+        listed = ", ".join(kept)
+        db.execute(f"INSERT INTO {table} SELECT {listed} FROM {source}", where)
+        counted = db.execute(f"SELECT count(*) FROM {source}", where).fetchone()
+    except duckdb.Error as error:
+        raise _malformed(f"{path} is not a whole Parquet file") from error
+    return Shard(path.relative_to(folder).as_posix(), digest, size, counted[0] if counted else 0)
+
+
+def _literal(path: Path) -> str:
+    """A path that DuckDB's pattern matching leaves alone."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
+    return digest.hexdigest(), size
+
+
+def _units(folder: Path) -> dict[str, int]:
+    """Units of work by state; a ledger of another make is left alone."""
+    path = folder / LEDGER
+    if not path.exists():
+        return {}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "units" not in tables:
+                return {}
+            query = "SELECT CAST(state AS TEXT), count(*) FROM units GROUP BY 1 ORDER BY 1"
+            return {str(state): int(count) for state, count in db.execute(query)}
+    except sqlite3.Error as error:
+        raise _malformed(f"{path} is not a ledger") from error
+
+
+def _malformed(message: str) -> RefusedError:
+    return RefusedError(Refusal.MALFORMED, message, hint="variegate attack verify says what is left of a campaign")
+
+
+def table_of(value: object) -> dict[str, Any]:
+    """A TOML table, or an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses what is no campaign's folder.
+
+    Raises:
+        MisuseError: It is not.
+    """
+    if not (folder / CONFIG).is_file():
+        raise MisuseError(f"{folder} holds no campaign", hint=f"name a folder with a {CONFIG}")

@@ -1,0 +1,266 @@
+"""All figures of a report, computed once from a campaign."""
+
+# ruff: noqa: S608  queries are made of this module's own words
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.report import replication
+from variegate.attack.report.data import Campaign, table_of
+from variegate.attack.report.replication import GRID, GROUP, Cell, Reached
+from variegate.attack.report.statistics import Rate, quantile, rate
+
+Group = tuple[str, str, str, str]
+"""fleet, attack, profile, norm."""
+_KEYS = ", ".join(GROUP)
+_QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the searches of one group went.
+
+    Attributes:
+        group: fleet, attack, profile, norm.
+        searches: Pairs of attacker and image attacked.
+        images: Different images among them.
+        found: Searches that ended with a sample.
+        distance: Quartiles, searches without a sample counted as infinite.
+        queries: Quartiles of labels asked for.
+        queries_total: Labels asked for in all.
+    """
+
+    group: Group
+    searches: int
+    images: int
+    found: int
+    distance: tuple[float | None, float | None, float | None]
+    queries: tuple[float | None, float | None, float | None]
+    queries_total: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Distance reached with so many queries.
+
+    Attributes:
+        group: fleet, attack, profile, norm.
+        queries: Asked for.
+        searches: Counted, those without a sample as infinite.
+        distance: Quartiles of the best so far.
+    """
+
+    group: Group
+    queries: int
+    searches: int
+    distance: tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Searches that ended alike.
+
+    Attributes:
+        group: fleet, attack, profile, norm.
+        status: `attack.outcome.Status`.
+        reason: Of a failure; empty otherwise.
+        searches: How many.
+    """
+
+    group: Group
+    status: str
+    reason: str
+    searches: int
+
+
+@dataclass(frozen=True)
+class Errs:
+    """A copy's errors on clean images that were replayed.
+
+    Attributes:
+        fleet: Name.
+        copy: In the fleet.
+        errors: Wrong labels, of all its images.
+    """
+
+    fleet: str
+    copy: int
+    errors: Rate
+
+
+@dataclass(frozen=True)
+class Colluding:
+    """What colluding copies reach on others.
+
+    Attributes:
+        fleet: Name.
+        method: How they combine.
+        colluders: How many.
+        raw: Fooled victims, of all.
+        net: The same where the victim reads the clean image rightly.
+    """
+
+    fleet: str
+    method: str
+    colluders: int
+    raw: Rate
+    net: Rate
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report says.
+
+    Attributes:
+        fleets: Names, in the order of the campaign's file.
+        searches: Of each group.
+        progress: Distance against queries.
+        ended: Searches by status and reason.
+        overshoot: `replication.by_overshoot`.
+        pairs: `replication.by_pair`.
+        tries: `replication.at_any_overshoot`.
+        binned: `replication.by_distance`, by norm.
+        within: `replication.within_distance`, by norm.
+        errs: Errors on clean images.
+        cosines: (hypothesis, fleet) -> cosines of loss gradients (n,); empty without the study.
+        colluding: Empty without the study.
+    """
+
+    fleets: tuple[str, ...]
+    searches: tuple[Search, ...]
+    progress: tuple[Progress, ...]
+    ended: tuple[Ended, ...]
+    overshoot: tuple[Cell, ...]
+    pairs: tuple[Cell, ...]
+    tries: tuple[Cell, ...]
+    binned: Mapping[str, tuple[Cell, ...]]
+    within: Mapping[str, tuple[Reached, ...]]
+    errs: tuple[Errs, ...]
+    cosines: Mapping[tuple[str, str], NDArray[np.float64]]
+    colluding: tuple[Colluding, ...]
+
+    def at_end(self, group: Group) -> list[Cell]:
+        """Replication at the end of the budget, by overshoot, ascending."""
+        return [cell for cell in self.overshoot if cell.keys[:4] == group and cell.keys[4] == 0]
+
+    def least(self, group: Group) -> Cell | None:
+        """At the smallest overshoot replayed: 1, the sample as found."""
+        cells = self.at_end(group)
+        return cells[0] if cells else None
+
+    def worst(self, group: Group) -> Cell | None:
+        """At the overshoot with the highest net rate; the smaller overshoot of equals."""
+        cells = [cell for cell in self.at_end(group) if cell.net.trials]
+        return max(cells, key=lambda cell: cell.net.share or 0.0) if cells else None
+
+
+def compute(campaign: Campaign) -> Results:
+    """Computes everything.
+
+    Args:
+        campaign: Loaded.
+    """
+    replication.prepare(campaign)
+    searches, progress = _searches(campaign)
+    listed = campaign.config.get("fleet")
+    order = [str(table_of(entry).get("name")) for entry in listed] if isinstance(listed, list) else []
+    there = {search.group[0] for search in searches}
+    return Results(
+        fleets=(*(name for name in order if name in there), *sorted(there - set(order))),
+        searches=searches,
+        progress=progress,
+        ended=tuple(
+            Ended((fleet, attack, profile, norm), status, reason, count)
+            for fleet, attack, profile, norm, status, reason, count in campaign.rows(
+                f"SELECT {_KEYS}, status, coalesce(reason, ''), count(*) FROM samples GROUP BY ALL ORDER BY ALL"
+            )
+        ),
+        overshoot=tuple(replication.by_overshoot(campaign)),
+        pairs=tuple(replication.by_pair(campaign)),
+        tries=tuple(replication.at_any_overshoot(campaign)),
+        binned={norm: tuple(replication.by_distance(campaign, norm)) for norm in ("l2", "linf")},
+        within={norm: tuple(replication.within_distance(campaign, norm)) for norm in ("l2", "linf")},
+        errs=_errs(campaign),
+        cosines={
+            key: np.array([row[2] for row in rows], np.float64)
+            for key, rows in groupby(
+                campaign.rows(
+                    "SELECT hypothesis, fleet, cosine FROM gradient_cosine WHERE isfinite(cosine) ORDER BY ALL"
+                ),
+                lambda row: (row[0], row[1]),
+            )
+        },
+        colluding=_colluding(campaign),
+    )
+
+
+def _searches(campaign: Campaign) -> tuple[tuple[Search, ...], tuple[Progress, ...]]:
+    """Searches, and their progress on a common grid of queries."""
+    rows = campaign.rows(
+        f"SELECT {_KEYS}, image, status, queries, distance, trace_queries, trace_distance "
+        f"FROM samples ORDER BY {_KEYS}, attacker, image"
+    )
+    searches, progress = [], []
+    for group, members in groupby(rows, lambda row: (row[0], row[1], row[2], row[3])):
+        of = list(members)
+        found = [row[5] == "found" for row in of]
+        distances = np.array([row[7] if ok else np.inf for row, ok in zip(of, found, strict=True)], np.float64)
+        asked = np.array([row[6] for row in of], np.float64)
+        searches.append(
+            Search(
+                group, len(of), len({row[4] for row in of}), sum(found), _quartiles(distances), _quartiles(asked),
+                int(asked.sum()),
+            )
+        )  # fmt: skip
+        grid = [int(at) for at in (10 * step for step in GRID) if 1 <= at < asked.max(initial=0)]
+        grid.append(int(asked.max(initial=0)))
+        traces = [
+            _best(row[8], row[9], grid) if ok else np.full(len(grid), np.inf) for row, ok in zip(of, found, strict=True)
+        ]
+        for at, reached in zip(grid, np.array(traces).T, strict=True):
+            progress.append(Progress(group, at, len(of), _quartiles(reached)))
+    return tuple(searches), tuple(progress)
+
+
+def _best(queries: list[int], distances: list[float], grid: list[int]) -> NDArray[np.float64]:
+    """The nearest distance with no more than each number of queries of the grid."""
+    order = np.argsort(np.array(queries, np.int64), kind="stable")
+    nearest = np.minimum.accumulate(np.array([np.inf, *np.array(distances, np.float64)[order]]))
+    out: NDArray[np.float64] = nearest[np.searchsorted(np.array(queries, np.int64)[order], grid, side="right")]
+    return out
+
+
+def _quartiles(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
+    low, middle, high = (quantile(values, share) for share in _QUARTILES)
+    return low, middle, high
+
+
+def _errs(campaign: Campaign) -> tuple[Errs, ...]:
+    query = """
+    SELECT fleet, victim, image, bool_or(clean_label <> true_class)::INTEGER
+    FROM replays GROUP BY fleet, victim, image ORDER BY ALL"""
+    out = []
+    for (fleet, copy), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1])):
+        wrong = [row[3] for row in rows]
+        out.append(Errs(fleet, copy, rate(wrong, [1] * len(wrong))))
+    return tuple(out)
+
+
+def _colluding(campaign: Campaign) -> tuple[Colluding, ...]:
+    query = """
+    SELECT fleet, method, colluders, image, count(*), count(*) FILTER (fooled), count(*) FILTER (clean_right),
+        count(*) FILTER (fooled AND clean_right)
+    FROM collusion GROUP BY ALL ORDER BY ALL"""
+    out = []
+    for (fleet, method, colluders), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1], row[2])):
+        columns = list(zip(*rows, strict=True))
+        raw = rate(columns[5], columns[4], "collusion raw", fleet, method, colluders)
+        net = rate(columns[7], columns[6], "collusion net", fleet, method, colluders)
+        out.append(Colluding(fleet, method, colluders, raw, net))
+    return tuple(out)
