@@ -1,0 +1,89 @@
+"""Holds a campaign's ledger, inputs and shards to one another, without asking a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from variegate.attack.campaign import folder as folders
+from variegate.attack.campaign import shards
+from variegate.attack.campaign.config import Campaign
+from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.units import units, victims
+from variegate.keys.errors import VariegateError
+from variegate.keys.files import read_capped
+from variegate.keys.primitives import sha256
+
+
+def against_shards(folder: Path, ledger: Ledger, campaign: Campaign) -> list[str]:
+    """What does not agree, one sentence each.
+
+    Args:
+        folder: The campaign's.
+        ledger: Opened.
+        campaign: As its file says.
+
+    Raises:
+        RefusedError: `MALFORMED`: the ledger cannot be read.
+        DeviceError: Storage failed.
+    """
+    out = []
+    entries = ledger.entries()
+    if [entry.unit for entry in entries] != units(campaign):
+        out.append("the ledger does not have the campaign's units")
+    for entry in entries:
+        if entry.state == DONE:
+            out += _of_unit(folder, entry, campaign)
+    known = {entry.unit.name for entry in entries}
+    left = set(ledger.counts()) - {entry.unit.name for entry in entries if entry.state != DONE}
+    out += [f"the ledger keeps outcomes of {unit}, which is done or no unit" for unit in sorted(left)]
+    for unit in ledger.counts():
+        try:
+            ledger.outcomes(unit)
+        except VariegateError as error:
+            out.append(error.message)
+    for kind in (folders.SAMPLES, folders.REPLAYS):
+        for path in sorted((folder / kind).glob("*.parquet")):
+            if path.stem not in known:
+                out.append(f"{kind}/{path.name} is the shard of no unit")
+    return out
+
+
+def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
+    """Rows of a unit's shard.
+
+    Raises:
+        MisuseError: It is not there.
+        RefusedError: `MALFORMED`: it is not what the ledger knows.
+        DeviceError: Storage failed.
+    """
+    path = folders.shard(folder, kind, entry.unit)
+    schema = shards.SAMPLES if kind == folders.SAMPLES else shards.REPLAYS
+    return shards.from_bytes(schema, read_capped(path, limit=folders.MAX_SHARD_BYTES), f"{kind}/{path.name}")
+
+
+def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:
+    for kind, digest in ((folders.SAMPLES, entry.samples_sha256), (folders.REPLAYS, entry.replays_sha256)):
+        path = folders.shard(folder, kind, entry.unit)
+        try:
+            data = read_capped(path, limit=folders.MAX_SHARD_BYTES)
+            if sha256(data).hex() != digest:
+                yield f"{kind}/{path.name} is not what the ledger knows"
+                return
+            rows = rows_of(folder, kind, entry)
+        except VariegateError as error:
+            yield error.message
+            return
+        if kind == folders.SAMPLES:
+            count = len(entry.unit.images)
+            asked = sum(row["queries"] for row in rows)
+            if (len(rows), len(rows)) != (entry.samples_rows, count):
+                yield f"{kind}/{path.name} has {len(rows)} rows; the ledger says {entry.samples_rows}, the unit {count}"
+            if asked != entry.queries:
+                yield f"{kind}/{path.name} has {asked} queries, and the ledger {entry.queries}"
+            clean = count * (1 + len(victims(campaign, entry.unit)))
+            if entry.clean_queries != clean:
+                yield f"the ledger has {entry.clean_queries} queries of clean images for {entry.unit.name}, not {clean}"
+        elif not len(rows) == entry.replays_rows == entry.replay_queries:
+            yield f"{kind}/{path.name} has {len(rows)} rows, and the ledger {entry.replays_rows}"

@@ -1,0 +1,244 @@
+"""What a worker needs of the fleets, in one blob: graphs, weights and seeds; and the copies opened from it.
+
+A worker imports neither torch nor onnx: the graphs were fused when the campaign was made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cbor2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from variegate.attack.oracle import Oracle
+from variegate.keys import recipe
+from variegate.keys.errors import DeviceError, Refusal, RefusedError
+from variegate.keys.recipe import KeyedTensor
+
+BATCH = 1024
+"""Most frames of one call to a copy: a bound on memory."""
+OPEN = 64
+"""Copies that a worker keeps open."""
+LONGEST_WAIT_S = 120.0
+"""Most seconds that a device with a rate is waited for, for one query."""
+_SILENT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A base with its rewriter, buyer's tensors left out.
+
+    Attributes:
+        graph: Serialised ONNX, image to label.
+        constants: Its weights by name.
+        tensors: The keyed tensors.
+    """
+
+    graph: bytes = field(repr=False)
+    constants: Mapping[str, NDArray[Any]] = field(repr=False)
+    tensors: tuple[KeyedTensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetCopies:
+    """One fleet.
+
+    Attributes:
+        name: Of the fleet.
+        dtype: Of frames.
+        shape: Of a frame, (C, H, W).
+        classes: Number of classes.
+        graphs: One for each base.
+        seeds: One for each copy, 32 bytes; copy i has graph i mod their number.
+        devices: URIs instead of graphs.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, int, int]
+    classes: int
+    graphs: tuple[Graph, ...] = ()
+    seeds: tuple[bytes, ...] = field(default=(), repr=False)
+    devices: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Copies."""
+        return len(self.devices) or len(self.seeds)
+
+
+def to_bytes(fleets: tuple[FleetCopies, ...]) -> bytes:
+    """The blob; one for one content."""
+    plain = [
+        {
+            "name": fleet.name,
+            "dtype": fleet.dtype,
+            "shape": list(fleet.shape),
+            "classes": fleet.classes,
+            "graphs": [
+                {
+                    "graph": graph.graph,
+                    "constants": [
+                        [name, array.dtype.str, list(array.shape), np.ascontiguousarray(array).tobytes()]
+                        for name, array in sorted(graph.constants.items())
+                    ],
+                    "tensors": recipe.to_cbor(graph.tensors),
+                }
+                for graph in fleet.graphs
+            ],
+            "seeds": list(fleet.seeds),
+            "devices": list(fleet.devices),
+        }
+        for fleet in fleets
+    ]
+    return cbor2.dumps(plain, canonical=True)
+
+
+def from_bytes(data: bytes) -> tuple[FleetCopies, ...]:
+    """Reads `to_bytes`. The ledger holds its digest: this is not for foreign data.
+
+    Raises:
+        RefusedError: `MALFORMED`.
+    """
+    try:
+        return tuple(
+            FleetCopies(
+                name=fleet["name"],
+                dtype=fleet["dtype"],
+                shape=(int(fleet["shape"][0]), int(fleet["shape"][1]), int(fleet["shape"][2])),
+                classes=fleet["classes"],
+                graphs=tuple(
+                    Graph(
+                        graph=graph["graph"],
+                        constants={
+                            name: np.frombuffer(raw, kind).reshape(shape)
+                            for name, kind, shape, raw in graph["constants"]
+                        },
+                        tensors=recipe.from_cbor(graph["tensors"]),
+                    )
+                    for graph in fleet["graphs"]
+                ),
+                seeds=tuple(fleet["seeds"]),
+                devices=tuple(fleet["devices"]),
+            )
+            for fleet in cbor2.loads(data)
+        )
+    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        raise RefusedError(Refusal.MALFORMED, "the campaign's copies are damaged") from error
+
+
+class Copy:
+    """One copy in this process (`Oracle`)."""
+
+    def __init__(self, fleet: FleetCopies, number: int) -> None:
+        """Loads it.
+
+        Raises:
+            RefusedError: `MODEL`: the graph does not load.
+        """
+        graph = fleet.graphs[number % len(fleet.graphs)]
+        self.shape, self.dtype, self.classes, self.batch = fleet.shape, fleet.dtype, fleet.classes, BATCH
+        values = {**graph.constants, **recipe.expand(graph.tensors, fleet.seeds[number])}
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        # onnxruntime reads these in place: they must outlive the session.
+        self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+        if self._values:
+            options.add_external_initializers(list(values), self._values)
+        try:
+            self._session = ort.InferenceSession(graph.graph, options, ["CPUExecutionProvider"])
+        except Exception as error:
+            message = f"a copy of fleet {fleet.name} does not load ({type(error).__name__})"
+            raise RefusedError(Refusal.MODEL, message) from error
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """As `Oracle.labels`.
+
+        Raises:
+            DeviceError: onnxruntime failed.
+        """
+        try:
+            labels: NDArray[np.int64] = self._session.run(["label"], {"image": frames})[0]
+        except Exception as error:
+            raise DeviceError(f"a copy does not run ({type(error).__name__})") from error
+        return labels
+
+
+class Opener(Protocol):
+    """Opens devices."""
+
+    def __call__(self, uri: str) -> AbstractContextManager[Oracle]:
+        """The device of a URI, until the end of the block."""
+        ...
+
+
+def opened_device(uri: str) -> AbstractContextManager[Oracle]:
+    """A device of any kind; a rate is waited out."""
+    # A fleet of local copies needs none of it.
+    from variegate.attack.oracles.opened import opened  # noqa: PLC0415
+    from variegate.attack.oracles.patience import Patience  # noqa: PLC0415
+
+    return opened(uri, patience=Patience(longest_s=LONGEST_WAIT_S))
+
+
+class Copies:
+    """Opened copies of all fleets, the last used kept. Thread-safe."""
+
+    def __init__(self, fleets: tuple[FleetCopies, ...], *, keep: int = OPEN, opened: Opener = opened_device) -> None:
+        """Opens nothing yet.
+
+        Args:
+            fleets: The fleets.
+            keep: Most that stay open.
+            opened: Opens devices.
+        """
+        self.fleets = {fleet.name: fleet for fleet in fleets}
+        self._keep, self._opened = keep, opened
+        self._open: OrderedDict[tuple[str, int], tuple[Oracle, ExitStack]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def oracle(self, fleet: str, number: int) -> Oracle:
+        """The copy of this number. It may be closed once `keep` others were opened.
+
+        Raises:
+            RefusedError, DeviceError, MisuseError: It does not open.
+        """
+        with self._lock:
+            key = (fleet, number)
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key][0]
+            while len(self._open) >= self._keep:
+                self._open.popitem(last=False)[1][1].close()
+            self._open[key] = made = self._make(self.fleets[fleet], number)
+            return made[0]
+
+    def close(self) -> None:
+        """Closes what is open."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1][1].close()
+
+    def _make(self, fleet: FleetCopies, number: int) -> tuple[Oracle, ExitStack]:
+        with ExitStack() as stack:
+            if not fleet.devices:
+                return Copy(fleet, number), stack.pop_all()
+            device = stack.enter_context(self._opened(fleet.devices[number]))
+            if (device.shape, device.dtype, device.classes) != (fleet.shape, fleet.dtype, fleet.classes):
+                raise RefusedError(Refusal.CONTRACT, f"{fleet.devices[number]} takes other frames than its fleet")
+            return device, stack.pop_all()
+
+
+def labels_of(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
+    """Labels, int64 (N,), of any number of frames, in calls as large as the oracle takes, up to 256."""
+    size = min(oracle.batch, 256)
+    parts = [oracle.labels(frames[i : i + size]) for i in range(0, len(frames), size)]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)

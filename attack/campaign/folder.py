@@ -1,0 +1,112 @@
+"""A campaign's folder: what lies in it, made whole or not at all.
+
+    campaign.toml     resolved
+    ledger.sqlite     units, outcomes under way, digests of everything else
+    inputs/images.npz   the images and their places in the data
+    inputs/copies.cbor  graphs, weights and seeds of the copies
+    samples/  replays/  shards
+
+A campaign needs its file, the data and the bases no more once it is made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from variegate.attack.campaign import config, copies, images, ledger
+from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.resolved import to_toml
+from variegate.attack.campaign.units import Unit, units
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.primitives import sha256
+
+CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cbor"
+SAMPLES, REPLAYS = "samples", "replays"
+MAX_INPUT_BYTES = 4 << 30
+MAX_SHARD_BYTES = 1 << 30
+_GLOB = frozenset("*?[]")
+
+
+def create(folder: Path, prepared: Prepared) -> None:
+    """Makes the folder of a campaign in which nothing has been done yet.
+
+    Args:
+        folder: Not there yet.
+        prepared: The campaign.
+
+    Raises:
+        MisuseError: It is there, or cannot be made.
+        DeviceError: Storage failed; nothing is left.
+    """
+    check_new(folder)
+    made = folder.with_name(f".{folder.name}.preparing")
+    contents = {
+        CONFIG: to_toml(prepared.campaign).encode(),
+        IMAGES: images.to_bytes(prepared.images),
+        COPIES: copies.to_bytes(prepared.fleets),
+    }
+    try:
+        # A killed process may have left one.
+        shutil.rmtree(made, ignore_errors=True)
+        for name in ("inputs", SAMPLES, REPLAYS):
+            (made / name).mkdir(parents=True)
+        for name, data in contents.items():
+            write_atomic(made / name, data, mode=PUBLIC)
+        ledger.create(made, units(prepared.campaign), {name: sha256(data).hex() for name, data in contents.items()})
+        made.rename(folder)
+    except OSError as error:
+        raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Looks whether `create` could make a folder, before work is spent on it.
+
+    Raises:
+        MisuseError: It is there, or its parent is not, or its name has characters that DuckDB takes for patterns.
+    """
+    if _GLOB & set(str(folder.absolute())):
+        raise MisuseError(f"{folder} has one of the characters {' '.join(sorted(_GLOB))} in its path")
+    if folder.exists() or folder.is_symlink():
+        raise MisuseError(f"{folder} is there already", hint="variegate attack resume FOLDER goes on with a campaign")
+    if not folder.absolute().parent.is_dir():
+        raise MisuseError(f"there is no folder {folder.absolute().parent}")
+
+
+def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
+    """What a campaign was made of.
+
+    Args:
+        folder: The campaign's.
+        meta: Digests by name, as the ledger has them; None trusts the files.
+
+    Raises:
+        MisuseError: A file is not there.
+        RefusedError: `MALFORMED`: one was changed or is damaged.
+        DeviceError: Storage failed.
+    """
+    contents = {}
+    for name in (CONFIG, IMAGES, COPIES):
+        contents[name] = read_capped(folder / name, limit=MAX_INPUT_BYTES)
+        if meta is not None and meta.get(name) != sha256(contents[name]).hex():
+            raise RefusedError(Refusal.MALFORMED, f"{folder / name} was changed since the campaign was made")
+    return Prepared(
+        campaign=config.parse(contents[CONFIG]),
+        fleets=copies.from_bytes(contents[COPIES]),
+        images=images.from_bytes(contents[IMAGES]),
+    )
+
+
+def shard(folder: Path, kind: str, unit: Unit | str) -> Path:
+    """Path of a unit's shard; `kind` is `SAMPLES` or `REPLAYS`."""
+    return folder / kind / f"{unit if isinstance(unit, str) else unit.name}.parquet"
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a killed process left half written."""
+    for kind in (SAMPLES, REPLAYS):
+        for path in (folder / kind).glob(".*"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,313 @@
+"""The ledger: which unit is where, what came of each image, and the digests of shards. SQLite with a write-ahead log.
+
+One process writes it, and holds a lock while it does. Outcomes of a unit under way are kept here, so that a kill loses
+only images under way; when the unit's shards are on disk, one transaction notes their digests and drops the outcomes.
+Killed before it, the same shards are written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from variegate.attack.campaign.messages import ImageDone, UnitDone
+from variegate.attack.campaign.units import Unit
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.primitives import sha256
+
+NAME = "ledger.sqlite"
+SCHEMA = 1
+WAITING, DONE, FAILED = "waiting", "done", "failed"
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE units (
+  name TEXT PRIMARY KEY, number INTEGER NOT NULL, fleet TEXT NOT NULL, attack TEXT NOT NULL, attacker INTEGER NOT NULL,
+  images TEXT NOT NULL, state TEXT NOT NULL, samples_sha256 TEXT, samples_rows INTEGER, replays_sha256 TEXT,
+  replays_rows INTEGER, queries INTEGER, clean_queries INTEGER, replay_queries INTEGER
+) STRICT;
+CREATE TABLE outcomes (
+  unit TEXT NOT NULL, image INTEGER NOT NULL, sha256 TEXT NOT NULL, outcome BLOB NOT NULL, PRIMARY KEY (unit, image)
+) STRICT;
+CREATE TABLE failures (number INTEGER PRIMARY KEY, unit TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A unit as the ledger has it.
+
+    Attributes:
+        unit: The unit.
+        state: "waiting", "done" or "failed".
+        samples_sha256: Of its shard, hexadecimal; None until it is done. So all that follow.
+        samples_rows: Rows.
+        replays_sha256: Of its shard.
+        replays_rows: Rows.
+        queries: Labels that its attacks asked for.
+        clean_queries: Labels of clean images.
+        replay_queries: Labels of replayed samples.
+    """
+
+    unit: Unit
+    state: str
+    samples_sha256: str | None
+    samples_rows: int | None
+    replays_sha256: str | None
+    replays_rows: int | None
+    queries: int | None
+    clean_queries: int | None
+    replay_queries: int | None
+
+
+class Ledger:
+    """An opened ledger."""
+
+    def __init__(self, folder: Path, *, write: bool) -> None:
+        """Opens it.
+
+        Args:
+            folder: The campaign's.
+            write: Whether it will be written: then no other process may hold it.
+
+        Raises:
+            MisuseError: There is none, or another process runs this campaign.
+            RefusedError: `MALFORMED`: it is damaged, or of another version.
+            DeviceError: Storage failed.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            raise MisuseError(f"{folder} is no campaign", hint="variegate attack run FILE --out FOLDER makes one")
+        self._lock = _locked(folder) if write else None
+        try:
+            with _storage(path):
+                self._db = sqlite3.connect(path if write else f"file:{_quoted(path)}?mode=ro", uri=not write)
+                self._db.isolation_level = None
+                if write:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.execute("PRAGMA synchronous = NORMAL")
+                self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes it; whoever writes leaves one file without a log beside it."""
+        if hasattr(self, "_db"):
+            with contextlib.suppress(sqlite3.Error):
+                if self._lock is not None:
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """Digests of what the campaign was made from, by name."""
+        return dict(self._all("SELECT key, value FROM meta"))
+
+    def entries(self) -> list[Entry]:
+        """All units, in order.
+
+        Raises:
+            RefusedError: `MALFORMED`.
+        """
+        rows = self._all(
+            "SELECT name, fleet, attack, attacker, images, state, samples_sha256, samples_rows, replays_sha256, "
+            "replays_rows, queries, clean_queries, replay_queries FROM units ORDER BY number"
+        )
+        try:
+            return [_entry(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise _damaged() from error
+
+    def outcomes(self, unit: str) -> dict[int, bytes]:
+        """Outcomes of a unit under way, by the image's place.
+
+        Raises:
+            RefusedError: `MALFORMED`: one was changed.
+        """
+        out = {}
+        for image, digest, data in self._all("SELECT image, sha256, outcome FROM outcomes WHERE unit = ?", unit):
+            if sha256(data).hex() != digest:
+                raise RefusedError(Refusal.MALFORMED, f"the ledger's outcome of image {image} of {unit} was changed")
+            out[int(image)] = bytes(data)
+        return out
+
+    def counts(self) -> dict[str, int]:
+        """Outcomes by unit, where there are any."""
+        return dict(self._all("SELECT unit, count(*) FROM outcomes GROUP BY unit"))
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Failed attempts: unit and reason, in order."""
+        return [(unit, reason) for unit, reason in self._all("SELECT unit, reason FROM failures ORDER BY number")]
+
+    def keep(self, images: Sequence[ImageDone]) -> None:
+        """Keeps outcomes.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        rows = [(done.unit, done.image, sha256(done.outcome).hex(), done.outcome) for done in images]
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?)", rows)
+
+    def finish(self, done: UnitDone) -> None:
+        """Notes that a unit's shards are on disk.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        values = (
+            sha256(done.samples).hex(),
+            done.samples_rows,
+            sha256(done.replays).hex(),
+            done.replays_rows,
+            done.queries,
+            done.clean_queries,
+            done.replay_queries,
+            done.unit,
+        )
+        with self._transaction():
+            self._db.execute(
+                "UPDATE units SET state = 'done', samples_sha256 = ?, samples_rows = ?, replays_sha256 = ?, "
+                "replays_rows = ?, queries = ?, clean_queries = ?, replay_queries = ? WHERE name = ?",
+                values,
+            )
+            self._db.execute("DELETE FROM outcomes WHERE unit = ?", (done.unit,))
+
+    def fail(self, unit: str, reason: str, *, last: bool) -> None:
+        """Notes a failed attempt; after the last the unit is left.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self._transaction():
+            self._db.execute("INSERT INTO failures (unit, reason) VALUES (?, ?)", (unit, reason))
+            if last:
+                self._db.execute("UPDATE units SET state = 'failed' WHERE name = ?", (unit,))
+
+    def revive(self) -> None:
+        """Lets failed units be tried again.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self._transaction():
+            self._db.execute("UPDATE units SET state = 'waiting' WHERE state = 'failed'")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _storage(Path(NAME)):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _all(self, statement: str, *values: str) -> list[Any]:
+        with _storage(Path(NAME)):
+            return self._db.execute(statement, values).fetchall()
+
+    def _check(self) -> None:
+        if self._db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            raise _damaged()
+        if self.meta.get("schema") != str(SCHEMA):
+            raise RefusedError(Refusal.MALFORMED, "the ledger is of another version")
+
+
+def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None:
+    """Makes a ledger in which all units wait.
+
+    Args:
+        folder: Has none yet.
+        units: In order.
+        meta: Digests of what the campaign was made from.
+
+    Raises:
+        DeviceError: Storage failed.
+    """
+    path = folder / NAME
+    with _storage(path), contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(_TABLES)
+        db.executemany("INSERT INTO meta VALUES (?, ?)", [("schema", str(SCHEMA)), *sorted(meta.items())])
+        db.executemany(
+            "INSERT INTO units (name, number, fleet, attack, attacker, images, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (unit.name, i, unit.fleet, unit.attack, unit.attacker, json.dumps(list(unit.images)), WAITING)
+                for i, unit in enumerate(units)
+            ],
+        )
+        db.commit()
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    name, fleet, attack, attacker, images, state, *rest = row
+    unit = Unit(name=name, fleet=fleet, attack=attack, attacker=attacker, images=tuple(json.loads(images)))
+    if state not in (WAITING, DONE, FAILED) or (state == DONE and None in rest):
+        raise ValueError(state)
+    return Entry(
+        unit=unit,
+        state=state,
+        samples_sha256=rest[0],
+        samples_rows=rest[1],
+        replays_sha256=rest[2],
+        replays_rows=rest[3],
+        queries=rest[4],
+        clean_queries=rest[5],
+        replay_queries=rest[6],
+    )
+
+
+def _damaged() -> RefusedError:
+    return RefusedError(Refusal.MALFORMED, "the ledger is damaged", hint="the shards that are there may still be good")
+
+
+@contextlib.contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into ours: damage is refused, what the disk does not take is the device's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise DeviceError(
+            f"cannot use {path}: {error}", hint="check the space left, and who may write there"
+        ) from error
+    except (sqlite3.DatabaseError, OverflowError) as error:
+        raise _damaged() from error
+
+
+def _quoted(path: Path) -> str:
+    return str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _locked(folder: Path) -> int:
+    """A lock on the folder, held until the process ends."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MisuseError(f"cannot open {folder}: {(error.strerror or '').lower()}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise MisuseError(f"{folder} is being run by another process") from None
+    return descriptor

@@ -1,0 +1,166 @@
+"""From a campaign's file to all that its work needs: bases fused, devices asked what they take, images chosen.
+
+Buyers' seeds are simulated: SHA-256 of the campaign's seed, the fleet and the copy. Real copies get theirs from the
+seller's master secret (`keys`); a device given by its URI has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.campaign.config import Campaign, Fleet, wrong
+from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, opened_device
+from variegate.attack.campaign.data import read_images, read_set
+from variegate.attack.campaign.images import Images
+from variegate.attack.oracle import to_frames, to_points
+from variegate.attack.search import seeded
+from variegate.keys.errors import Refusal, RefusedError, VariegateError
+from variegate.keys.primitives import sha256
+
+POOL = 512
+"""Pictures that attacks may start from, drawn from the data."""
+_BLOCK = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A campaign with all that its work needs.
+
+    Attributes:
+        campaign: The file's content.
+        fleets: The copies.
+        images: The images.
+    """
+
+    campaign: Campaign
+    fleets: tuple[FleetCopies, ...]
+    images: Images
+
+
+def prepare(
+    campaign: Campaign, folder: Path, *, opened: Opener = opened_device, tell: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Loads bases, opens devices, chooses images.
+
+    Args:
+        campaign: The checked file.
+        folder: That paths in it are seen from.
+        opened: Opens devices; Any kind by default.
+        tell: Told what is being done.
+
+    Raises:
+        MisuseError: A file is not there, or too few images are.
+        RefusedError: A base or the images are refused, or do not fit one another; the message names the key.
+        DeviceError: A device does not answer.
+    """
+    source = campaign.data
+    x, y = read_images(folder / source.images) if source.images else read_set(source.set)
+    fleets = []
+    for i, fleet in enumerate(campaign.fleets):
+        tell(f"fleet {fleet.name}: {fleet.copies} copies")
+        made = _of_devices(fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder)
+        if made.shape != x.shape[1:]:
+            raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
+        if y.max() >= made.classes:
+            raise wrong(f"fleet[{i}]", f"has {made.classes} classes, and the data more")
+        fleets.append(made)
+    copies = Copies(tuple(fleets), opened=opened)
+    try:
+        tell(f"images: {source.count} of {len(x)}, {source.choose}")
+        chosen = _chosen(campaign, x, y, copies)
+    finally:
+        copies.close()
+    pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]
+    return Prepared(
+        campaign=campaign,
+        fleets=tuple(fleets),
+        images=Images(x=x[chosen], y=y[chosen], index=chosen, pool_x=x[pool], pool_y=y[pool]),
+    )
+
+
+def _of_bases(campaign: Campaign, number: int, fleet: Fleet, folder: Path) -> FleetCopies:
+    # Heavy: torch and onnx. Workers never come here.
+    from variegate.attack.oracles.local import plain  # noqa: PLC0415
+    from variegate.export.base import load_base  # noqa: PLC0415
+    from variegate.export.contract import InputSpec  # noqa: PLC0415
+    from variegate.export.fuse import fuse  # noqa: PLC0415
+    from variegate.export.rewriters import from_parameters  # noqa: PLC0415
+
+    where = f"fleet[{number}]"
+    try:
+        rewriter = None if fleet.rewriter["kind"] == "none" else from_parameters(fleet.rewriter)
+    except VariegateError as error:
+        raise wrong(f"{where}.rewriter", f"is refused: {error.message}") from error
+    templates = []
+    for i, path in enumerate(fleet.bases[: fleet.copies]):
+        try:
+            base = load_base(folder / path, InputSpec(**fleet.input))
+            templates.append(plain(base, fleet.dtype) if rewriter is None else fuse(base, rewriter, fleet.dtype))
+        except VariegateError as error:
+            raise wrong(f"{where}.bases[{i}]", f"is refused: {error.message}") from error
+    first = templates[0]
+    for i, template in enumerate(templates):
+        if (template.shape, template.contract.classes) != (first.shape, first.contract.classes):
+            raise wrong(f"{where}.bases[{i}]", "differs in images or classes from the first")
+    return FleetCopies(
+        name=fleet.name,
+        dtype=fleet.dtype,
+        shape=first.shape,
+        classes=first.contract.classes,
+        graphs=tuple(Graph(graph=t.graph, constants=t.constants, tensors=t.tensors) for t in templates),
+        seeds=tuple(
+            sha256(b"variegate simulated fleet\0", f"{campaign.seed}\0{fleet.name}\0{copy}".encode())
+            for copy in range(fleet.copies)
+        ),
+    )
+
+
+def _of_devices(fleet: Fleet, folder: Path, opened: Opener) -> FleetCopies:
+    """Asks the first what it takes; the others are held to it when they are opened."""
+    uris = tuple(_absolute(uri, folder) for uri in fleet.devices)
+    with opened(uris[0]) as device:
+        return FleetCopies(
+            name=fleet.name, dtype=device.dtype, shape=device.shape, classes=device.classes, devices=uris
+        )
+
+
+def _absolute(uri: str, folder: Path) -> str:
+    """A device's URI with its path, if it has one, seen from the campaign's file."""
+    kind, _, path = uri.partition(":")
+    return f"{kind}:{(folder / path).absolute()}" if kind in ("device", "socket") and path else uri
+
+
+def _chosen(campaign: Campaign, x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies) -> NDArray[np.int64]:
+    """Places of the images to attack, int64 (count,)."""
+    count, choose = campaign.data.count, campaign.data.choose
+    order = np.arange(len(x)) if choose == "first" else seeded(campaign.seed, "images").permutation(len(x))
+    if choose == "right-by-all":
+        order = _right(order, x, y, copies, count)
+    if len(order) < count:
+        every = " that every copy reads rightly" if choose == "right-by-all" else ""
+        raise RefusedError(Refusal.INPUT, f"campaign: data.count is {count}, and there are {len(order)} images{every}")
+    return order[:count].astype(np.int64)
+
+
+def _right(
+    order: NDArray[np.int64], x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies, count: int
+) -> NDArray[np.int64]:
+    """The first of `order` that all copies read rightly, at least `count` of them where there are."""
+    found = order[:0]
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        for fleet in copies.fleets.values():
+            for number in range(fleet.count):
+                frames = to_frames(to_points(x[block]), fleet.dtype)
+                block = block[labels_of(copies.oracle(fleet.name, number), frames) == y[block]]
+                if not len(block):
+                    break
+        found = np.concatenate([found, block])
+        if len(found) >= count:
+            break
+    return found

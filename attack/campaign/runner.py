@@ -1,0 +1,208 @@
+"""Runs a campaign's units to their end: hands them out, keeps what comes, writes shards, notes it in the ledger."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from variegate.attack.campaign import folder as folders
+from variegate.attack.campaign.check import against_shards
+from variegate.attack.campaign.engine import Engine, started
+from variegate.attack.campaign.ledger import DONE, Ledger
+from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFailed, outcome_from_bytes
+from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.units import Unit
+from variegate.attack.outcome import Status
+from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.files import PUBLIC, write_atomic
+
+ATTEMPTS = 3
+"""Times that a unit is tried in one run."""
+_WAIT_S = 0.5
+
+
+@dataclass
+class Row:
+    """Where one attack on one fleet stands.
+
+    Attributes:
+        units: All units.
+        done: Of them done.
+        failed: Of them given up.
+        total: Images.
+        images: Of them attacked.
+        found: Of those attacked in this run, with a sample.
+        queries: Labels asked for in this run.
+        distances: Of samples found in this run.
+    """
+
+    units: int = 0
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    images: int = 0
+    found: int = 0
+    queries: int = 0
+    distances: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median distance of samples found in this run; infinite without one."""
+        return statistics.median(self.distances) if self.distances else float("inf")
+
+
+Standing = Mapping[tuple[str, str], Row]
+"""By fleet and attack."""
+Watch = Callable[[Standing], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        units: All units of the campaign.
+        done: Of them done.
+        failed: Name and last reason of those given up.
+        queries: Labels that attacks asked for, in units that are done.
+        clean_queries: Labels of clean images, likewise.
+        replay_queries: Labels of replayed samples, likewise.
+    """
+
+    units: int
+    done: int
+    failed: tuple[tuple[str, str], ...]
+    queries: int
+    clean_queries: int
+    replay_queries: int
+
+
+def run(folder: Path, *, workers: int | None = None, engine: str | None = None, watch: Watch = lambda _: None) -> Ended:
+    """Runs what is left of a campaign.
+
+    Args:
+        folder: The campaign's.
+        workers: Processes; None for the file's.
+        engine: "processes", "serial" or the address of a Dask scheduler; None for the file's.
+        watch: Told where it stands, several times a second.
+
+    Raises:
+        MisuseError: It is no campaign, or another process runs it.
+        RefusedError: `MALFORMED`: ledger, inputs or shards were changed or are damaged.
+        DeviceError: Storage failed, or there are no workers; what was done is kept.
+    """
+    with Ledger(folder, write=True) as ledger:
+        prepared = folders.read(folder, ledger.meta)
+        differences = against_shards(folder, ledger, prepared.campaign)
+        if differences:
+            hint = f"variegate attack verify {folder} lists all {len(differences)} differences"
+            raise RefusedError(Refusal.MALFORMED, f"the campaign was changed: {differences[0]}", hint=hint)
+        folders.tidy(folder)
+        ledger.revive()
+        running = prepared.campaign.run
+        made = _Run(folder, ledger, prepared, watch)
+        if made.left:
+            number = running.workers if workers is None else workers
+            hands = started(engine or running.engine, number, prepared, folder)
+            try:
+                made.to_end(hands)
+            finally:
+                hands.close()
+        return made.ended()
+
+
+class _Run:
+    """One run of a campaign."""
+
+    def __init__(self, folder: Path, ledger: Ledger, prepared: Prepared, watch: Watch) -> None:
+        self._folder, self._ledger, self._watch = folder, ledger, watch
+        self._fleets = {fleet.name: fleet for fleet in prepared.fleets}
+        entries = ledger.entries()
+        self._units = {entry.unit.name: entry.unit for entry in entries}
+        self._waiting = deque(entry.unit for entry in entries if entry.state != DONE)
+        self._open = {unit.name for unit in self._waiting}
+        self._attempts: dict[str, int] = {}
+        self._failed: dict[str, str] = {}
+        self._rows: dict[tuple[str, str], Row] = {}
+        counts = ledger.counts()
+        for entry in entries:
+            row = self._row(entry.unit)
+            row.units += 1
+            row.total += len(entry.unit.images)
+            row.done += entry.state == DONE
+            row.images += len(entry.unit.images) if entry.state == DONE else counts.get(entry.unit.name, 0)
+
+    @property
+    def left(self) -> bool:
+        """Whether units are left."""
+        return bool(self._open)
+
+    def to_end(self, engine: Engine) -> None:
+        """Until no unit is left that may be tried."""
+        while self._open:
+            for _ in range(min(engine.room, len(self._waiting))):
+                unit = self._waiting.popleft()
+                engine.submit(Job(unit=unit, known=self._ledger.outcomes(unit.name)))
+            images = []
+            for event in engine.wait(_WAIT_S):
+                if event.unit not in self._open:
+                    continue  # an event that comes after its unit has ended
+                match event:
+                    case ImageDone():
+                        images.append(event)
+                        self._count(event)
+                    case UnitDone():
+                        self._finish(event)
+                    case UnitFailed():
+                        self._fail(event)
+            images = [image for image in images if image.unit in self._open]
+            if images:
+                self._ledger.keep(images)
+            self._watch(self._rows)
+
+    def ended(self) -> Ended:
+        """How it ended."""
+        done = [entry for entry in self._ledger.entries() if entry.state == DONE]
+        return Ended(
+            units=len(self._units),
+            done=len(done),
+            failed=tuple(sorted(self._failed.items())),
+            queries=sum(entry.queries or 0 for entry in done),
+            clean_queries=sum(entry.clean_queries or 0 for entry in done),
+            replay_queries=sum(entry.replay_queries or 0 for entry in done),
+        )
+
+    def _count(self, done: ImageDone) -> None:
+        unit = self._units[done.unit]
+        fleet, row = self._fleets[unit.fleet], self._row(unit)
+        outcome = outcome_from_bytes(done.outcome, fleet.shape, fleet.dtype)
+        row.images = min(row.images + 1, row.total)
+        row.queries += outcome.queries
+        if outcome.status is Status.FOUND:
+            row.found += 1
+            row.distances.append(outcome.distance)
+
+    def _finish(self, done: UnitDone) -> None:
+        """Shards first, then the ledger: what the ledger calls done is on disk."""
+        for kind, data in ((folders.SAMPLES, done.samples), (folders.REPLAYS, done.replays)):
+            write_atomic(folders.shard(self._folder, kind, done.unit), data, mode=PUBLIC, overwrite=True)
+        self._ledger.finish(done)
+        self._open.discard(done.unit)
+        self._row(self._units[done.unit]).done += 1
+
+    def _fail(self, failed: UnitFailed) -> None:
+        tried = self._attempts[failed.unit] = self._attempts.get(failed.unit, 0) + 1
+        last = tried >= ATTEMPTS
+        self._ledger.fail(failed.unit, failed.reason, last=last)
+        if last:
+            self._open.discard(failed.unit)
+            self._failed[failed.unit] = failed.reason
+            self._row(self._units[failed.unit]).failed += 1
+        else:
+            self._waiting.append(self._units[failed.unit])
+
+    def _row(self, unit: Unit) -> Row:
+        return self._rows.setdefault((unit.fleet, unit.attack), Row())

@@ -1,0 +1,98 @@
+"""Shards: Parquet with fixed schemas and writer settings, so that equal rows are equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from variegate.keys.errors import Refusal, RefusedError
+
+_KEYS = [
+    ("fleet", pa.string()),
+    ("attack", pa.string()),
+    ("profile", pa.string()),
+    ("norm", pa.string()),
+    ("attacker", pa.int32()),
+    ("image", pa.int32()),
+    ("true_class", pa.int32()),
+]
+SAMPLES = pa.schema(
+    [
+        *_KEYS,
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("label", pa.int32()),
+        ("queries", pa.int32()),
+        ("distance", pa.float64()),
+        ("dtype", pa.string()),
+        ("sample", pa.binary()),
+        ("trace_queries", pa.list_(pa.int32())),
+        ("trace_distance", pa.list_(pa.float64())),
+        ("budgets", pa.list_(pa.int32())),
+        ("budget_samples", pa.list_(pa.binary())),
+    ]
+)
+"""A row for each image of a unit."""
+REPLAYS = pa.schema(
+    [
+        *_KEYS,
+        ("budget", pa.int32()),
+        ("overshoot", pa.float64()),
+        ("victim", pa.int32()),
+        ("label", pa.int32()),
+        ("clean_label", pa.int32()),
+        ("l2", pa.float64()),
+        ("linf", pa.float64()),
+    ]
+)
+"""A row for each sample, budget, overshoot and victim."""
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def to_bytes(schema: pa.Schema, columns: Columns) -> bytes:
+    """A shard.
+
+    Args:
+        schema: `SAMPLES` or `REPLAYS`.
+        columns: Values by column, equally many in each.
+    """
+    table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=True,
+        write_statistics=True,
+        store_schema=False,
+        row_group_size=1 << 20,
+    )
+    return bytes(sink.getvalue())
+
+
+def from_bytes(schema: pa.Schema, data: bytes, what: str) -> list[dict[str, Any]]:
+    """Rows of a shard that may be damaged.
+
+    Args:
+        schema: What it must have.
+        data: The file.
+        what: Its name, for messages.
+
+    Raises:
+        RefusedError: `MALFORMED`.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RefusedError(Refusal.MALFORMED, f"{what} is no Parquet file") from error
+    if not table.schema.remove_metadata().equals(schema):
+        raise RefusedError(Refusal.MALFORMED, f"{what} does not have the columns of its kind")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows

@@ -1,0 +1,207 @@
+"""Does one unit of work: attacks its images, shows what was found to the victims, and writes both shards to memory.
+
+Nothing here depends on which worker does it, in which order, or whether an earlier one was killed: each image has its
+own generator, and outcomes that are known already are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from variegate.attack.algorithms.table import from_config
+from variegate.attack.campaign import replay, shards
+from variegate.attack.campaign.config import AttackRun
+from variegate.attack.campaign.copies import Copies, Opener, labels_of, opened_device
+from variegate.attack.campaign.messages import (
+    Event,
+    ImageDone,
+    Job,
+    UnitDone,
+    UnitFailed,
+    outcome_from_bytes,
+    outcome_to_bytes,
+)
+from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.units import Unit, victims
+from variegate.attack.driver import Task, run
+from variegate.attack.oracle import Counted, to_frames, to_points
+from variegate.attack.outcome import Outcome
+from variegate.attack.search import Attack, Points, Problem, seeded
+from variegate.keys.errors import DeviceError, VariegateError
+
+_MAX_REASON = 500
+
+
+class Bench:
+    """A worker's place of work: the campaign, and the copies that it has opened."""
+
+    def __init__(self, prepared: Prepared, *, opened: Opener = opened_device) -> None:
+        """Opens nothing yet.
+
+        Args:
+            prepared: The campaign.
+            opened: Opens devices.
+        """
+        self._prepared = prepared
+        self.copies = Copies(prepared.fleets, opened=opened)
+
+    def close(self) -> None:
+        """Closes the copies."""
+        self.copies.close()
+
+    def events(self, job: Job) -> Iterator[Event]:
+        """Does a unit.
+
+        Yields:
+            An `ImageDone` for each image whose outcome was not known, then `UnitDone`; or `UnitFailed`.
+        """
+        # Sums of a matrix product depend on how many threads share it.
+        with threadpool_limits(1):
+            try:
+                yield from self._events(job)
+            except VariegateError as error:
+                yield UnitFailed(unit=job.unit.name, reason=error.message[:_MAX_REASON])
+            except MemoryError:
+                yield UnitFailed(unit=job.unit.name, reason="out of memory")
+            except Exception as error:  # noqa: BLE001  a fault in one unit must not end the campaign
+                yield UnitFailed(unit=job.unit.name, reason=f"{type(error).__name__}: {error}"[:_MAX_REASON])
+
+    def _events(self, job: Job) -> Iterator[Event]:
+        unit, campaign, images = job.unit, self._prepared.campaign, self._prepared.images
+        attack_run = campaign.attack(unit.attack)
+        attack = from_config(attack_run.kind, attack_run.profile, attack_run.parameters)
+        oracle = Counted(self.copies.oracle(unit.fleet, unit.attacker))
+        dtype, shape = oracle.dtype, oracle.shape
+        places = list(unit.images)
+        clean = to_frames(to_points(images.x[places]), dtype)
+        labels = labels_of(oracle, clean)
+        asked_before = oracle.queries
+        outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in job.known.items()}
+        tasks = (
+            self._task(unit, attack_run, place, int(label))
+            for place, label in zip(places, labels, strict=True)
+            if place not in outcomes
+        )
+        asked = 0
+        for outcome in run(attack, tasks, oracle):
+            outcomes[outcome.key] = outcome
+            asked += outcome.queries
+            yield ImageDone(unit=unit.name, image=outcome.key, outcome=outcome_to_bytes(outcome))
+        if asked != oracle.queries - asked_before:
+            raise DeviceError(f"{oracle.queries - asked_before} labels were asked for and {asked} accounted for")
+        ordered = [outcomes[place] for place in places]
+        shown_to = victims(campaign, unit)
+        rows = self._rows(unit, attack_run, attack, ordered, dtype)
+        found = self.replays(unit, ordered, dtype)
+        yield UnitDone(
+            unit=unit.name,
+            samples=shards.to_bytes(shards.SAMPLES, rows),
+            replays=shards.to_bytes(shards.REPLAYS, self._replay_rows(rows, found)),
+            samples_rows=len(ordered),
+            replays_rows=len(found),
+            queries=sum(outcome.queries for outcome in ordered),
+            clean_queries=len(places) * (1 + len(shown_to)),
+            replay_queries=len(found),
+        )
+
+    def replays(self, unit: Unit, outcomes: list[Outcome], dtype: str) -> list[replay.Answer]:
+        """Shows the samples of a unit's outcomes, in the order of its images, to its victims.
+
+        Raises:
+            LimitError, RefusedError, DeviceError: As the copies.
+        """
+        samples = [
+            (i, budget, frame)
+            for i, outcome in enumerate(outcomes)
+            for budget, frame in [*sorted(outcome.checkpoints.items()), (0, outcome.sample)]
+            if frame is not None
+        ]
+        campaign = self._prepared.campaign
+        clean = self._prepared.images.x[list(unit.images)]
+        return replay.answers(
+            to_frames(to_points(clean), dtype),
+            replay.frames_of(clean, samples, campaign.replay.overshoots, dtype),
+            victims(campaign, unit),
+            lambda victim: self.copies.oracle(unit.fleet, victim),
+        )
+
+    def _task(self, unit: Unit, attack: AttackRun, place: int, label: int) -> Task:
+        images = self._prepared.images
+        word = (self._prepared.campaign.seed, unit.fleet, unit.attacker, int(images.index[place]), attack.name)
+        target = self._target(word, int(images.y[place]), label) if attack.targeted else None
+        return Task(
+            key=place,
+            problem=Problem(
+                clean=to_points(images.x[place]).reshape(-1),
+                shape=self._prepared.images.x.shape[1:],
+                label=label,
+                target=target,
+                starts=self._starts(word, attack.starts, label, target),
+                queries=attack.queries,
+                rng=seeded(*word),
+            ),
+            checkpoints=attack.budgets,
+        )
+
+    def _target(self, word: tuple[str | int, ...], true_class: int, label: int) -> int:
+        """A class of the pool other than the image's own."""
+        others = np.setdiff1d(self._prepared.images.pool_y, [true_class, label])
+        if not len(others):
+            raise DeviceError("no class is left to aim at: the data has too few")
+        return int(seeded(*word, "target").choice(others))
+
+    def _starts(self, word: tuple[str | int, ...], count: int, label: int, target: int | None) -> Points:
+        images = self._prepared.images
+        fit = np.flatnonzero(images.pool_y != label if target is None else images.pool_y == target)
+        drawn = seeded(*word, "starts").permutation(fit)[:count]
+        points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), -1)
+        return points
+
+    def _rows(
+        self, unit: Unit, run_: AttackRun, attack: Attack, outcomes: list[Outcome], dtype: str
+    ) -> dict[str, list[Any]]:
+        images, count = self._prepared.images, len(outcomes)
+        places = list(unit.images)
+        budgets = list(run_.budgets)
+        return {
+            "fleet": [unit.fleet] * count,
+            "attack": [unit.attack] * count,
+            "profile": [run_.profile] * count,
+            "norm": [attack.norm] * count,
+            "attacker": [unit.attacker] * count,
+            "image": images.index[places].tolist(),
+            "true_class": images.y[places].tolist(),
+            "status": [outcome.status.value for outcome in outcomes],
+            "reason": [outcome.reason for outcome in outcomes],
+            "label": [outcome.label for outcome in outcomes],
+            "queries": [outcome.queries for outcome in outcomes],
+            "distance": [outcome.distance for outcome in outcomes],
+            "dtype": [dtype] * count,
+            "sample": [_raw(outcome.sample) for outcome in outcomes],
+            "trace_queries": [[asked for asked, _ in outcome.trace] for outcome in outcomes],
+            "trace_distance": [[length for _, length in outcome.trace] for outcome in outcomes],
+            "budgets": [budgets] * count,
+            "budget_samples": [[_raw(outcome.checkpoints.get(at)) for at in budgets] for outcome in outcomes],
+        }
+
+    def _replay_rows(self, rows: Mapping[str, list[Any]], found: list[replay.Answer]) -> dict[str, list[Any]]:
+        keys = ("fleet", "attack", "profile", "norm", "attacker", "image", "true_class")
+        return {
+            **{key: [rows[key][one.shown.image] for one in found] for key in keys},
+            "budget": [one.shown.budget for one in found],
+            "overshoot": [one.shown.overshoot for one in found],
+            "victim": [one.victim for one in found],
+            "label": [one.label for one in found],
+            "clean_label": [one.clean_label for one in found],
+            "l2": [one.shown.l2 for one in found],
+            "linf": [one.shown.linf for one in found],
+        }
+
+
+def _raw(frame: NDArray[Any] | None) -> bytes | None:
+    return None if frame is None else np.ascontiguousarray(frame).tobytes()
