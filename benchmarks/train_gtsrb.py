@@ -12,9 +12,10 @@ import argparse
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +24,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from benchmarks.result import result_path, source_commit, write_result
 from benchmarks.zoo.data import Images, gtsrb_test, gtsrb_train
 from benchmarks.zoo.gtsrb_small import WEIGHTS, GtsrbSmall
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 NAME: Final = "train_gtsrb"
 
@@ -85,11 +88,19 @@ def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torc
     return torch.clamp(brightness * (mean + contrast * (moved - mean)), 0, 1)
 
 
-def train(images: Images, recipe: Recipe, seed: int) -> GtsrbSmall:
-    """A network trained on `images`, in eval mode; deterministic given the seed."""
+def train(images: Images, recipe: Recipe, seed: int, make: Callable[[], Network]) -> Network:
+    """A network trained on `images`, in eval mode; deterministic given the seed.
+
+    Args:
+        images: To train on.
+        recipe: How.
+        seed: Of the first weights, of the order and of the augmentation: another seed shares none of them.
+        make: Makes the untrained network.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = GtsrbSmall().train()
+    model = make()
+    model.train()
     steps = math.ceil(len(images) / recipe.batch)
     optimiser = torch.optim.SGD(
         model.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay
@@ -152,11 +163,11 @@ def main() -> None:
         images, recipe, limit = images.select(slice(None, None, 20)), replace(recipe, epochs=2), 500
     if arguments.validate:
         images, held_out = split(images)
-        right = count_right(train(images, recipe, arguments.seed), held_out)
+        right = count_right(train(images, recipe, arguments.seed, GtsrbSmall), held_out)
         print(f"held-out tracks: {right} of {len(held_out)} right ({right / len(held_out):.2%})")
         return
     started = time.monotonic()
-    model = train(images, recipe, arguments.seed)
+    model = train(images, recipe, arguments.seed, GtsrbSmall)
     seconds = time.monotonic() - started
 
     result = result_path(NAME, quick=arguments.quick, out=arguments.out)
