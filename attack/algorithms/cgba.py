@@ -1,0 +1,151 @@
+"""CGBA: Reza, Rahmati, Wu and Dai, "CGBA: Curvature-aware Geometric Black-box Attack", ICCV 2023; full dimension."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.algorithms.circle import Circle
+from variegate.attack.algorithms.estimate import estimate, unit
+from variegate.attack.algorithms.fields import at_least, between
+from variegate.attack.algorithms.grid import grain, probes, settled
+from variegate.attack.algorithms.steps import Step, first_start, fools, to_boundary
+from variegate.attack.search import Norm, Points, Problem, Result, Search
+from variegate.keys.errors import MisuseError
+
+Boundary = Literal["auto", "flat", "curved"]
+_TRIES = 12
+"""Most halvings before a search on the circle gives up: 90 degrees / 2^12 is a fiftieth of a degree."""
+_HALVINGS = 40
+_FRUITLESS = 20
+"""Estimates in a row that lead nowhere before a search ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cgba:
+    """Walks along the boundary on semicircles whose diameter is the segment from the clean image to the last point.
+
+    On such a circle every point is nearer than the last. It lies in the plane of that segment and of the normal
+    estimated at the last point. CGBA (`flat`) bisects on the circle: nearest to the image where the boundary is flat.
+    CGBA-H (`curved`) halves the angle from the normal's until a point fools, and goes straight to the image from there:
+    for the bent boundaries around small regions, as a target class has.
+
+    Attributes:
+        first: Probes of the first estimate; estimate t has `first * sqrt(t)` (section 3.3).
+        sigma: Root mean square of a probe's pixel, pixels in 0..1; on a device of bytes at least a quarter of a level.
+            The paper's code has 2e-4: on a network of 3,072 pixels a wider probe sees more of the boundary.
+        tolerance: L2 length at which a bisection ends, below `sigma`, as a probe moves that far along the normal; the
+            code's is 1e-4. On a device of bytes at least one level of one pixel.
+        boundary: "flat" is CGBA, "curved" CGBA-H, "auto" the latter for a target, as the paper has it.
+        noises: Draws of noise before giving up, without a start that is answered as wanted.
+    """
+
+    first: int = 30
+    sigma: float = 1e-3
+    tolerance: float = 5e-4
+    boundary: Boundary = "auto"
+    noises: int = 100
+    name: ClassVar[str] = "cgba"
+    profile: ClassVar[str] = "corrected"
+    norm: ClassVar[Norm] = "l2"
+    result: ClassVar[Result] = "best"
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            MisuseError: A field is out of range.
+        """
+        at_least("first", self.first, 1)
+        between("sigma", self.sigma, 0, 1)
+        between("tolerance", self.tolerance, 0, 1)
+        at_least("noises", self.noises, 1)
+        if self.boundary not in get_args(Boundary):
+            raise MisuseError(f"boundary must be one of {', '.join(get_args(Boundary))}, not {self.boundary!r}")
+
+    @classmethod
+    def corrected(cls) -> Cgba:
+        """As described."""
+        return cls()
+
+    def search(self, problem: Problem) -> Search:
+        """See `attack.search.Attack`; ends, too, when estimates lead nowhere any more."""
+        start = yield from first_start(problem, self.noises)
+        if start is None:
+            return
+        grey = grain(problem)
+        tolerance = max(self.tolerance, grey)
+        radius = max(self.sigma, grey / 4) * math.sqrt(problem.clean.size)
+        curved = self.boundary == "curved" or (self.boundary == "auto" and problem.target is not None)
+        point = yield from _straight(problem, start, tolerance)
+        turn = fruitless = 0
+        while fruitless < _FRUITLESS:
+            turn += 1
+            fruitless += 1
+            normal = yield from _normal(problem, point, int(self.first * math.sqrt(turn)), radius)
+            circle = Circle.through(problem.clean, point, normal)
+            if circle is None:
+                continue
+            if curved:
+                near = yield from _falling(problem, circle)
+                near = yield from _straight(problem, near, tolerance)
+            else:
+                near = yield from _bisected(problem, circle, tolerance)
+            if np.linalg.norm(near - problem.clean) < circle.radius:
+                point, fruitless = near, 0
+
+
+def _normal(problem: Problem, point: NDArray[np.float32], count: int, radius: float) -> Step:
+    """Estimated into the fooling side, of length 1, or zeros. With the baseline of HopSkipJump's equation 16."""
+
+    def draw(n: int) -> Points:
+        return probes(problem, point, n, radius, grain(problem))
+
+    return unit((yield from estimate(point, count, draw)).with_baseline())
+
+
+def _straight(problem: Problem, far: NDArray[np.float32], tolerance: float) -> Step:
+    """The boundary on the segment to the image."""
+    length = float(np.linalg.norm(far - problem.clean))
+    near = yield from to_boundary(problem, far, tolerance / max(length, tolerance))
+    return settled(near, grain(problem))
+
+
+def _bisected(problem: Problem, circle: Circle, tolerance: float) -> Step:
+    """CGBA's search: past the boundary in growing steps, then halves of the arc."""
+    grey = grain(problem)
+    low, high = 0.0, math.pi / 2
+    best = settled(circle.at(0), grey)
+    # 90 (1 - 2^-k) degrees until one does not fool; those before it bound the arc from below.
+    for k in range(1, _TRIES):
+        angle = math.pi / 2 * (1 - 0.5**k)
+        there = settled(circle.at(angle), grey)
+        if not (yield from fools(there)):
+            high = angle
+            break
+        low, best = angle, there
+    for _ in range(_HALVINGS):
+        if (high - low) * circle.radius <= tolerance:
+            break
+        angle = (low + high) / 2
+        there = settled(circle.at(angle), grey)
+        if (yield from fools(there)):
+            low, best = angle, there
+        else:
+            high = angle
+    return best
+
+
+def _falling(problem: Problem, circle: Circle) -> Step:
+    """CGBA-H's search: from the normal's angle in halves until a point fools; at last the point itself."""
+    grey, angle = grain(problem), min(circle.angle, math.pi / 2)
+    for _ in range(_TRIES):
+        angle /= 2
+        there = settled(circle.at(angle), grey)
+        if (yield from fools(there)):
+            return there
+    return settled(circle.at(0), grey)
