@@ -7,7 +7,10 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
+from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
+from variegate.attack.algorithms.rays import Rays
+from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.search import Attack
 from variegate.keys.errors import MisuseError
 
@@ -15,15 +18,21 @@ ART, CORRECTED = "art-1.20", "corrected"
 
 ATTACKS: Final[Mapping[str, type[Attack]]] = MappingProxyType(
     {
+        "cgba": Cgba,
         "hopskipjump": HopSkipJump,
+        "rays": Rays,
+        "surfree": SurFree,
     }
 )
 """Classes by the name of their algorithm, with `corrected` defaults."""
 
 DEFAULTS: Final[Mapping[tuple[str, str], Callable[[], Attack]]] = MappingProxyType(
     {
+        ("cgba", CORRECTED): Cgba.corrected,
         ("hopskipjump", ART): HopSkipJump.art,
         ("hopskipjump", CORRECTED): HopSkipJump.corrected,
+        ("rays", CORRECTED): Rays.corrected,
+        ("surfree", CORRECTED): SurFree.corrected,
     }
 )
 """Every attack as its profile has it, by name and profile."""
