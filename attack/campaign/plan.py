@@ -1,0 +1,150 @@
+"""What a campaign will cost, before anything runs: labels, core-hours, hours beside a device, disk."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from variegate.attack.campaign.config import Campaign
+from variegate.attack.campaign.copies import Copies, Opener, opened_device
+from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.units import Unit, units, victims
+from variegate.attack.oracle import to_frames, to_points
+from variegate.keys.errors import MisuseError
+
+MEASURE_S = 1.0
+_BATCH = 32
+"""Frames of a call while measuring: about what searches fill."""
+_COMPRESSED = 0.9
+_REPLAY_ROW, _SAMPLE_ROW = 12, 2_000
+"""Bytes on disk of a row beside its frames; measured, and rounded up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlan:
+    """What one fleet will be asked.
+
+    Attributes:
+        fleet: Its name.
+        copies: How many.
+        units: Units of work.
+        queries: Labels for attacks, at most.
+        clean_queries: Labels of clean images.
+        replay_queries: Labels of replayed samples, at most.
+        labels_per_s: Measured on one core, or of one device; 0 where not measured.
+        core_hours: All labels at that rate; attacks' own work comes on top.
+        device_hours: The attacks' labels at the stated frame rate, of the device that is asked most; None without.
+        bytes: Of shards, at most.
+    """
+
+    fleet: str
+    copies: int
+    units: int
+    queries: int
+    clean_queries: int
+    replay_queries: int
+    labels_per_s: float
+    core_hours: float
+    device_hours: float | None
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a campaign will cost.
+
+    Attributes:
+        name: Of the campaign.
+        images: That are attacked.
+        fleets: By fleet.
+        workers: That share the core-hours.
+    """
+
+    name: str
+    images: int
+    fleets: tuple[FleetPlan, ...]
+    workers: int
+
+    @property
+    def hours(self) -> float:
+        """With so many workers, each on a core of its own."""
+        return sum(fleet.core_hours for fleet in self.fleets) / max(1, self.workers)
+
+
+def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = opened_device) -> Plan:
+    """Plans a campaign.
+
+    Args:
+        prepared: The campaign.
+        measure_s: Seconds to measure each fleet of local copies for; devices, whose budgets count, are never asked.
+        opened: Opens devices.
+
+    Raises:
+        MisuseError: `measure_s` is not above 0.
+        RefusedError, DeviceError: A copy does not load or run.
+    """
+    if not 0 < measure_s < math.inf:
+        raise MisuseError("the time to measure for must be above 0")
+    campaign = prepared.campaign
+    copies = Copies(prepared.fleets, opened=opened)
+    try:
+        rates = {
+            fleet.name: 0.0 if fleet.devices else _rate(prepared, copies, fleet.name, measure_s)
+            for fleet in prepared.fleets
+        }
+    finally:
+        copies.close()
+    every = units(campaign)
+    return Plan(
+        name=campaign.name,
+        images=campaign.data.count,
+        fleets=tuple(
+            _fleet(campaign, [unit for unit in every if unit.fleet == fleet.name], fleet.name, rates[fleet.name], shape)
+            for fleet in prepared.fleets
+            for shape in [int(np.prod(fleet.shape)) * (4 if fleet.dtype == "float32" else 1)]
+        ),
+        workers=campaign.run.workers,
+    )
+
+
+def _fleet(campaign: Campaign, own: list[Unit], name: str, rate: float, frame: int) -> FleetPlan:
+    fleet, overshoots = campaign.fleet(name), len(campaign.replay.overshoots)
+    queries = clean = replays = size = 0
+    asked = dict.fromkeys(range(fleet.copies), 0)
+    for unit in own:
+        attack, count = campaign.attack(unit.attack), len(unit.images)
+        kept, shown_to = 1 + len(attack.budgets), len(victims(campaign, unit))
+        asked[unit.attacker] += count * attack.queries
+        queries += count * attack.queries
+        clean += count * (1 + shown_to)
+        rows = count * kept * overshoots * shown_to
+        replays += rows
+        size += rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(kept * frame * _COMPRESSED))
+    labels = queries + clean + replays
+    return FleetPlan(
+        fleet=name,
+        copies=fleet.copies,
+        units=len(own),
+        queries=queries,
+        clean_queries=clean,
+        replay_queries=replays,
+        labels_per_s=rate,
+        core_hours=labels / rate / 3600 if rate else 0.0,
+        device_hours=max(asked.values()) / fleet.frame_rate / 3600 if fleet.frame_rate else None,
+        bytes=size,
+    )
+
+
+def _rate(prepared: Prepared, copies: Copies, fleet: str, seconds: float) -> float:
+    """Labels a second of one copy on one core."""
+    oracle = copies.oracle(fleet, 0)
+    frames = to_frames(to_points(np.resize(prepared.images.x, (_BATCH, *oracle.shape))), oracle.dtype)
+    oracle.labels(frames)  # the first call sets up
+    start, done = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds or not done:
+        oracle.labels(frames)
+        done += len(frames)
+    return done / passed if passed else 0.0

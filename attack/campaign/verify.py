@@ -1,0 +1,201 @@
+"""Verifies a finished campaign: ledger against shards, then stored samples against the copies, asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variegate.attack.campaign import folder as folders
+from variegate.attack.campaign.check import against_shards, rows_of
+from variegate.attack.campaign.copies import Opener, opened_device
+from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.work import Bench
+from variegate.attack.outcome import Outcome, Status
+from variegate.attack.search import seeded
+from variegate.keys.errors import MisuseError, VariegateError
+
+_REPLAY_KEYS = ("budget", "overshoot", "victim", "label", "clean_label", "l2", "linf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a verification found.
+
+    Attributes:
+        units: Units of the campaign.
+        done: Of them done: only these are verified.
+        samples: Samples asked again.
+        replays: Replays asked again.
+        differences: What differs, one sentence each.
+    """
+
+    units: int
+    done: int
+    samples: int
+    replays: int
+    differences: tuple[str, ...]
+
+
+def verify(
+    folder: Path,
+    *,
+    sample: int | None = None,
+    opened: Opener = opened_device,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Verdict:
+    """Verifies a campaign.
+
+    Args:
+        folder: The campaign's.
+        sample: Images to ask again, drawn by the campaign's seed; None for all.
+        opened: Opens devices.
+        progress: Told of units done, and their number.
+
+    Raises:
+        MisuseError: It is no campaign, or `sample` is negative.
+        RefusedError: `MALFORMED`: the ledger or an input is damaged, so that nothing can be compared.
+        DeviceError: Storage or a device failed.
+    """
+    if sample is not None and sample < 0:
+        raise MisuseError("a number of samples cannot be negative")
+    with Ledger(folder, write=False) as ledger:
+        prepared = folders.read(folder, ledger.meta)
+        differences = against_shards(folder, ledger, prepared.campaign)
+        entries = ledger.entries()
+    done = [entry for entry in entries if entry.state == DONE]
+    wanted = _drawn(prepared, done, sample)
+    again = _Again(folder, prepared, opened)
+    try:
+        for i, entry in enumerate(done):
+            if wanted[entry.unit.name]:
+                again.unit(entry, wanted[entry.unit.name])
+            progress(i + 1, len(done))
+    finally:
+        again.close()
+    return Verdict(
+        units=len(entries),
+        done=len(done),
+        samples=again.samples,
+        replays=again.replays,
+        differences=tuple(dict.fromkeys([*differences, *again.differences])),
+    )
+
+
+def _drawn(prepared: Prepared, done: list[Entry], sample: int | None) -> dict[str, set[int]]:
+    """Places within their units of the images to ask again."""
+    every = [(entry.unit.name, i) for entry in done for i in range(len(entry.unit.images))]
+    if sample is not None and sample < len(every):
+        order = seeded(prepared.campaign.seed, "verify").permutation(len(every))[:sample]
+        every = [every[i] for i in order]
+    out: dict[str, set[int]] = {entry.unit.name: set() for entry in done}
+    for name, i in every:
+        out[name].add(i)
+    return out
+
+
+class _Again:
+    """Asks the copies again."""
+
+    def __init__(self, folder: Path, prepared: Prepared, opened: Opener) -> None:
+        self._folder, self._prepared = folder, prepared
+        self._bench = Bench(prepared, opened=opened)
+        self.samples = self.replays = 0
+        self.differences: list[str] = []
+
+    def close(self) -> None:
+        """Closes the copies."""
+        self._bench.close()
+
+    def unit(self, entry: Entry, places: set[int]) -> None:
+        """One unit's images at these places."""
+        try:
+            stored = rows_of(self._folder, folders.SAMPLES, entry)
+            replays = rows_of(self._folder, folders.REPLAYS, entry)
+            outcomes = [_outcome(row, self._prepared, entry) for row in stored]
+        except (VariegateError, ValueError, TypeError, KeyError) as error:
+            words = error.message if isinstance(error, VariegateError) else f"{entry.unit.name} has damaged rows"
+            self.differences.append(words)
+            return
+        if len(outcomes) != len(entry.unit.images):
+            return  # the ledger's check has told of it
+        chosen = [outcome if i in places else _without(outcome) for i, outcome in enumerate(outcomes)]
+        self._samples(entry, chosen)
+        self._replays(entry, chosen, places, replays)
+
+    def _samples(self, entry: Entry, outcomes: list[Outcome]) -> None:
+        oracle = self._bench.copies.oracle(entry.unit.fleet, entry.unit.attacker)
+        for outcome, image in zip(outcomes, entry.unit.images, strict=True):
+            if outcome.sample is None:
+                continue
+            self.samples += 1
+            label = int(oracle.labels(outcome.sample[np.newaxis])[0])
+            if label != outcome.label:
+                place = int(self._prepared.images.index[image])
+                self.differences.append(
+                    f"{entry.unit.name}: the sample of image {place} is answered {label}, not {outcome.label}"
+                )
+
+    def _replays(self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: list[dict[str, Any]]) -> None:
+        index = self._prepared.images.index
+        by_image = {int(index[entry.unit.images[i]]) for i in places}
+        kept = [row for row in stored if row["image"] in by_image]
+        dtype = self._prepared_dtype(entry)
+        found = self._bench.replays(entry.unit, outcomes, dtype)
+        self.replays += len(found)
+        if len(found) != len(kept):
+            self.differences.append(f"{entry.unit.name}: {len(kept)} replays are stored, and {len(found)} are due")
+            return
+        for answer, row in zip(found, kept, strict=True):
+            shown = answer.shown
+            values = (
+                shown.budget, shown.overshoot, answer.victim, answer.label, answer.clean_label, shown.l2, shown.linf
+            )  # fmt: skip
+            image = int(index[entry.unit.images[shown.image]])
+            for key, value in zip(("image", *_REPLAY_KEYS), (image, *values), strict=True):
+                if row[key] != value:
+                    self.differences.append(
+                        f"{entry.unit.name}: replay of image {row['image']} on copy {row['victim']} at s = "
+                        f"{row['overshoot']:g}: {key} is {value}, not {row[key]}"
+                    )
+
+    def _prepared_dtype(self, entry: Entry) -> str:
+        return next(fleet.dtype for fleet in self._prepared.fleets if fleet.name == entry.unit.fleet)
+
+
+def _outcome(row: Mapping[str, Any], prepared: Prepared, entry: Entry) -> Outcome:
+    """A stored row as an outcome, as far as replays need one."""
+    fleet = next(fleet for fleet in prepared.fleets if fleet.name == entry.unit.fleet)
+
+    def frame(raw: bytes | None) -> Any:
+        return None if raw is None else np.frombuffer(raw, fleet.dtype).reshape(fleet.shape)
+
+    return Outcome(
+        key=row["image"],
+        status=Status(row["status"]),
+        reason=row["reason"],
+        sample=frame(row["sample"]),
+        label=row["label"],
+        distance=row["distance"],
+        queries=row["queries"],
+        trace=(),
+        checkpoints=dict(zip(row["budgets"], map(frame, row["budget_samples"]), strict=True)),
+    )
+
+
+def _without(outcome: Outcome) -> Outcome:
+    return Outcome(
+        key=outcome.key,
+        status=Status.NONE,
+        reason="",
+        sample=None,
+        label=None,
+        distance=float("inf"),
+        queries=0,
+        trace=(),
+        checkpoints={},
+    )
