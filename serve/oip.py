@@ -99,7 +99,10 @@ def server_metadata(version: str) -> bytes:
 
 
 def model_metadata(spec: Spec) -> bytes:
-    """The body of `GET /v2/models/copy`: shapes and types; nothing of buyer, device, budget or scores."""
+    """The body of `GET /v2/models/copy`: what a query and its answer are; nothing of buyer, device, budget or scores.
+
+    The protocol has no place for the number of classes and of frames; `parameters` are its way to say more.
+    """
     return _dump(
         {
             "name": MODEL,
@@ -107,6 +110,7 @@ def model_metadata(spec: Spec) -> bytes:
             "platform": "variegate_sealed",
             "inputs": [{"name": INPUT, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}],
             "outputs": [{"name": OUTPUT, "datatype": "INT64", "shape": [-1]}],
+            "parameters": {"classes": spec.classes, "max_batch": spec.batch},
         }
     )
 
