@@ -28,6 +28,7 @@ from variegate.isolation.pages import SecretRegion
 from variegate.isolation.placed import PlacedCopy, PlacedEngine, copying_operator
 from variegate.isolation.planner import Planner
 from variegate.isolation.statements import Statements
+from variegate.isolation.waiting import AFTER_ANSWER_S, Watch
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, VariegateError
@@ -74,6 +75,7 @@ class _Process:
     def __init__(self, channel: socket.socket, settings: Settings, descriptors: list[int]) -> None:
         self._channel = channel
         policy = settings.policy
+        self._watch = Watch(channel)
         planner = Planner([channel.fileno(), *descriptors], policy.ram_mib)  # before anything secret is within reach
         # Everything that takes a descriptor comes before the lockdown.
         self._frames, file, identity = (_mapped(descriptor) for descriptor in descriptors)
@@ -120,6 +122,7 @@ class _Process:
             wire.send(self._channel, answer)
             if self._scrubs:  # after the answer is out: nobody waits for it
                 self._engine.scrub()
+            self._watch.look(AFTER_ANSWER_S)
 
     def _answer(self, packet: bytes) -> bytes:
         if packet[0] == Kind.QUERY:

@@ -226,7 +226,7 @@ class Isolated:
             )
             # Copied while no other query is under way: there is one memory for frames.
             np.copyto(self._shown[:count], frames)
-            answer = self._exchange(process, packet, slices=-(-count // LIMITS.slice))
+            answer = self._exchange(process, packet, frames=count)
             end = wire.LABELS_LAYOUT.size + 8 * count
             if end < len(answer) if receipt else end == len(answer):
                 kind, told, labelled = wire.LABELS_LAYOUT.unpack_from(answer)
@@ -236,7 +236,7 @@ class Isolated:
             raise self._lost("answers something else")
 
     def _are_classes(self, labels: NDArray[np.int64]) -> bool:
-        return bool(labels.min() >= 0 and labels.max() < self._manifest.classes)
+        return bool(labels.view(np.uint64).max() < self._manifest.classes)  # where those below 0 are large
 
     def _clock(self) -> tuple[int, int]:
         """Unix time in nanoseconds, and the security counter."""
@@ -254,11 +254,11 @@ class Isolated:
                     return found
             raise self._lost("answers something else")
 
-    def _exchange(self, process: Process, packet: bytes, *, slices: int = 1) -> bytes:
+    def _exchange(self, process: Process, packet: bytes, *, frames: int = 0) -> bytes:
         """Asks once; whatever goes wrong between, the question is not asked again."""
-        seconds = self._policy.hang_s * slices
+        seconds = self._policy.hang_s * max(1, -(-frames // LIMITS.slice))
         try:
-            return process.ask(packet, self._offered, seconds)
+            return process.ask(packet, self._offered, seconds, frames=frames)
         except TimeoutError:
             why = f"did not answer within {seconds:g} s"
         except Lost:

@@ -13,6 +13,7 @@ from variegate.isolation.below import Settings, answer, protections_of
 from variegate.isolation.launch import ARCHIVE, ARCHIVE_PATH, Image
 from variegate.isolation.memory import sealed
 from variegate.isolation.tracing import Tracer
+from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.errors import DeviceError
 from variegate.keys.manifest import Manifest
@@ -49,6 +50,7 @@ class Process:
         for end in (ours, theirs):  # a packet must fit whole
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_PACKET)
         self._channel = ours
+        self._pace = Pace(Watch(ours))
         with theirs:
             self.pid = _spawn(image, theirs, debug=debug)
         self._tracer = Tracer(self.pid, hold=not debug)
@@ -106,13 +108,14 @@ class Process:
                 return Manifest.from_bytes(manifest), protections_of(protections)
         raise Lost("not ready")
 
-    def ask(self, packet: bytes, platform: object, seconds: float) -> bytes:
+    def ask(self, packet: bytes, platform: object, seconds: float, *, frames: int = 0) -> bytes:
         """Sends a packet and waits for what is not a call.
 
         Args:
             packet: A request.
             platform: Answers calls meanwhile.
             seconds: Time for all of it.
+            frames: Number of those that the request is to classify, from which follows when the answer is due.
 
         Returns:
             The answer's packet.
@@ -123,7 +126,7 @@ class Process:
             TimeoutError: It hangs.
         """
         wire.send(self._channel, packet)
-        return self._settled(platform, seconds)
+        return self._settled(platform, seconds, frames)
 
     def _loaded(self) -> list[str]:
         """Files of the modules that it has imported, as it says before it has seen anything hostile."""
@@ -132,18 +135,21 @@ class Process:
                 return modules
         raise Lost("something else")
 
-    def _settled(self, platform: object, seconds: float) -> bytes:
-        until = time.monotonic() + seconds
-        self._channel.settimeout(seconds)
+    def _settled(self, platform: object, seconds: float, frames: int = 0) -> bytes:
+        started = time.monotonic()
+        until = started + seconds
         while True:
+            if not self._pace.expect(frames, until - started):
+                # What is left: a compromised enclave could go on calling for ever.
+                self._channel.settimeout(max(0.001, until - time.monotonic()))
             packet = wire.receive(self._channel)
             if packet[0] == Kind.CALL:
                 wire.send(self._channel, answer(platform, wire.unpack(packet)[1]))
-                # A compromised enclave could go on calling for ever.
-                self._channel.settimeout(max(0.001, until - time.monotonic()))
+                started = time.monotonic()
             elif packet[0] == Kind.FAILED:
                 raise wire.error_of(wire.unpack(packet)[1])
             else:
+                self._pace.took(frames, time.monotonic() - started)
                 return packet
 
     def kill(self) -> None:

@@ -13,6 +13,7 @@ LANDLOCK_CREATE_RULESET = 444
 LANDLOCK_RESTRICT_SELF = 446
 MEMFD_SECRET = 447
 
+_POLLIN = 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,6 +32,12 @@ _libc.mmap.argtypes = (
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _PollFd(ctypes.Structure):
+    """`struct pollfd`."""
+
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
 
 
 def _checked(result: int) -> int:
@@ -106,6 +113,18 @@ def madvise(address: int, size: int, advice: int) -> None:
         OSError: As the kernel answers.
     """
     _checked(_libc.madvise(address, size, advice))
+
+
+def readable_within(descriptor: int, seconds: float) -> bool:
+    """`ppoll(2)` of one descriptor: unlike Python's `poll` it counts finer than milliseconds.
+
+    Returns:
+        Whether there is something to read, or nobody left to write it; also false after a signal.
+    """
+    asked = _PollFd(descriptor, _POLLIN, 0)
+    whole = int(seconds)
+    time = (ctypes.c_long * 2)(whole, int((seconds - whole) * 1e9))
+    return bool(_libc.ppoll(ctypes.byref(asked), ctypes.c_ulong(1), time, None) > 0)
 
 
 def drop_all_capabilities() -> None:

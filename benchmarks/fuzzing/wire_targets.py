@@ -28,6 +28,7 @@ from variegate.isolation.offered import Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.statements import Statements
+from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys import cbor
 from variegate.keys.manifest import Policy
@@ -87,6 +88,7 @@ class _Wired(Process):
     def __init__(self, packets: list[bytes]) -> None:
         self._channel, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(2)
+        self._pace = Pace(Watch(self._channel))
         self.theirs.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             for packet in packets:
