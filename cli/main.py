@@ -22,6 +22,7 @@ GROUPS = {
     "export": ("make a release from a base model, and seal copies for buyers", "variegate.cli.export"),
     "broker": ("release keys to devices that prove what they run", "variegate.cli.broker"),
     "device": ("provision, flash and query a simulated device", "variegate.cli.device"),
+    "attack": ("run campaigns of attacks on fleets, and report them", "variegate.cli.attack"),
     "demo": ("a walk through everything, in a minute", "variegate.cli.demo"),
 }
 """Name -> one-line help, and the module whose `add_commands(parser)` fills the group."""
@@ -33,6 +34,12 @@ _EXTRAS = {
     "safetensors": "seller",
     "torch": "seller",
     "PIL": "demo",
+    "distributed": "redteam",
+    "duckdb": "redteam",
+    "jsonschema": "redteam",
+    "matplotlib": "redteam",
+    "pyarrow": "redteam",
+    "threadpoolctl": "redteam",
     "httptools": "serve",
     "uvicorn": "serve",
 }

@@ -204,9 +204,6 @@ def parse(data: bytes) -> Campaign:
     if len(set(overshoots)) != len(overshoots):
         raise wrong("replay.overshoots", "names one twice")
     run = Running(**values.get("run", {}))
-    busy = next((f.name for f in fleets if any(u.startswith("device:") for u in f.devices)), None)
-    if busy is not None and (run.workers > 1 or "://" in run.engine):
-        raise wrong("run.workers", f"must be at most 1: a device folder of fleet {busy} opens in one process only")
     return Campaign(
         name=values["name"],
         seed=values["seed"],

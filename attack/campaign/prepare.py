@@ -43,13 +43,19 @@ class Prepared:
 
 
 def prepare(
-    campaign: Campaign, folder: Path, *, opened: Opener = opened_device, tell: Callable[[str], None] = lambda _: None
+    campaign: Campaign,
+    folder: Path,
+    *,
+    choose: bool = True,
+    opened: Opener = opened_device,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Loads bases, opens devices, chooses images.
 
     Args:
         campaign: The checked file.
         folder: That paths in it are seen from.
+        choose: Whether to choose images; else the first stand in for them, and no copy is asked.
         opened: Opens devices; Any kind by default.
         tell: Told what is being done.
 
@@ -72,7 +78,7 @@ def prepare(
     copies = Copies(tuple(fleets), opened=opened)
     try:
         tell(f"images: {source.count} of {len(x)}, {source.choose}")
-        chosen = _chosen(campaign, x, y, copies)
+        chosen = _chosen(campaign, x, y, copies) if choose else np.arange(min(source.count, len(x)))
     finally:
         copies.close()
     pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]

@@ -16,7 +16,7 @@ from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFai
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit
 from variegate.attack.outcome import Status
-from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, write_atomic
 
 ATTEMPTS = 3
@@ -105,13 +105,22 @@ def run(folder: Path, *, workers: int | None = None, engine: str | None = None, 
         running = prepared.campaign.run
         made = _Run(folder, ledger, prepared, watch)
         if made.left:
-            number = running.workers if workers is None else workers
-            hands = started(engine or running.engine, number, prepared, folder)
+            number, name = running.workers if workers is None else workers, engine or running.engine
+            _refuse_sharing(prepared, number, name)
+            hands = started(name, number, prepared, folder)
             try:
                 made.to_end(hands)
             finally:
                 hands.close()
         return made.ended()
+
+
+def _refuse_sharing(prepared: Prepared, workers: int, engine: str) -> None:
+    """A simulated device's folder opens in one process at a time."""
+    shared = next((f.name for f in prepared.fleets if any(uri.startswith("device:") for uri in f.devices)), None)
+    if shared is not None and engine != "serial" and (workers > 1 or "://" in engine):
+        message = f"fleet {shared} has devices that only one process can open"
+        raise MisuseError(message, hint="choose one worker, or serve the devices: variegate device serve")
 
 
 class _Run:

@@ -1,0 +1,158 @@
+"""`variegate attack`: campaigns of attacks on fleets. Needs the extra `redteam`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.cli import attack_options as options
+from variegate.cli.attack_watch import LiveTable
+from variegate.cli.console import Progress, emit, note, table
+
+_REFUSED = 1
+_MOST_LISTED = 20
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds the group's commands."""
+    commands = parser.add_subparsers(metavar="COMMAND")
+    options.plan(commands).set_defaults(run=_plan)
+    options.run(commands).set_defaults(run=_run)
+    options.resume(commands).set_defaults(run=_resume)
+    options.verify(commands).set_defaults(run=_verify)
+    options.query(commands).set_defaults(run=_query)
+    options.report(commands).set_defaults(run=_report)
+    options.schema(commands).set_defaults(run=_schema)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from variegate.attack.campaign.plan import plan  # noqa: PLC0415
+
+    made = plan(_prepared(args.file, choose=False))
+    emit({**asdict(made), "hours": made.hours}, args.json, lambda: _plan_text(made))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    folder.check_new(args.out)
+    folder.create(args.out, _prepared(args.file))
+    note(f"made {args.out}; if this is interrupted: variegate attack resume {args.out}")
+    return _worked(args, args.out)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    return _worked(args, args.campaign)
+
+
+def _worked(args: argparse.Namespace, campaign: Path) -> int:
+    engine = args.dask if args.dask is not None else None if args.workers is None else "processes"
+    with LiveTable() as live:
+        ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show)
+    emit({**asdict(ended), "failed": dict(ended.failed)}, args.json, lambda: _ended_text(ended))
+    if not ended.failed:
+        return 0
+    for unit, reason in ended.failed[:_MOST_LISTED]:
+        note(f"unit {unit} failed {runner.ATTEMPTS} times: {reason}")
+    note(f"{len(ended.failed)} units failed; variegate attack resume {campaign} tries them again")
+    return _REFUSED
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from variegate.attack.campaign.verify import verify  # noqa: PLC0415
+
+    with Progress("units") as line:
+        found = verify(args.campaign, sample=args.sample, progress=lambda _done, _all: line.advance())
+    emit(asdict(found), args.json, lambda: _verdict_text(found))
+    return _REFUSED if found.differences else 0
+
+
+def _query(args: argparse.Namespace) -> int:
+    from variegate.attack.campaign.query import query  # noqa: PLC0415
+
+    answer = query(args.campaign, args.sql)
+    rows = [[_plain(value) for value in row] for row in answer.rows]
+    data = [dict(zip(answer.columns, row, strict=True)) for row in rows]
+    emit(data, args.json, lambda: table([["" if v is None else v for v in row] for row in rows], answer.columns))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from variegate.attack.report.write import write_report  # noqa: PLC0415
+
+    out = args.out if args.out is not None else args.campaign / "report"
+    write_report(args.campaign, out)
+    note(f"wrote {out}")
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001
+    print(json.dumps(json.loads(config.schema_text()), indent=2))
+    return 0
+
+
+def _prepared(file: Path, *, choose: bool = True) -> Prepared:
+    return prepare(config.load(file), file.parent, choose=choose, tell=note)
+
+
+def _plan_text(made: Any) -> str:
+    header = (
+        "fleet",
+        "copies",
+        "units",
+        "queries",
+        "clean",
+        "replays",
+        "labels/s",
+        "core-hours",
+        "device-hours",
+        "MiB",
+    )
+    rows = [
+        (
+            one.fleet,
+            one.copies,
+            one.units,
+            one.queries,
+            one.clean_queries,
+            one.replay_queries,
+            f"{one.labels_per_s:.0f}" if one.labels_per_s else "not measured",
+            f"{one.core_hours:.2f}",
+            "" if one.device_hours is None else f"{one.device_hours:.1f}",
+            f"{one.bytes / 2**20:.1f}",
+        )
+        for one in made.fleets
+    ]
+    labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
+    last = f"{made.images} images, at most {labels} labels, about {made.hours:.2f} h with {made.workers} workers"
+    return f"{table(rows, header)}\n{last}; attacks' own work comes on top"
+
+
+def _ended_text(ended: runner.Ended) -> str:
+    return (
+        f"{ended.done} of {ended.units} units; {ended.queries} queries of attacks, {ended.clean_queries} of clean "
+        f"images, {ended.replay_queries} of replays"
+    )
+
+
+def _verdict_text(found: Any) -> str:
+    lines = [*found.differences]
+    asked = f"{found.samples} samples and {found.replays} replays asked again"
+    lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> Any:
+    """A value of a query in JSON's types; bytes as their length, since a terminal wants no pictures."""
+    if isinstance(value, bytes | bytearray):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,103 @@
+"""What the commands of `variegate attack` accept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from variegate.cli.console import add_json_option
+
+_FILE, _CAMPAIGN = "the campaign's TOML file", "a campaign's folder, as `run` makes it"
+
+
+def plan(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack plan`."""
+    line = "what a campaign will cost: queries, core-hours, disk; attacks nothing"
+    p = _command(commands, "plan", line, "variegate attack plan gtsrb.toml")
+    p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
+    add_json_option(p)
+    return p
+
+
+def run(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack run`."""
+    example = "variegate attack run gtsrb.toml --out gtsrb\n  variegate attack run gtsrb.toml --out gtsrb --workers 8"
+    p = _command(commands, "run", "run a campaign; may be killed at any moment, and resumed", example)
+    p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
+    p.add_argument("--out", type=Path, required=True, metavar="CAMPAIGN", help="folder to make")
+    _engine(p)
+    return p
+
+
+def resume(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack resume`."""
+    p = _command(
+        commands, "resume", "go on with a campaign, and try failed units again", "variegate attack resume gtsrb"
+    )
+    p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
+    _engine(p)
+    return p
+
+
+def verify(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack verify`."""
+    line = "hold ledger and shards to one another, and show stored samples to the copies again"
+    p = _command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
+    p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
+    p.add_argument("--sample", type=_count, metavar="N", help="images to show again, drawn at random (default: all)")
+    add_json_option(p)
+    return p
+
+
+def query(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack query`."""
+    line = "answer SQL over the results: views samples, replays, units, failures"
+    example = 'variegate attack query gtsrb "SELECT fleet, attack, median(distance) FROM samples GROUP BY ALL"'
+    p = _command(commands, "query", line, example)
+    p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
+    p.add_argument("sql", metavar="SQL", help="one SELECT, as DuckDB has it")
+    add_json_option(p)
+    return p
+
+
+def report(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack report`."""
+    p = _command(
+        commands, "report", "write the report of a campaign", "variegate attack report gtsrb --out gtsrb-report"
+    )
+    p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
+    help_out = "folder to write (default: CAMPAIGN/report)"
+    p.add_argument("--out", type=Path, metavar="DIR", help=help_out)
+    return p
+
+
+def schema(commands: Any) -> argparse.ArgumentParser:
+    """Options of `attack schema`."""
+    return _command(commands, "schema", "print the JSON Schema of campaign files", "variegate attack schema > c.json")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=_count, metavar="N", help="processes (default: the file's); 0 for none")
+    where.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler, tcp://HOST:PORT, whose workers do the units"
+    )
+    add_json_option(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no count")
+    return int(text)
+
+
+def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=line,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
