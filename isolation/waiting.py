@@ -31,8 +31,8 @@ class Watch:
     """Looks whether a socket has something to read, as long as that is worth it. Not thread-safe.
 
     A look that is in vain, or that another process interrupts, makes the next ones be left out: one, then three, then
-    seven and so on; one that finds something halves that. So a machine with fewer cores than work loses next to
-    nothing: there, who looks keeps the core from who is to speak.
+    seven and so on; one that finds something takes an eighth off that. So a machine with fewer cores than work loses
+    next to nothing: there, who looks keeps the core from who is to speak.
     """
 
     def __init__(self, channel: socket.socket) -> None:
