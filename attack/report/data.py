@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import sqlite3
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from typing import Any
 
 import duckdb
 
+from variegate.attack.campaign import ledger
+from variegate.attack.campaign.folder import CONFIG, REPLAYS, SAMPLES, shard
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
 
-CONFIG = "campaign.toml"
-LEDGER = "ledger.sqlite"
-KINDS = ("samples", "replays")
+KINDS = (SAMPLES, REPLAYS)
 STUDIES = ("gradient_cosine", "collusion")
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 _CHUNK = 1 << 20
@@ -116,7 +116,7 @@ class Campaign:
         config: `campaign.toml`, parsed.
         config_bytes: Its bytes.
         shards: Every file read, by path.
-        units: Units of work by state, from the ledger; empty without one.
+        units: Units of work by state, from the ledger; empty without one. Shards of units not done are left out.
         db: Tables `samples` (without frames), `replays`, and `gradient_cosine` and `collusion`, empty where the study
             was not made.
     """
@@ -162,19 +162,40 @@ def opened(folder: Path) -> Iterator[Campaign]:
         raise _malformed(f"{folder / CONFIG} is not TOML") from error
     db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
     try:
-        shards = _loaded(db, folder)
-        yield Campaign(folder, config, config_bytes, shards, _units(folder), db)
+        files, units = _files(folder, config_bytes)
+        yield Campaign(folder, config, config_bytes, _loaded(db, folder, files), units, db)
     finally:
         db.close()
 
 
-def _loaded(db: duckdb.DuckDBPyConnection, folder: Path) -> tuple[Shard, ...]:
-    files = [(kind, path) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
-    files += [(study, folder / "study" / f"{study}.parquet") for study in STUDIES]
+def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int]]:
+    """Shards to read, with their kind and the ledger's digest, and the ledger's units by state."""
+    units: Counter[str] = Counter()
+    if not (folder / ledger.NAME).exists():
+        files = [(kind, path, None) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
+        return list[tuple[str, Path, str | None]](files), dict(units)
+    done: list[tuple[str, Path, str | None]] = []
+    with ledger.Ledger(folder, write=False) as book:
+        stated = book.meta.get(CONFIG)
+        if stated is not None and stated != hashlib.sha256(config_bytes).hexdigest():
+            raise _malformed(f"{folder / CONFIG} was changed since the campaign was made")
+        for entry in book.entries():
+            units[entry.state] += 1
+            if entry.state == ledger.DONE:
+                done.append((SAMPLES, shard(folder, SAMPLES, entry.unit), entry.samples_sha256))
+                done.append((REPLAYS, shard(folder, REPLAYS, entry.unit), entry.replays_sha256))
+    return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units)
+
+
+def _loaded(
+    db: duckdb.DuckDBPyConnection, folder: Path, files: list[tuple[str, Path, str | None]]
+) -> tuple[Shard, ...]:
     for table in COLUMNS:
         listed = ", ".join(f"{column} {COLUMNS[table][column][0]}" for column in _kept(table))
         db.execute(f"CREATE TABLE {table} ({listed})")
-    shards = tuple(_load(db, table, path, folder) for table, path in files if path.exists() or table in KINDS)
+    studies = ((study, folder / "study" / f"{study}.parquet", None) for study in STUDIES)
+    every = [*files, *(study for study in studies if study[1].exists())]
+    shards = tuple(_load(db, table, path, stated, folder) for table, path, stated in every)
     try:
         for kind, fault, rows in _CHECKS:
             if db.execute(f"SELECT 1 FROM {kind} {rows} LIMIT 1").fetchone() is not None:
@@ -188,8 +209,12 @@ def _kept(table: str) -> list[str]:
     return [column for column in COLUMNS[table] if column not in _LARGE]
 
 
-def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, folder: Path) -> Shard:
+def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | None, folder: Path) -> Shard:
+    if not path.is_file():
+        raise _malformed(f"{path} is missing, and the ledger has it")
     (digest, size), kept = _digest(path), _kept(table)
+    if stated is not None and stated != digest:
+        raise _malformed(f"{path} is not the shard that the ledger has")
     try:
         # A list, so that a name with an asterisk is not taken for a pattern.
         source = "read_parquet([$path], hive_partitioning = false)"
@@ -224,22 +249,6 @@ def _digest(path: Path) -> tuple[str, int]:
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
     return digest.hexdigest(), size
-
-
-def _units(folder: Path) -> dict[str, int]:
-    """Units of work by state; a ledger of another make is left alone."""
-    path = folder / LEDGER
-    if not path.exists():
-        return {}
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "units" not in tables:
-                return {}
-            query = "SELECT CAST(state AS TEXT), count(*) FROM units GROUP BY 1 ORDER BY 1"
-            return {str(state): int(count) for state, count in db.execute(query)}
-    except sqlite3.Error as error:
-        raise _malformed(f"{path} is not a ledger") from error
 
 
 def _malformed(message: str) -> RefusedError:

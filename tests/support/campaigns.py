@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from variegate.attack.campaign.images import Images, to_bytes
+
 _NAMES = [(name, pa.string()) for name in ("fleet", "attack", "profile", "norm")]
 SAMPLES = pa.schema(
     [
@@ -166,9 +168,12 @@ def make(folder: Path, made: Made | None = None, *, studies: bool = True) -> Pat
                 for kind, schema, rows in (("samples", SAMPLES, samples), ("replays", REPLAYS, replays)):
                     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / kind / f"{number:04}.parquet")
                 number += 1
-    np.savez(folder / "images.npz", x=clean, y=np.full(made.images, TRUE))
+    classes, index = np.full(made.images, TRUE, np.int64), np.arange(made.images, dtype=np.int64)
+    (folder / "inputs").mkdir(exist_ok=True)
+    pictures = Images(x=clean, y=classes, index=index, pool_x=clean[:1], pool_y=classes[:1])
+    (folder / "inputs" / "images.npz").write_bytes(to_bytes(pictures))
     (folder / "campaign.toml").write_text(
-        'schema = 1\nname = "made-up"\nseed = 7\n\n[data]\nimages = "images.npz"\ncount = 20\n'
+        'schema = 1\nname = "made-up"\nseed = 7\n\n[data]\nset = "gtsrb-test"\ncount = 20\n'
         + "".join(
             f'\n[[fleet]]\nname = "{name}"\ncopies = {made.copies}\nrewriter = {{ kind = "{kind}" }}\n'
             for name, kind in zip(made.fleets, itertools.cycle(["qim", "permutation", "none"]), strict=False)

@@ -1,0 +1,166 @@
+"""Pictures of samples: the clean image, the frame found, and what changed, amplified.
+
+Clean images are not in the shards; they are those of the campaign's inputs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from variegate.attack.campaign import images
+from variegate.attack.campaign.folder import IMAGES, MAX_INPUT_BYTES
+from variegate.attack.oracle import to_points
+from variegate.attack.report.data import Campaign
+from variegate.attack.report.results import Group
+from variegate.keys.errors import VariegateError
+from variegate.keys.files import read_capped
+
+MOST = 12
+"""Samples shown."""
+_CHANNELS = (3, 1)
+_MAX_SIDE = 512
+_SHARDS = "read_parquet($paths, hive_partitioning = false)"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One sample.
+
+    Attributes:
+        group: fleet, attack, profile, norm.
+        attacker: Copy it was found on.
+        image: Index in the data.
+        true_class: Of the clean image.
+        label: That the attacker's copy gives.
+        distance: In the attack's norm.
+        victims: Other copies that it was shown to as it was found.
+        fooled: Those of them that it fools.
+        sample: PNG as a data URI.
+        clean: PNG as a data URI; None where the data is not at hand.
+        difference: PNG as a data URI, 127 for no change; None where the data is not at hand.
+        factor: By which the difference is amplified.
+    """
+
+    group: Group
+    attacker: int
+    image: int
+    true_class: int
+    label: int
+    distance: float
+    victims: int
+    fooled: int
+    sample: str
+    clean: str | None
+    difference: str | None
+    factor: int
+
+
+def panels(campaign: Campaign) -> list[Panel]:
+    """For each group the sample that fools most victims and, of the others, the one of median distance; `MOST` in all.
+
+    Args:
+        campaign: Loaded.
+    """
+    out = []
+    clean = _clean(campaign)
+    for row in _chosen(campaign):
+        known = clean.get(row[5])
+        frame = _frame(campaign, row, None if known is None else known.shape)
+        if frame is None:
+            continue
+        original = None if known is None else to_points(known)
+        shown = to_points(frame)
+        factor, difference = _amplified(shown - original) if original is not None else (1, None)
+        out.append(
+            Panel(
+                (row[0], row[1], row[2], row[3]), row[4], row[5], row[6], row[7], row[8], row[9], row[10],
+                sample=_png(shown),
+                clean=None if original is None else _png(original),
+                difference=None if difference is None else _png(difference),
+                factor=factor,
+            )
+        )  # fmt: skip
+    return out
+
+
+def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int, int, float, int, int]]:
+    query = """
+    WITH shown AS (
+        SELECT fleet, attack, profile, norm, attacker, image, count(*) AS victims, count(*) FILTER (c) AS fooled
+        FROM pairs WHERE budget = 0 AND overshoot = (SELECT min(overshoot) FROM replays) GROUP BY ALL
+    ), ranked AS (
+        SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance,
+            coalesce(victims, 0) AS victims, coalesce(fooled, 0) AS fooled,
+            row_number() OVER (
+                PARTITION BY fleet, attack, profile, norm ORDER BY fooled DESC NULLS LAST, image, attacker
+            ) AS worst,
+            row_number() OVER (PARTITION BY fleet, attack, profile, norm ORDER BY distance, image, attacker) AS place,
+            count(*) OVER (PARTITION BY fleet, attack, profile, norm) AS of
+        FROM samples LEFT JOIN shown USING (fleet, attack, profile, norm, attacker, image)
+        WHERE status = 'found' AND isfinite(distance) AND image >= 0
+    )
+    SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance, victims, fooled FROM ranked
+    WHERE worst = 1 OR place = (of + 1) // 2
+    ORDER BY worst > 1, fooled DESC, fleet, attack, profile, norm, worst, image LIMIT $most"""
+    rows = campaign.rows(query, {"most": MOST})
+    return [tuple(row) for row in rows]
+
+
+def _frame(campaign: Campaign, row: Sequence[object], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
+    """The frame, (C, H, W); where the shape is not known, a square of one or three channels is tried."""
+    paths = [str(campaign.folder / shard.path) for shard in campaign.shards if shard.path.startswith("samples/")]
+    query = f"""SELECT dtype, sample FROM {_SHARDS} WHERE fleet = $fleet AND attack = $attack AND profile = $profile
+        AND norm = $norm AND attacker = $attacker AND image = $image"""  # noqa: S608  only this module's words
+    keys = dict(zip(("fleet", "attack", "profile", "norm", "attacker", "image"), row[:6], strict=True))
+    try:
+        found = campaign.rows(query, {"paths": paths, **keys})
+    except duckdb.Error:
+        return None
+    if len(found) != 1 or found[0][0] not in {"uint8", "float32"} or not found[0][1]:
+        return None
+    try:
+        flat = np.frombuffer(found[0][1], np.dtype(found[0][0]))
+    except ValueError:
+        return None
+    if not np.isfinite(flat).all():
+        return None
+    for channels in _CHANNELS:
+        side = math.isqrt(len(flat) // channels)
+        wanted = shape or (channels, side, side)
+        if math.prod(wanted) == len(flat) and wanted[0] in _CHANNELS and max(wanted[1:]) <= _MAX_SIDE:
+            return flat.reshape(wanted)
+    return None
+
+
+def _clean(campaign: Campaign) -> dict[int, NDArray[np.uint8]]:
+    """Clean images (C, H, W) by their index in the data; none where the campaign's inputs are not there or damaged."""
+    try:
+        known = images.from_bytes(read_capped(campaign.folder / IMAGES, limit=MAX_INPUT_BYTES))
+    except VariegateError:
+        return {}
+    return dict(zip(known.index.tolist(), known.x, strict=True))
+
+
+def _amplified(difference: NDArray[np.float32]) -> tuple[int, NDArray[np.float32]]:
+    """The difference around grey, amplified by a power of two that nearly fills the range."""
+    most = float(np.abs(difference).max(initial=0))
+    factor = 1 if most == 0 else 2 ** max(0, min(8, math.floor(math.log2(0.5 / most))))
+    return factor, np.clip(0.5 + factor * difference, 0, 1).astype(np.float32)
+
+
+def _png(points: NDArray[np.float32]) -> str:
+    """A picture (C, H, W) in 0..1 as a data URI."""
+    pixels = np.rint(np.clip(points, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    out = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

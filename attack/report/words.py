@@ -1,0 +1,54 @@
+"""Figures in words, the same everywhere."""
+
+from __future__ import annotations
+
+import math
+
+from variegate.attack.report.statistics import Interval, Rate
+
+NOTHING = "\N{EN DASH}"
+"""Where there is no figure."""
+_HUNDRED = 100
+_SHORT = 10
+_THOUSAND = 1000
+
+
+def percent(share: float | None) -> str:
+    """A share: to a tenth of a point below 10 %, and where a whole number would hide that it is not 100 %."""
+    if share is None:
+        return NOTHING
+    points = share * _HUNDRED
+    fine = 0 < points < _SHORT or (points < _HUNDRED and round(points) == _HUNDRED)
+    return f"{points:.1f} %" if fine else f"{points:.0f} %"
+
+
+def interval_words(interval: Interval) -> str:
+    """An interval of shares."""
+    return f"{percent(interval.low)[:-2]} to {percent(interval.high)}"
+
+
+def rate_words(rate: Rate) -> str:
+    """A rate with counts and both intervals."""
+    if not rate.trials:
+        return "no trial"
+    return (
+        f"{percent(rate.share)} ({rate.hits} of {rate.trials}; 95 %: {interval_words(rate.wilson)} by pair, "
+        f"{interval_words(rate.clustered)} by image)"
+    )
+
+
+def group_words(group: tuple[str, str, str, str]) -> str:
+    """Fleet, attack, profile and norm."""
+    fleet, attack, profile, norm = group
+    return f"{fleet}, {attack} ({profile}, {norm})"
+
+
+def number(value: float | None) -> str:
+    """A number of at least three digits; ∞ and a dash where there is none."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return "∞"
+    if value == int(value) and abs(value) < _THOUSAND**3:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= _THOUSAND else f"{value:.3g}"

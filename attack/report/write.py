@@ -1,0 +1,145 @@
+"""A report's folder, written whole or not at all.
+
+index.html          the page: one file that loads nothing
+tables/*.csv *.json
+campaign.toml       the resolved configuration, as it was found
+digests.json        SHA-256 of every shard read, of the configuration and of every table
+evidence/           for assessors: `evidence`, `manifest`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from variegate.attack.campaign.folder import CONFIG
+from variegate.attack.report import manifest
+from variegate.attack.report.assessment import Assessment
+from variegate.attack.report.data import Campaign, check_folder, opened
+from variegate.attack.report.evidence import evidence
+from variegate.attack.report.page import Page
+from variegate.attack.report.panels import panels
+from variegate.attack.report.results import compute
+from variegate.attack.report.tables import tables
+from variegate.attack.report.weaknesses import weaknesses
+from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.primitives import sha256
+from variegate.keys.signing import Signer
+
+PAGE, DIGESTS, TABLES, EVIDENCE = "index.html", "digests.json", "tables", "evidence"
+FORMAT = "variegate/1/attack-report"
+_MODE = 0o755
+
+
+def write_report(
+    campaign: Path, out: Path, *, signer: Signer | None = None, assessment: Assessment | None = None
+) -> Path:
+    """Writes a campaign's report with its evidence. The same campaign gives the same page and tables.
+
+    Args:
+        campaign: The campaign's folder. It may be unfinished: the report says so.
+        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced.
+        signer: Signs the evidence; unsigned without one.
+        assessment: The assessor's judgement; cautious defaults without one.
+
+    Returns:
+        The page.
+
+    Raises:
+        MisuseError: There is no campaign, or `out` holds something else.
+        RefusedError: `MALFORMED`: the campaign is damaged. Nothing is written.
+        DeviceError: Storage failed. Nothing is left.
+    """
+    check_folder(campaign)
+    _check_out(out)
+    with opened(campaign) as loaded:
+        files = contents(loaded, assessment or Assessment())
+    files |= manifest.files(files, signer)
+    _write(out, files)
+    return out / PAGE
+
+
+def contents(campaign: Campaign, assessment: Assessment) -> dict[str, bytes]:
+    """Files of a report by their path in it, without the manifest.
+
+    Args:
+        campaign: Loaded.
+        assessment: The assessor's judgement.
+    """
+    results = compute(campaign)
+    made = tables(results)
+    found = weaknesses(results, campaign.units)
+    files: dict[str, bytes] = {CONFIG: campaign.config_bytes}
+    for table in made:
+        files[f"{TABLES}/{table.name}.csv"] = table.csv()
+        files[f"{TABLES}/{table.name}.json"] = table.json()
+    files[DIGESTS] = _digests(campaign, files)
+    digest = sha256(files[DIGESTS]).hex()
+    files[PAGE] = Page(campaign, results, found, panels(campaign), made, digest).render()
+    pack = evidence(campaign, results, found, assessment, digest)
+    files |= {f"{EVIDENCE}/{name}": data for name, data in pack.items()}
+    return files
+
+
+def _digests(campaign: Campaign, files: dict[str, bytes]) -> bytes:
+    document = {
+        "format": FORMAT,
+        "campaign": campaign.name,
+        "files": {name: sha256(data).hex() for name, data in sorted(files.items())},
+        "shards": {shard.path: {"sha256": shard.sha256, "rows": shard.rows} for shard in campaign.shards},
+    }
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _check_out(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise MisuseError(f"{out} is not a folder")
+    if not out.absolute().parent.is_dir():
+        raise MisuseError(f"cannot write {out}: its parent is no folder", hint="make the folder above it first")
+    if not out.exists() or not any(out.iterdir()) or _is_report(out):
+        return
+    raise MisuseError(f"{out} holds files that are not an earlier report's", hint="choose another folder")
+
+
+def _is_report(out: Path) -> bool:
+    try:
+        document = json.loads((out / DIGESTS).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    """All files into a folder beside the last place, synced, then renamed there."""
+    made: Path | None = None
+    old: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        for name, data in files.items():
+            path = made / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        made.chmod(_MODE)
+        if out.exists():
+            old = made.with_name(made.name + ".old")
+            out.rename(old)
+        try:
+            made.rename(out)
+        except OSError:
+            if old is not None:
+                old.rename(out)
+            raise
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise DeviceError(f"cannot write {out}: {reason}", hint="check the space left") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        if old is not None and out.exists():
+            shutil.rmtree(old, ignore_errors=True)
