@@ -1,0 +1,252 @@
+"""`variegate attack try`: one attack on one device, for a person who wants to see it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attack.algorithms.table import ATTACKS, CORRECTED, from_config
+from variegate.attack.campaign.data import MAX_BYTES, read_npz
+from variegate.attack.driver import Task, run
+from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracles import Patience, opened
+from variegate.attack.oracles.http_line import Trust
+from variegate.attack.oracles.opened import FORMS
+from variegate.attack.outcome import Outcome
+from variegate.attack.search import Attack, Problem, seeded
+from variegate.cli.console import Progress, add_json_option, emit, note, table
+from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
+from variegate.keys.files import check_new, read_capped, write_atomic
+
+_EXAMPLE = (
+    "variegate attack try http://127.0.0.1:8000 --images val.npz --count 5\n"
+    "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz"
+)
+_LEAST, _RANK, _MODE = 2, 4, 0o644
+_HEADER = ("image", "true", "label", "found", "distance", "queries")
+
+
+def add_command(commands: Any) -> None:
+    """Adds `try` to the group's commands."""
+    line = "attack one device by its labels, and show what comes of it"
+    p: argparse.ArgumentParser = commands.add_parser(
+        "try",
+        help=line,
+        description=line,
+        epilog=f"example:\n  {_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("device", metavar="DEVICE", help=FORMS)
+    p.add_argument(
+        "--images", type=Path, required=True, metavar="NPZ", help="array x (N, C, H, W), and y (classes) if known"
+    )
+    p.add_argument("--attack", choices=sorted(ATTACKS), default="hopskipjump", help="(default: %(default)s)")
+    p.add_argument("--profile", default=CORRECTED, help="of the attack (default: %(default)s)")
+    p.add_argument("--queries", type=_whole, default=2000, metavar="N", help="labels for each image (default: 2000)")
+    p.add_argument("--count", type=_whole, default=10, metavar="N", help="images, from the file's first (default: 10)")
+    p.add_argument("--seed", type=_whole, default=0, metavar="N", help="of all randomness (default: 0)")
+    p.add_argument(
+        "--wait", type=float, default=60.0, metavar="S", help="longest wait for a rate, in seconds (default: 60)"
+    )
+    p.add_argument("--out", type=Path, metavar="NPZ", help="write what was found")
+    add_json_option(p)
+    tls = p.add_argument_group("TLS")
+    tls.add_argument("--ca", type=Path, metavar="PEM", help="who signs the device's certificate (the system's, else)")
+    tls.add_argument("--cert", type=Path, metavar="PEM", help="client certificate, if it asks for one")
+    tls.add_argument("--key", type=Path, metavar="PEM", help="its key")
+    p.set_defaults(run=_try)
+
+
+def _try(args: argparse.Namespace) -> int:
+    if args.queries < _LEAST or args.count < 1:
+        raise MisuseError("an attack needs at least 2 queries and 1 image")
+    if args.out is not None:
+        check_new(args.out)  # before queries are spent
+    attack = from_config(args.attack, args.profile, {})
+    given, true = _images(args.images, args.count)
+    trust = Trust(ca=args.ca, certificate=args.cert, key=args.key) if args.ca or args.cert or args.key else None
+    patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
+    with opened(args.device, patience=patience, trust=trust) as oracle:
+        frames = _fitting(given, oracle)
+        trial = Trial(oracle, attack, frames, queries=args.queries, seed=args.seed)
+        try:
+            with Progress("queries", len(frames) * args.queries) as line:
+                trial.run(line.advance)
+        except VariegateError:
+            if trial.outcomes:
+                note(table(trial.rows(true), _HEADER))
+                note(f"{len(trial.outcomes)} of {len(frames)} images were done, for {trial.queries} queries")
+            raise
+    if args.out is not None:
+        write_atomic(args.out, _archive(trial), mode=_MODE)
+    emit(_summary(args, trial, true), args.json, lambda: _text(trial, true))
+    return 0
+
+
+class Trial:
+    """An attack on some images over one device.
+
+    Attributes:
+        outcomes: By image, of those that are done.
+        labels: What the device says of the clean images, int64 (N,).
+        queries: Labels that the device gave: the clean images' and the searches'.
+        attack: The attack.
+        frames: Clean frames.
+    """
+
+    def __init__(self, oracle: Oracle, attack: Attack, frames: NDArray[Any], *, queries: int, seed: int) -> None:
+        self._oracle, self._each, self._seed = oracle, queries, seed
+        self.attack, self.frames = attack, frames
+        self.outcomes: dict[int, Outcome] = {}
+        self.labels = np.empty(0, np.int64)
+        self.queries = 0
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Asks for clean labels and runs the searches; one label of each image's budget is the clean one's.
+
+        Raises:
+            LimitError, RefusedError, DeviceError, MisuseError: As `driver.run`.
+        """
+        watched = _Watched(self._oracle, self, progress)
+        size = self._oracle.batch
+        parts = [watched.labels(self.frames[i : i + size]) for i in range(0, len(self.frames), size)]
+        self.labels = np.concatenate(parts)
+        for outcome in run(self.attack, self._tasks(), watched):
+            self.outcomes[outcome.key] = outcome
+
+    def rows(self, true: NDArray[np.int64] | None) -> list[tuple[object, ...]]:
+        """A row for each image that is done."""
+        return [
+            (
+                key,
+                "" if true is None else int(true[key]),
+                int(self.labels[key]),
+                one.status.value if one.label is None else one.label,
+                "" if one.sample is None else f"{one.distance:.4f}",
+                one.queries + 1,
+            )
+            for key, one in sorted(self.outcomes.items())
+        ]
+
+    def _tasks(self) -> Iterator[Task]:
+        points = to_points(self.frames).reshape(len(self.frames), -1)
+        for key, (point, label) in enumerate(zip(points, self.labels.tolist(), strict=True)):
+            problem = Problem(
+                clean=point,
+                shape=self._oracle.shape,
+                label=label,
+                starts=points[self.labels != label],
+                queries=self._each - 1,
+                rng=seeded(self._seed, self.attack.name, key),
+            )
+            yield Task(key=key, problem=problem)
+
+
+class _Watched:
+    """The device, what it answered counted and shown (`attack.oracle.Oracle`)."""
+
+    def __init__(self, oracle: Oracle, trial: Trial, progress: Callable[[int], None]) -> None:
+        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
+        self._oracle, self._trial, self._progress = oracle, trial, progress
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        labels = self._oracle.labels(frames)
+        self._trial.queries += len(frames)
+        self._progress(len(frames))
+        return labels
+
+
+def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """The first images of a file, and their classes if it has them."""
+    data = read_capped(path, limit=MAX_BYTES)
+    images = read_npz(data, ("x",), str(path))["x"][:count]
+    if images.ndim != _RANK or not len(images) or images.dtype not in (np.uint8, np.float32):
+        raise RefusedError(Refusal.MALFORMED, f"x of {path} is not uint8 or float32 of shape (N, C, H, W)")
+    if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
+        raise RefusedError(Refusal.MALFORMED, f"x of {path} holds values outside of [0, 1]")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if "y.npy" not in archive.namelist():
+            return images, None
+    true = read_npz(data, ("y",), str(path))["y"][:count]
+    if true.shape != (len(images),) or not np.issubdtype(true.dtype, np.integer):
+        raise RefusedError(Refusal.MALFORMED, f"y of {path} is not one class for each image")
+    return images, true.astype(np.int64)
+
+
+def _fitting(images: NDArray[Any], oracle: Oracle) -> NDArray[Any]:
+    """Images as frames of the device."""
+    if images.shape[1:] != oracle.shape:
+        raise MisuseError(f"the images are {images.shape[1:]}, and the device takes {oracle.shape}")
+    return images if images.dtype == oracle.dtype else to_frames(to_points(images), oracle.dtype)
+
+
+def _archive(trial: Trial) -> bytes:
+    """What was found, as an .npz: images by number, their clean frames and samples, labels, distances, queries."""
+    found = [one for _, one in sorted(trial.outcomes.items()) if one.sample is not None]
+    keys = np.array([one.key for one in found], np.int64)
+    samples = [one.sample for one in found if one.sample is not None]
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        image=keys,
+        clean=trial.frames[keys],
+        sample=np.stack(samples) if samples else trial.frames[:0],
+        clean_label=trial.labels[keys],
+        label=np.array([one.label for one in found], np.int64),
+        distance=np.array([one.distance for one in found], np.float64),
+        queries=np.array([one.queries + 1 for one in found], np.int64),
+    )
+    return buffer.getvalue()
+
+
+def _summary(args: argparse.Namespace, trial: Trial, true: NDArray[np.int64] | None) -> dict[str, object]:
+    return {
+        "device": args.device,
+        "attack": args.attack,
+        "profile": args.profile,
+        "norm": trial.attack.norm,
+        "queries": trial.queries,
+        "median_distance": _median(trial),
+        "images": [
+            {
+                "image": key,
+                "true_class": None if true is None else int(true[key]),
+                "clean_label": int(trial.labels[key]),
+                "status": one.status.value,
+                "reason": one.reason,
+                "label": one.label,
+                "distance": one.distance if one.sample is not None else None,
+                "queries": one.queries + 1,
+            }
+            for key, one in sorted(trial.outcomes.items())
+        ],
+    }
+
+
+def _text(trial: Trial, true: NDArray[np.int64] | None) -> str:
+    found = sum(one.sample is not None for one in trial.outcomes.values())
+    median = _median(trial)
+    end = "" if median is None else f"; median {trial.attack.norm} distance {median:.4f}"
+    left = len(trial.frames) - len(trial.outcomes)
+    cut = f"; {left} not begun, the device's budget is spent" if left else ""
+    last = f"{found} of {len(trial.frames)} images fool the device, for {trial.queries} queries{end}{cut}"
+    return f"{table(trial.rows(true), _HEADER)}\n{last}"
+
+
+def _median(trial: Trial) -> float | None:
+    lengths = [one.distance for one in trial.outcomes.values() if one.sample is not None]
+    return float(np.median(lengths)) if lengths and all(map(math.isfinite, lengths)) else None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number")
+    return int(text)

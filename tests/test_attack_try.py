@@ -1,0 +1,148 @@
+"""`variegate attack try`: a table and exact counts, over a device's folder, HTTP and a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.artefacts import CLASSES, SHAPE, frames
+from tests.support.devices import workplace
+from tests.support.serving import device_with, serving
+from variegate.attack.oracle import to_points
+from variegate.cli.main import main
+from variegate.keys.manifest import Policy
+from variegate.runtime.port import LabelPort
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with workplace() as folder:
+        np.savez(folder / "val.npz", x=frames(6), y=np.arange(6) % CLASSES)
+        np.savez(folder / "floats.npz", x=to_points(frames(6)))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def port(place: Path) -> Iterator[LabelPort]:
+    with device_with(place / "plain") as device:
+        yield device.boot()
+
+
+@pytest.fixture(scope="module")
+def url(place: Path, port: LabelPort) -> Iterator[str]:
+    with serving(port, socket=place / "labels") as service:
+        assert service.address is not None
+        yield f"http://127.0.0.1:{service.address[1]}"
+
+
+def tried(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    status = main(["attack", "try", *map(str, words)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_counts_are_exact_and_samples_fool_the_device(
+    place: Path, url: str, port: LabelPort, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = port.status().answered
+    out = place / "samples.npz"
+    status, text, _ = tried(
+        capsys, url, "--images", place / "val.npz", "--queries", 150, "--count", 4, "--json", "--out", out
+    )
+    assert status == 0
+    found = json.loads(text)
+    assert found["queries"] == port.status().answered - before
+    assert found["queries"] == sum(one["queries"] for one in found["images"])
+    assert all(one["queries"] <= 150 for one in found["images"])
+    clean = port.classify_batch(frames(6)[:4])
+    assert [one["clean_label"] for one in found["images"]] == clean.tolist()
+    assert [one["true_class"] for one in found["images"]] == [0, 1, 2, 3]
+    assert {one["status"] for one in found["images"]} == {"found"}
+    with np.load(out) as samples:
+        assert samples["sample"].dtype == np.uint8
+        assert np.array_equal(port.classify_batch(samples["sample"]), samples["label"])
+        assert (samples["label"] != clean).all()
+        away = (to_points(samples["sample"]) - to_points(samples["clean"])).reshape(4, -1)
+        assert np.linalg.norm(away, axis=1) == pytest.approx(samples["distance"], rel=1e-5)
+        assert np.array_equal(samples["clean"], frames(6)[:4])
+        assert samples["distance"].tolist() == [one["distance"] for one in found["images"]]
+
+
+def test_every_way_gives_the_same(place: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--images", place / "floats.npz", "--queries", 60, "--count", 3, "--attack", "hopskipjump")
+    tables = [tried(capsys, device, *words)[1] for device in (url, f"socket:{place / 'labels'}", url + "/copy")]
+    assert tables[0] == tables[1] == tables[2]
+    header, *rows, last = tables[0].splitlines()
+    assert header.split() == ["image", "true", "label", "found", "distance", "queries"]
+    assert len(rows) == 3
+    assert last.startswith("3 of 3 images fool the device, for ")
+    assert tried(capsys, url, *words, "--seed", 1)[1] != tables[0]
+
+
+def test_a_simulated_device_is_turned_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with device_with(tmp_path, policy=Policy(budget=100)):
+        pass
+    device, words = f"device:{tmp_path / 'device'}", ("--images", place / "val.npz", "--queries", 80, "--count", 4)
+    status, text, _ = tried(capsys, device, *words, "--attack", "rays", "--json")
+    assert status == 0
+    found = json.loads(text)
+    assert found["norm"] == "linf"
+    assert 4 < found["queries"] <= 100
+    status, text, error = tried(capsys, device, *words)
+    assert (status, text) == (1, "")
+    assert "budget is spent" in error
+
+
+def test_what_cannot_be_is_refused_before_a_query(
+    place: Path, url: str, port: LabelPort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = port.status().answered
+    good = place / "val.npz"
+    damaged: dict[str, dict[str, Any]] = {
+        "flat": {"x": frames(2)[0]},
+        "wide": {"x": frames(2).astype(np.float64)},
+        "above": {"x": to_points(frames(2)) * 2},
+        "none": {"x": frames(2)[:0]},
+        "short": {"x": frames(2), "y": np.arange(1)},
+        "words": {"x": frames(2), "y": np.array([0.5, 1.5])},
+        "other": {"images": frames(2)},
+    }
+    for name, arrays in damaged.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        assert tried(capsys, url, "--images", tmp_path / f"{name}.npz")[0] == 1
+    (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert tried(capsys, url, "--images", tmp_path / "noise.npz")[0] == 1
+    np.savez(tmp_path / "small.npz", x=frames(2)[:, :, :2])
+    (tmp_path / "there.npz").touch()
+    for words in (
+        (url, "--images", tmp_path / "small.npz"),
+        (url, "--images", tmp_path / "nothing.npz"),
+        (url, "--images", good, "--queries", 1),
+        (url, "--images", good, "--count", 0),
+        (url, "--images", good, "--count", "x"),
+        (url, "--images", good, "--wait", "nan"),
+        (url, "--images", good, "--attack", "guess"),
+        (url, "--images", good, "--profile", "mine"),
+        (url, "--images", good, "--out", tmp_path / "there.npz"),
+        (url, "--images", good, "--ca", good),
+        ("camera7", "--images", good),
+    ):
+        assert tried(capsys, *words)[0] == 2
+    assert tried(capsys, "http://127.0.0.1:1", "--images", good)[0] == 1
+    assert port.status().answered == before
+    assert frames(1).shape[1:] == SHAPE
+
+
+def test_a_device_that_stops_leaves_no_file(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = Policy(rate_per_hour=3600 * 50, burst=20)
+    with device_with(tmp_path, policy=policy) as device, serving(device.boot(), socket=tmp_path / "labels"):
+        words = ("--images", place / "val.npz", "--queries", 200, "--wait", 0.02, "--out", tmp_path / "out.npz")
+        status, text, error = tried(capsys, f"socket:{tmp_path / 'labels'}", *words)
+    assert (status, text) == (1, "")
+    assert "rate is exceeded" in error
+    assert not (tmp_path / "out.npz").exists()
