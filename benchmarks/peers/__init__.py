@@ -1,0 +1,1 @@
+"""Other toolkits, run as their users run them, for comparison."""
