@@ -11,7 +11,9 @@ from typing import Any
 
 from variegate.attack.campaign import config, folder, runner
 from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.attack.campaign.schema import schema_text
 from variegate.cli import attack_options as options
+from variegate.cli import attack_report, attack_try
 from variegate.cli.attack_watch import LiveTable
 from variegate.cli.console import Progress, emit, note, table
 
@@ -27,8 +29,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     options.resume(commands).set_defaults(run=_resume)
     options.verify(commands).set_defaults(run=_verify)
     options.query(commands).set_defaults(run=_query)
-    options.report(commands).set_defaults(run=_report)
+    attack_report.add_commands(commands)
     options.schema(commands).set_defaults(run=_schema)
+    attack_try.add_command(commands)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -82,17 +85,8 @@ def _query(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
-    from variegate.attack.report.write import write_report  # noqa: PLC0415
-
-    out = args.out if args.out is not None else args.campaign / "report"
-    write_report(args.campaign, out)
-    note(f"wrote {out}")
-    return 0
-
-
 def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001
-    print(json.dumps(json.loads(config.schema_text()), indent=2))
+    print(json.dumps(json.loads(schema_text()), indent=2))
     return 0
 
 

@@ -61,17 +61,6 @@ def query(commands: Any) -> argparse.ArgumentParser:
     return p
 
 
-def report(commands: Any) -> argparse.ArgumentParser:
-    """Options of `attack report`."""
-    p = _command(
-        commands, "report", "write the report of a campaign", "variegate attack report gtsrb --out gtsrb-report"
-    )
-    p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
-    help_out = "folder to write (default: CAMPAIGN/report)"
-    p.add_argument("--out", type=Path, metavar="DIR", help=help_out)
-    return p
-
-
 def schema(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack schema`."""
     return _command(commands, "schema", "print the JSON Schema of campaign files", "variegate attack schema > c.json")

@@ -60,8 +60,8 @@ DEFAULTS: Mapping[Factor, Judgement] = {
     ),
     "window_of_opportunity": Judgement(
         "unlimited",
-        "The attacker owns the device that is queried. Where a device answers only in a vehicle, or only so often, "
-        "this is harder; where the sample is shown to a stranger's vehicle, that step is judged separately.",
+        "The attacker owns the device that is queried. Where it answers only in a vehicle, or only so often, this is "
+        "harder; so may be the last step of the path to another copy, showing the sample to a stranger's vehicle.",
         default=True,
     ),
     "equipment": Judgement(

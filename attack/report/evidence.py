@@ -42,7 +42,13 @@ LIMITS = (
 
 
 def evidence(
-    campaign: Campaign, results: Results, found: Sequence[Weakness], assessment: Assessment, digest: str
+    campaign: Campaign,
+    results: Results,
+    found: Sequence[Weakness],
+    assessment: Assessment,
+    *,
+    digest: str,
+    signed: bool,
 ) -> dict[str, bytes]:
     """Files of the pack, by name.
 
@@ -52,6 +58,7 @@ def evidence(
         found: What weakens the claim.
         assessment: The assessor's judgement.
         digest: SHA-256 of the report's `digests.json`, hexadecimal.
+        signed: Whether the manifest will be signed.
     """
     costs = efforts(results, campaign.config)
     tags = _tags(campaign, results)
@@ -81,7 +88,7 @@ def evidence(
     }
     return {
         "evidence.json": (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "evidence.html": _page(campaign, costs, tags, assessment, digest),
+        "evidence.html": _page(campaign.name, costs, tags, assessment, _lead(digest, signed)),
     }
 
 
@@ -180,17 +187,22 @@ def _tags(campaign: Campaign, results: Results) -> list[Technique]:
     return techniques(kinds, devices, replayed=bool(results.tries)) if results.searches else []
 
 
-def _page(
-    campaign: Campaign, costs: Sequence[Effort], tags: Sequence[Technique], assessment: Assessment, digest: str
-) -> bytes:
-    lead = (
-        "Attack effort, its attack potential by ISO/SAE 21434, and MITRE ATLAS techniques. The figures behind it are in "
-        f"the report whose digests.json has SHA-256 <code>{digest}</code>."
+def _lead(digest: str, signed: bool) -> Raw:
+    vouched = (
+        "signed: <code>variegate attack evidence verify REPORT --root FILE</code> checks by whom"
+        if signed
+        else "not signed: nobody vouches for it"
     )
+    return Raw(
+        "Attack effort, its attack potential by ISO/SAE 21434, and MITRE ATLAS techniques. The figures behind it are "
+        f"in the report whose digests.json has SHA-256 <code>{digest}</code>. The manifest of all files is {vouched}."
+    )
+
+
+def _page(name: str, costs: Sequence[Effort], tags: Sequence[Technique], assessment: Assessment, lead: Raw) -> bytes:
     body = [
         Raw(
-            f'<header class="top"><h1>Evidence for assessors: {html.text(campaign.name)}</h1><p class="lead">{lead}</p>'
-            "</header>"
+            f'<header class="top"><h1>Evidence for assessors: {html.text(name)}</h1><p class="lead">{lead}</p></header>'
         ),
         _effort_section(costs),
         _rating_section(costs, assessment),
@@ -212,7 +224,7 @@ def _page(
         ),
         section("limits", "Limits", listed(LIMITS), kind="weak"),
     ]
-    return html.document(f"Evidence for assessors: {campaign.name}", body)
+    return html.document(f"Evidence for assessors: {name}", body)
 
 
 def _time_words(assessment: Assessment) -> str:
@@ -226,7 +238,7 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
     rows = []
     for effort in costs:
         fleet, attack, profile, norm = effort.group
-        net, hours = effort.replication, effort.rate.hours
+        net = effort.replication
         rows.append(
             (
                 fleet,
@@ -236,11 +248,9 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
                 f"{effort.rate.hertz:g}{'' if effort.rate.stated else ' (assumed)'}",
                 _with_hours(effort.own, effort.rate),
                 "" if effort.overshoot is None else f"{effort.overshoot:g}",
-                "" if net is None else f"{percent(net.share)} of {net.trials:,}",
+                "" if net is None else f"{percent(net.share)}, n = {net.trials:,}",
                 "no hit" if effort.other is None and net is not None else _with_hours(effort.other, effort.rate),
-                ""
-                if effort.other_least is None
-                else f"{number(effort.other_least)}; {hours(effort.other_least):.2g} h",
+                "" if effort.other_least is None else _with_hours(effort.other_least, effort.rate),
             )
         )
     columns = (
@@ -286,7 +296,7 @@ def _rating_section(costs: Sequence[Effort], assessment: Assessment) -> Raw:
                     f"{attack}, {profile}, {norm}",
                     "own copy" if path == "own" else "another copy",
                     f"{days:.2g}",
-                    *(f"{rating.levels[factor]} ({rating.values[factor]})" for factor in SCALES),
+                    *(_level(factor, rating) for factor in SCALES),
                     str(rating.total),
                     rating.feasibility,
                 )
@@ -297,6 +307,12 @@ def _rating_section(costs: Sequence[Effort], assessment: Assessment) -> Raw:
         "Attack potential",
         table("Level and value of each factor, ISO/SAE 21434:2021, annex G.2", columns, rows, stacked=True),
     )
+
+
+def _level(factor: Factor, rating: Rating) -> str:
+    level = rating.levels[factor]
+    most = "≤ " if factor == "elapsed_time" and not level.startswith("more") else ""
+    return f"{most}{level} ({rating.values[factor]})"
 
 
 def _factor(factor: str) -> str:

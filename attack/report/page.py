@@ -236,8 +236,8 @@ def _panels(shown: Sequence[Panel]) -> Raw:
         cards.append(
             f'<div class="panel"><h3>{html.text(fleet)}: {html.text(attack)} ({html.text(profile)})</h3>'
             f'<div class="three">{drawn}</div><p class="note">Image {panel.image}, class {panel.true_class}, '
-            f"found on copy {panel.attacker} at {html.text(norm)} {panel.distance:.3g}; shown as found, it fools {panel.fooled} of "
-            f"{panel.victims} other copies.</p></div>"
+            f"found on copy {panel.attacker} at {html.text(norm)} {panel.distance:.3g}; shown as found, it fools "
+            f"{panel.fooled} of {panel.victims} other copies.</p></div>"
         )
     parts = [
         paragraph(

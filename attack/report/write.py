@@ -56,18 +56,19 @@ def write_report(
     check_folder(campaign)
     _check_out(out)
     with opened(campaign) as loaded:
-        files = contents(loaded, assessment or Assessment())
+        files = contents(loaded, assessment or Assessment(), signed=signer is not None)
     files |= manifest.files(files, signer)
     _write(out, files)
     return out / PAGE
 
 
-def contents(campaign: Campaign, assessment: Assessment) -> dict[str, bytes]:
+def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dict[str, bytes]:
     """Files of a report by their path in it, without the manifest.
 
     Args:
         campaign: Loaded.
         assessment: The assessor's judgement.
+        signed: Whether the manifest will be signed.
     """
     results = compute(campaign)
     made = tables(results)
@@ -79,7 +80,7 @@ def contents(campaign: Campaign, assessment: Assessment) -> dict[str, bytes]:
     files[DIGESTS] = _digests(campaign, files)
     digest = sha256(files[DIGESTS]).hex()
     files[PAGE] = Page(campaign, results, found, panels(campaign), made, digest).render()
-    pack = evidence(campaign, results, found, assessment, digest)
+    pack = evidence(campaign, results, found, assessment, digest=digest, signed=signed)
     files |= {f"{EVIDENCE}/{name}": data for name, data in pack.items()}
     return files
 
