@@ -5,28 +5,22 @@ Every refusal names the key by its path, as in `fleet[1].rewriter.alpha`.
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-
 from variegate.attack.algorithms.table import from_config
+from variegate.attack.campaign.schema import check, printable, wrong
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_UNITS = 1_000_000
 OVERSHOOTS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 STARTS = 8
-_MAX_DEPTH = 16
-_MAX_MESSAGE = 300
-_SCHEMA = Path(__file__).with_name("schema.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +155,6 @@ class Campaign:
         return next(attack for attack in self.attacks if attack.name == name)
 
 
-def schema_text() -> str:
-    """The JSON Schema of a campaign's file."""
-    return _SCHEMA.read_text("utf-8")
-
-
 def load(path: Path) -> Campaign:
     """Reads a campaign's file, which may be hostile.
 
@@ -186,11 +175,8 @@ def parse(data: bytes) -> Campaign:
         values = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "not UTF-8, or nested too deeply"
-        raise RefusedError(Refusal.MALFORMED, f"the campaign is not valid TOML: {why}"[:_MAX_MESSAGE]) from None
-    for where, value in _leaves(values, (), 0):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise wrong(_dotted(where), "is not a finite number")
-    _check_schema(values)
+        raise RefusedError(Refusal.MALFORMED, printable(f"the campaign is not valid TOML: {why}")) from None
+    check(values)
     fleets = tuple(_fleet(i, fleet) for i, fleet in enumerate(values["fleet"]))
     names = tuple(fleet.name for fleet in fleets)
     attacks = tuple(_attack(i, attack, names) for i, attack in enumerate(values["attack"]))
@@ -204,6 +190,10 @@ def parse(data: bytes) -> Campaign:
     if len(set(overshoots)) != len(overshoots):
         raise wrong("replay.overshoots", "names one twice")
     run = Running(**values.get("run", {}))
+    copies = {fleet.name: fleet.copies for fleet in fleets}
+    attackers = sum(min(copies[f], a.attackers or copies[f]) for a in attacks for f in a.fleets)
+    if attackers * math.ceil(source["count"] / run.unit) > MAX_UNITS:
+        raise wrong("run.unit", f"is too small: there would be more than {MAX_UNITS} units")
     return Campaign(
         name=values["name"],
         seed=values["seed"],
@@ -213,11 +203,6 @@ def parse(data: bytes) -> Campaign:
         replay=Replay(overshoots=overshoots, victims=replay.get("victims", "all")),
         run=run,
     )
-
-
-def wrong(where: str, what: str) -> RefusedError:
-    """The error for a key."""
-    return RefusedError(Refusal.MALFORMED, f"campaign: {where} {what}"[:_MAX_MESSAGE])
 
 
 def _fleet(number: int, values: dict[str, Any]) -> Fleet:
@@ -273,7 +258,7 @@ def _attack(number: int, values: dict[str, Any], fleets: Sequence[str]) -> Attac
     try:
         from_config(made.kind, made.profile, made.parameters, where)
     except VariegateError as error:
-        message = f"campaign: {error.message}"[:_MAX_MESSAGE]
+        message = printable(f"campaign: {error.message}")
         raise RefusedError(Refusal.MALFORMED, message, hint=error.hint) from error
     return made
 
@@ -282,62 +267,3 @@ def _unique(where: str, names: Sequence[str], what: str = ".name") -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise wrong(f"{where}[{i}]{what}", f"is there twice: {name}")
-
-
-def _leaves(value: object, where: tuple[str | int, ...], depth: int) -> Iterator[tuple[tuple[str | int, ...], object]]:
-    if depth > _MAX_DEPTH:
-        raise wrong(_dotted(where), "is nested too deeply")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*where, key), depth + 1)
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _leaves(inner, (*where, i), depth + 1)
-    else:
-        yield where, value
-
-
-@cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(schema_text()))
-
-
-def _check_schema(values: dict[str, Any]) -> None:
-    errors = sorted(_validator().iter_errors(values), key=lambda error: [str(part) for part in error.absolute_path])
-    if not errors:
-        return
-    raise _explained(errors[0])
-
-
-def _explained(error: ValidationError) -> RefusedError:
-    """One sentence for a schema's error; the library's own words quote whole tables."""
-    where = tuple(error.absolute_path)
-    given: Any = error.instance
-    rule: Any = error.validator_value
-    shown = json.dumps(given, default=str)[:60] if not isinstance(given, dict | list) else "this"
-    match error.validator:
-        case "additionalProperties":
-            known = error.schema["properties"] if isinstance(error.schema, dict) else {}
-            where, what = (*where, min(set(given) - set(known))), "is not known"
-        case "required":
-            where, what = (*where, next(key for key in rule if key not in given)), "is missing"
-        case "enum":
-            what = f"must be one of {', '.join(rule)}, not {shown}"
-        case "const":
-            what = f"must be {rule}, not {shown}"
-        case "type":
-            what = f"must be of type {rule}, not {shown}"
-        case "pattern":
-            what = f"must match {rule}"
-        case "oneOf":
-            what = f"must be one of {', '.join(str(one.get('const', one.get('type'))) for one in rule)}, not {shown}"
-        case _:
-            what = f"does not keep {error.validator} {json.dumps(rule)[:60]}"
-    return wrong(_dotted(where), what)
-
-
-def _dotted(where: Sequence[str | int]) -> str:
-    out = ""
-    for part in where:
-        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
-    return out or "the file"

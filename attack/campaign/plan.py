@@ -19,8 +19,8 @@ MEASURE_S = 1.0
 _BATCH = 32
 """Frames of a call while measuring: about what searches fill."""
 _COMPRESSED = 0.9
-_REPLAY_ROW, _SAMPLE_ROW = 12, 2_000
-"""Bytes on disk of a row beside its frames; measured, and rounded up."""
+_REPLAY_ROW, _SAMPLE_ROW, _SHARDS = 12, 500, 10_000
+"""Bytes on disk of a row beside its frames, and of a unit's two shards beside their rows; measured, and rounded up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def _fleet(campaign: Campaign, own: list[Unit], name: str, rate: float, frame: i
         clean += count * (1 + shown_to)
         rows = count * kept * overshoots * shown_to
         replays += rows
-        size += rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(kept * frame * _COMPRESSED))
+        size += _SHARDS + rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(kept * frame * _COMPRESSED))
     labels = queries + clean + replays
     return FleetPlan(
         fleet=name,

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.campaign.config import Campaign, Fleet, wrong
+from variegate.attack.campaign.config import Campaign, Fleet
 from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, opened_device
 from variegate.attack.campaign.data import read_images, read_set
 from variegate.attack.campaign.images import Images
+from variegate.attack.campaign.schema import wrong
 from variegate.attack.oracle import to_frames, to_points
 from variegate.attack.search import seeded
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.primitives import sha256
+
+if TYPE_CHECKING:
+    from variegate.export.base import Base
+    from variegate.export.contract import InputSpec
 
 POOL = 512
 """Pictures that attacks may start from, drawn from the data."""
@@ -56,7 +63,7 @@ def prepare(
         campaign: The checked file.
         folder: That paths in it are seen from.
         choose: Whether to choose images; else the first stand in for them, and no copy is asked.
-        opened: Opens devices; Any kind by default.
+        opened: Opens devices.
         tell: Told what is being done.
 
     Raises:
@@ -66,10 +73,11 @@ def prepare(
     """
     source = campaign.data
     x, y = read_images(folder / source.images) if source.images else read_set(source.set)
+    loaded = cache(_base)  # fleets may share a base
     fleets = []
     for i, fleet in enumerate(campaign.fleets):
         tell(f"fleet {fleet.name}: {fleet.copies} copies")
-        made = _of_devices(fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder)
+        made = _of_devices(fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder, loaded)
         if made.shape != x.shape[1:]:
             raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
         if y.max() >= made.classes:
@@ -89,10 +97,11 @@ def prepare(
     )
 
 
-def _of_bases(campaign: Campaign, number: int, fleet: Fleet, folder: Path) -> FleetCopies:
+def _of_bases(
+    campaign: Campaign, number: int, fleet: Fleet, folder: Path, loaded: Callable[[Path, InputSpec], Base]
+) -> FleetCopies:
     # Heavy: torch and onnx. Workers never come here.
     from variegate.attack.oracles.local import plain  # noqa: PLC0415
-    from variegate.export.base import load_base  # noqa: PLC0415
     from variegate.export.contract import InputSpec  # noqa: PLC0415
     from variegate.export.fuse import fuse  # noqa: PLC0415
     from variegate.export.rewriters import from_parameters  # noqa: PLC0415
@@ -105,7 +114,7 @@ def _of_bases(campaign: Campaign, number: int, fleet: Fleet, folder: Path) -> Fl
     templates = []
     for i, path in enumerate(fleet.bases[: fleet.copies]):
         try:
-            base = load_base(folder / path, InputSpec(**fleet.input))
+            base = loaded(folder / path, InputSpec(**fleet.input))
             templates.append(plain(base, fleet.dtype) if rewriter is None else fuse(base, rewriter, fleet.dtype))
         except VariegateError as error:
             raise wrong(f"{where}.bases[{i}]", f"is refused: {error.message}") from error
@@ -124,6 +133,12 @@ def _of_bases(campaign: Campaign, number: int, fleet: Fleet, folder: Path) -> Fl
             for copy in range(fleet.copies)
         ),
     )
+
+
+def _base(path: Path, spec: InputSpec) -> Base:
+    from variegate.export.base import load_base  # noqa: PLC0415  heavy
+
+    return load_base(path, spec)
 
 
 def _of_devices(fleet: Fleet, folder: Path, opened: Opener) -> FleetCopies:

@@ -70,11 +70,16 @@ def to_bytes(schema: pa.Schema, columns: Columns) -> bytes:
         compression="zstd",
         compression_level=3,
         use_dictionary=True,
-        write_statistics=True,
+        # Least and largest of frames would be whole frames, four times over.
+        write_statistics=[name for name in schema.names if not _is_bulk(schema.field(name).type)],
         store_schema=False,
         row_group_size=1 << 20,
     )
     return bytes(sink.getvalue())
+
+
+def _is_bulk(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_list(kind))
 
 
 def from_bytes(schema: pa.Schema, data: bytes, what: str) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ class Bench:
         images = self._prepared.images
         fit = np.flatnonzero(images.pool_y != label if target is None else images.pool_y == target)
         drawn = seeded(*word, "starts").permutation(fit)[:count]
-        points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), -1)
+        points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), images.x[0].size)
         return points
 
     def _rows(

@@ -1,0 +1,373 @@
+"""A campaign from its file to its results: the same bytes whoever works, however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.small_campaign import attack, command, content, environment, write_inputs
+from variegate.attack.campaign import config, folder, runner, shards
+from variegate.attack.campaign.plan import plan
+from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.attack.campaign.query import open_results, query
+from variegate.attack.campaign.units import units
+from variegate.attack.campaign.verify import verify
+from variegate.cli.main import main
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.primitives import sha256
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def prepared(inputs: Path) -> Prepared:
+    return prepare(config.load(inputs), inputs.parent)
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run in this process, undisturbed; tests copy it before they change it."""
+    out = tmp_path_factory.mktemp("alone") / "campaign"
+    folder.create(out, prepared)
+    ended = runner.run(out, engine="serial")
+    assert (ended.done, ended.failed) == (ended.units, ())
+    return out
+
+
+@pytest.fixture
+def fresh(prepared: Prepared, tmp_path: Path) -> Path:
+    out = tmp_path / "fresh"
+    folder.create(out, prepared)
+    return out
+
+
+@pytest.fixture
+def copied(alone: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(alone, tmp_path / "copied"))
+
+
+def test_results_have_the_schemas_that_reports_read(alone: Path, prepared: Prepared) -> None:
+    x, index = prepared.images.x, prepared.images.index.tolist()
+    for unit in units(prepared.campaign):
+        attack_run = prepared.campaign.attack(unit.attack)
+        samples = shards.from_bytes(shards.SAMPLES, folder.shard(alone, folder.SAMPLES, unit).read_bytes(), "s")
+        replays = shards.from_bytes(shards.REPLAYS, folder.shard(alone, folder.REPLAYS, unit).read_bytes(), "r")
+        assert [row["image"] for row in samples] == [index[i] for i in unit.images]
+        for row in samples:
+            assert row["queries"] <= attack_run.queries
+            clean = x[index.index(row["image"])]
+            if row["sample"] is not None:
+                frame = np.frombuffer(row["sample"], row["dtype"]).reshape(clean.shape)
+                points = frame / 255 if row["dtype"] == "uint8" else frame
+                assert np.linalg.norm(points - clean / 255) == pytest.approx(row["distance"], rel=1e-5)
+        own = [row for row in replays if row["victim"] == row["attacker"] and row["overshoot"] == 1]
+        by_image = {row["image"]: row for row in samples}
+        for row in own:
+            if row["budget"] == 0:
+                assert row["label"] == by_image[row["image"]]["label"]
+                assert row["l2" if row["norm"] == "l2" else "linf"] == by_image[row["image"]]["distance"]
+        copies = prepared.campaign.fleet(unit.fleet).copies
+        kept = sum(sum(s is not None for s in (row["sample"], *row["budget_samples"])) for row in samples)
+        assert len(replays) == kept * 2 * copies
+    with open_results(alone) as connection:
+        found = connection.execute("SELECT count(*) FILTER (status = 'found') FROM samples").fetchone()
+    assert found is not None
+    assert found[0] > 30
+
+
+def test_chosen_images_are_read_rightly_by_every_copy(alone: Path) -> None:
+    wrong = query(alone, "SELECT count(*) FROM replays WHERE clean_label <> true_class")
+    assert wrong.rows == ((0,),)
+
+
+def test_processes_give_the_same_bytes_also_when_one_dies(alone: Path, fresh: Path) -> None:
+    killed: list[int] = []
+
+    def kill(standing: runner.Standing) -> None:
+        if not killed and sum(row.done for row in standing.values()) >= 2:
+            victim = multiprocessing.active_children()[0]
+            assert victim.pid is not None
+            killed.append(victim.pid)
+            os.kill(victim.pid, signal.SIGKILL)
+
+    ended = runner.run(fresh, workers=2, watch=kill)
+    assert killed
+    assert (ended.done, ended.failed) == (ended.units, ())
+    assert content(fresh) == content(alone)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_campaign_that_is_killed_goes_on_with_other_workers(alone: Path, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    with subprocess.Popen(
+        command("run", inputs, "--out", out), env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
+    ) as process:
+        until = time.monotonic() + 60
+        while len(list((out / "samples").glob("*.parquet"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert content(out) != content(alone)
+    done = attack("resume", out, "--workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["done"] == facts["units"] == 22
+    assert content(out) == content(alone)
+    assert not list(out.rglob(".*"))
+
+
+def test_outcomes_of_a_unit_under_way_are_not_lost(alone: Path, fresh: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(standing: runner.Standing) -> None:
+        if sum(row.images for row in standing.values()) == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        runner.run(fresh, engine="serial", watch=stop)
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM outcomes").fetchone() == (1,)
+    first: list[int] = []
+    runner.run(fresh, engine="serial", watch=lambda s: first.append(sum(row.images for row in s.values())))
+    assert first[0] == 4
+    assert content(fresh) == content(alone)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(alone: Path, fresh: Path) -> None:
+    limit = (fresh / "ledger.sqlite").stat().st_size + 30_000
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = attack("resume", fresh, "--workers", "0", preexec_fn=full)
+    assert done.returncode == 1
+    assert "variegate: cannot " in done.stderr
+    assert "internal error" not in done.stderr
+    runner.run(fresh, engine="serial")
+    assert content(fresh) == content(alone)
+
+
+def test_a_folder_that_takes_no_shards_is_an_error(fresh: Path) -> None:
+    shutil.rmtree(fresh / "samples")
+    (fresh / "samples").write_text("")
+    with pytest.raises((MisuseError, DeviceError), match="cannot write"):
+        runner.run(fresh, engine="serial")
+
+
+def test_a_unit_that_fails_is_tried_again_and_then_reported(inputs: Path, tmp_path: Path) -> None:
+    text = inputs.read_text().replace('images = "images.npz"', 'images = "one.npz"')
+    with np.load(inputs.parent / "images.npz", allow_pickle=False) as arrays:
+        one = arrays["y"] == 0
+        np.savez(inputs.parent / "one.npz", x=arrays["x"][one], y=arrays["y"][one])
+    path = inputs.parent / "one.toml"
+    path.write_text(text)
+    out = tmp_path / "one"
+    done = attack("run", path, "--out", out, "--workers", "0")
+    assert done.returncode == 1
+    assert "unit perm.aimed.0000.00000 failed 3 times: no class is left to aim at" in done.stderr
+    assert query(out, "SELECT unit, count(*) FROM failures GROUP BY ALL ORDER BY ALL").rows == tuple(
+        (f"perm.aimed.0000.0000{i}", 3) for i in range(3)
+    )
+    assert query(out, "SELECT state, count(*) FROM units GROUP BY ALL ORDER BY ALL").rows == (
+        ("done", 19),
+        ("failed", 3),
+    )
+    assert verify(out).differences == ()
+    assert attack("resume", out, "--workers", "0").returncode == 1
+
+
+def test_two_processes_cannot_run_one_campaign(fresh: Path) -> None:
+    code = (
+        "import fcntl, os, sys, time; d = os.open(sys.argv[1], os.O_RDONLY);"
+        "fcntl.flock(d, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, fresh], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with pytest.raises(MisuseError, match="another process"):
+                runner.run(fresh, engine="serial")
+        finally:
+            holder.kill()
+
+
+def test_a_plan_asks_no_more_than_it_says(prepared: Prepared, alone: Path) -> None:
+    made = plan(prepared, measure_s=0.01)
+    by_name = {one.fleet: one for one in made.fleets}
+    for fleet, sums in (
+        (row[0], row[1:])
+        for row in query(
+            alone,
+            "SELECT fleet, count(*), sum(queries), sum(clean_queries), sum(replay_queries) FROM units GROUP BY ALL",
+        ).rows
+    ):
+        one = by_name[fleet]
+        assert one.units == sums[0]
+        assert sums[1] <= one.queries <= 1.2 * sums[1]
+        assert one.clean_queries == sums[2]
+        assert sums[3] <= one.replay_queries <= 1.2 * sums[3]
+        assert one.labels_per_s > 0
+    perm = by_name["perm"]
+    assert perm.device_hours == pytest.approx(6 * (120 + 60) / 30 / 3600)
+    stored = sum(path.stat().st_size for path in alone.rglob("*.parquet"))
+    assert stored < sum(one.bytes for one in made.fleets) < 4 * stored
+
+
+def test_verify_asks_again_and_agrees(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(alone)
+    assert main(["attack", "verify", str(alone), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["differences"], facts["done"]) == ([], 22)
+    counted = query(alone, "SELECT (SELECT count(sample) FROM samples), (SELECT count(*) FROM replays)").rows[0]
+    assert (facts["samples"], facts["replays"]) == counted
+    few = verify(alone, sample=4)
+    assert 0 < few.samples <= 4
+    assert few.replays < facts["replays"]
+    assert content(alone) == before
+
+
+CORRUPTED = [
+    ("shard", "is not what the ledger knows"),
+    ("missing shard", "cannot read"),
+    ("foreign shard", "is the shard of no unit"),
+    ("ledger's count", "queries, and the ledger"),
+    ("ledger's clean count", "queries of clean images"),
+    ("ledger's unit", "does not have the campaign's units"),
+    ("ledger's bytes", "the ledger is damaged"),
+    ("campaign.toml", "was changed since"),
+    ("inputs/images.npz", "was changed since"),
+    ("inputs/copies.cbor", "was changed since"),
+]
+
+
+@pytest.mark.parametrize(("what", "words"), CORRUPTED)
+def test_what_was_changed_is_found_and_not_resumed(
+    what: str, words: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = sorted((copied / "replays").glob("*.parquet"))[3]
+    ledger = copied / "ledger.sqlite"
+    statements = {
+        "ledger's count": "UPDATE units SET queries = queries + 1 WHERE number = 2",
+        "ledger's clean count": "UPDATE units SET clean_queries = 0 WHERE number = 2",
+        "ledger's unit": "DELETE FROM units WHERE number = 2",
+    }
+    if what in statements:
+        with closing(sqlite3.connect(ledger)) as db:
+            db.execute(statements[what])
+            db.commit()
+    elif what == "foreign shard":
+        shutil.copy(shard, shard.with_name("other.parquet"))
+    elif what == "missing shard":
+        shard.unlink()
+    else:
+        path = {"shard": shard, "ledger's bytes": ledger}.get(what, copied / what)
+        data = bytearray(path.read_bytes())
+        if what == "ledger's bytes":
+            data[4096:] = os.urandom(len(data) - 4096)
+        else:
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    assert main(["attack", "verify", str(copied), "--sample", "0"]) == 1
+    found = capsys.readouterr()
+    assert words in found.out + found.err
+    assert main(["attack", "resume", str(copied), "--workers", "0"]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["sample", "replay"])
+def test_a_shard_forged_together_with_its_digest_is_found_by_asking(kind: str, copied: Path) -> None:
+    unit = "qim.hsj.0001.00001"
+    which, schema = (folder.SAMPLES, shards.SAMPLES) if kind == "sample" else (folder.REPLAYS, shards.REPLAYS)
+    path = folder.shard(copied, which, unit)
+    rows = shards.from_bytes(schema, path.read_bytes(), "it")
+    if kind == "sample":
+        rows[0]["sample"] = bytes(len(rows[0]["sample"]))
+        rows[0]["label"] = 4 - rows[0]["label"]
+    else:
+        rows[5]["label"] = 4 - rows[5]["label"] if rows[5]["label"] != 2 else 0
+    data = shards.to_bytes(schema, {name: [row[name] for row in rows] for name in schema.names})
+    path.write_bytes(data)
+    with closing(sqlite3.connect(copied / "ledger.sqlite")) as db:
+        db.execute(f"UPDATE units SET {which}_sha256 = ? WHERE name = ?", (sha256(data).hex(), unit))
+        db.commit()
+    assert runner.run(copied, engine="serial").failed == ()  # digests agree, so it is not seen
+    found = verify(copied).differences
+    assert found
+    assert all(unit in line for line in found)
+
+
+def test_a_changed_outcome_under_way_is_refused(fresh: Path) -> None:
+    runner_stops = {"n": 0}
+
+    def stop(standing: runner.Standing) -> None:
+        runner_stops["n"] += 1
+        if sum(row.images for row in standing.values()) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(fresh, engine="serial", watch=stop)
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute("UPDATE outcomes SET outcome = zeroblob(40)")
+        db.commit()
+    with pytest.raises(RefusedError, match="was changed") as caught:
+        runner.run(fresh, engine="serial")
+    assert caught.value.refusal is Refusal.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "COPY samples TO 'x.csv'",
+        "SELECT 1; SELECT 2",
+        "DROP VIEW samples",
+        "SET enable_external_access = true",
+        "ATTACH 'x.db'",
+        "INSTALL httpfs",
+        "SELECT nothing",
+        "not SQL",
+        "",
+    ],
+)
+def test_a_query_only_reads_results(statement: str, alone: Path) -> None:
+    before = content(alone)
+    with pytest.raises(MisuseError):
+        query(alone, statement)
+    assert content(alone) == before
+
+
+def test_queries_from_the_command_line(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT status, sample, distance, budgets FROM samples ORDER BY image LIMIT 1"
+    assert main(["attack", "query", str(alone), sql, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert set(row) == {"status", "sample", "distance", "budgets"}
+    assert main(["attack", "query", str(alone), sql]) == 0
+    assert "status" in capsys.readouterr().out
+
+
+def test_what_is_no_campaign_is_misuse(tmp_path: Path, inputs: Path) -> None:
+    for verb in (["resume"], ["verify"], ["query"], ["report"]):
+        more = ["SELECT 1"] if verb == ["query"] else []
+        assert main(["attack", *verb, str(tmp_path), *more]) == 2
+    (tmp_path / "there").mkdir()
+    for out in ("there", "missing/there", "with[glob]"):
+        assert main(["attack", "run", str(inputs), "--out", str(tmp_path / out)]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
