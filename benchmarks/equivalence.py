@@ -4,9 +4,9 @@
 
 ART with its defaults, and ours, on a small GTSRB network in float32, images that it reads rightly, untargeted. At each
 mark the iterate counts that the attack would return if it ended there. Randomness differs, so medians are compared, and
-many images are needed: the log ratio of ours to ART's, with a bootstrap over images, paired. Equivalence is shown at a mark when the 90 % interval lies
-within log 1.1 on either side of 0, which is two one-sided tests at 5 %. With `--cache` an attack that was run before
-is not run again; with `--attack` the others are left out.
+many images are needed: the log ratio of ours to ART's, with a bootstrap over images, paired. Equivalence is shown at a
+mark when the 90 % interval lies within log 1.1 on either side of 0, which is two one-sided tests at 5 %. With `--cache`
+an attack that was run before is not run again; with `--attack` the others are left out.
 """
 
 from __future__ import annotations
