@@ -4,8 +4,8 @@
 
 Sets everything up, prints `ready`, waits for a line, attacks, and prints one JSON object. It imports no more than the
 candidate needs, so that its peak memory is the candidate's. Candidates are `raw` (the network alone),
-`ours:<attack>:<profile>`, `art:<attack>` and `foolbox:<attack>` over the same onnxruntime session, and
-`art_torch:<attack>` and `foolbox_torch:<attack>` over the torch module.
+`ours:<attack>:<profile>`, `art:<attack>` and `foolbox:hopskipjump` over the same onnxruntime session, and
+`art_torch:<attack>` and `foolbox_torch:hopskipjump` over the torch module.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def peer(network: Network, images: Mapping[str, NDArray[Any]], queries: int, too
         meter = meters.Meter(answer, queries)
 
         def work() -> Mapping[str, Any]:
-            distances = foolbox.search(kind, meter, classes=classes, **given)
+            distances = foolbox.search(meter, classes=classes, **given)
             return {**_metered(meter), "distances": distances}
 
         return work

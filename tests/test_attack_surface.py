@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.peers.meter import Meter, SpentError
+from benchmarks.zoo.data import require_data
 from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.circle import Circle
 from variegate.attack.algorithms.rays import Rays
@@ -198,3 +204,43 @@ def test_a_circle_has_right_angles_over_its_diameter() -> None:
     assert Circle.through(clean, point, np.zeros(50, np.float32)) is None
     parallel = Circle.through(clean, point, along)
     assert parallel is None or parallel.angle < 1e-3
+
+
+def test_a_meter_stops_at_the_budget_and_keeps_the_nearest() -> None:
+    world = World("half")
+    meter = Meter(world.labels, budget=5)
+    clean = image().reshape(1, *SHAPE)
+    meter.begin(clean, np.zeros(1, np.int64))
+    moves = np.asarray([0.6, 0.2, 0.4], np.float32)[:, np.newaxis] * world.normal.astype(np.float32)
+    frames = (image() + moves).reshape(3, *SHAPE)
+    assert meter.labels(frames.astype(np.float64)).tolist() == [1, 0, 1]
+    assert meter.best[0] == pytest.approx(0.4, rel=1e-4)
+    with pytest.raises(SpentError):
+        meter.labels(frames[[1, 0, 0]])
+    assert meter.queries == 5
+    in_step = Meter(world.labels, budget=2)
+    in_step.begin(np.repeat(clean, 3, axis=0), np.zeros(3, np.int64))
+    in_step.labels(frames)
+    assert np.isinf(in_step.best).tolist() == [False, True, False]
+    in_step.labels(frames)
+    with pytest.raises(SpentError):
+        in_step.labels(frames)
+    assert in_step.queries == 6
+
+
+PROMISED = (
+    {f"{k}_{n}" for k in ("forward_share", "of_raw", "vs_art", "vs_foolbox") for n in ("resnet20", "gtsrb")}
+    | {"median_l2_2000_ours", "median_l2_2000_best_peer", "two_processes_speedup_resnet20"}
+    | {f"peak_rss_mib_{toolkit}" for toolkit in ("ours", "art", "foolbox")}
+)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_benchmark_runs_small_and_writes_its_figures(tmp_path: Path) -> None:
+    require_data()
+    out, root = tmp_path / "result.json", Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "benchmarks.attack", "--quick", "--out", str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(out.read_text())["figures"]) >= PROMISED

@@ -16,7 +16,7 @@ from benchmarks.peers.meter import Meter, SpentError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from art.attacks.evasion import BoundaryAttack, GeoDA, HopSkipJump, SignOPTAttack
+    from art.attacks.evasion import BoundaryAttack, GeoDA, HopSkipJump
     from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 
 # numpy 2 took the name away that ART 1.20.1 still uses in GeoDA; this is what numpy says to use instead.
@@ -61,12 +61,12 @@ def search(
     """Attacks images one after the other, at ART's defaults, until the budget ends each.
 
     Args:
-        kind: `hopskipjump`, `boundary`, `geoda` or `signopt`.
+        kind: `hopskipjump`, `boundary` or `geoda`.
         estimator: Asks through `meter`.
         meter: Counts and judges.
         clean: Images, float32 (N, C, H, W) in 0..1.
         truth: The network's labels of them, (N,).
-        starts: A picture of another class for each, as `clean`. GeoDA and Sign-OPT take none and draw their own.
+        starts: A picture of another class for each, as `clean`. GeoDA takes none and draws its own.
         budget: Queries for each image.
 
     Returns:
@@ -83,11 +83,9 @@ def search(
         elif kind == "boundary":
             attack = BoundaryAttack(estimator, targeted=False, max_iter=_ENDLESS, verbose=False)
             given["x_adv_init"] = start[np.newaxis]
-        elif kind == "geoda":
+        else:
             # It divides its queries by the number it is given. Its default tolerance of 0.1 is wider than the result.
             attack = GeoDA(estimator, max_iter=budget, bin_search_tol=1e-3, verbose=False)
-        else:
-            attack = SignOPTAttack(estimator, targeted=False, max_iter=_ENDLESS, query_limit=2 * budget, verbose=False)
         with ExitStack() as stack:
             # GeoDA keeps its basis in the working directory.
             stack.enter_context(contextlib.chdir(stack.enter_context(TemporaryDirectory(prefix="variegate-"))))

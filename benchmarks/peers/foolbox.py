@@ -1,4 +1,4 @@
-"""Foolbox's hard-label attacks, many images in step, over its PyTorchModel: it has no model for ONNX."""
+"""Foolbox's HopSkipJump, many images in step, over its PyTorchModel: it has no model for ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from eagerpy.astensor import astensor
-from foolbox.attacks.boundary_attack import BoundaryAttack
 from foolbox.attacks.hop_skip_jump import HopSkipJumpAttack
 from foolbox.criteria import Misclassification
 from foolbox.models.pytorch import PyTorchModel
@@ -46,7 +45,6 @@ def torch_network(module: nn.Module) -> Any:
 
 
 def search(
-    kind: str,
     meter: Meter,
     *,
     clean: NDArray[np.float32],
@@ -57,7 +55,6 @@ def search(
     """Attacks all images at once, at Foolbox's defaults, until the budget ends them.
 
     Args:
-        kind: `hopskipjump` or `boundary`.
         meter: Counts and judges.
         clean: Images, float32 (N, C, H, W) in 0..1.
         truth: The network's labels of them, (N,).
@@ -68,7 +65,7 @@ def search(
         L2 of the nearest fooling frame asked, for each image.
     """
     model = PyTorchModel(Metered(meter, classes).eval(), bounds=(0, 1), device="cpu")
-    attack: Any = HopSkipJumpAttack(steps=_ENDLESS) if kind == "hopskipjump" else BoundaryAttack(steps=_ENDLESS)
+    attack = HopSkipJumpAttack(steps=_ENDLESS)
     torch.manual_seed(0)
     meter.begin(clean, truth)
     criterion = Misclassification(astensor(torch.from_numpy(truth)))
