@@ -348,3 +348,28 @@ def test_a_socket_without_room_says_so(tmp_path: Path) -> None:
             SocketOracle(tmp_path / "s", timeout_s=bad)
         with pytest.raises(MisuseError):
             HttpOracle("http://127.0.0.1:1", timeout_s=bad)
+
+
+def test_mutated_answers_raise_nothing_but_refusals() -> None:
+    rng = np.random.default_rng(0)
+    model = oip.model_of(json.dumps(METADATA).encode())
+    whole = [json.dumps(METADATA).encode(), *(a.partition(b"\r\n\r\n")[2] for a in (labelled([1, 2, 3]), plain()))]
+    bits = [b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"', b"[[[", b"true", b"9" * 5000, b"\\ud800", b"\xff"]
+    refused = 0
+    for _ in range(1500):
+        data = bytearray(whole[rng.integers(len(whole))])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(data)))
+            data[at : at + int(rng.integers(4))] = bits[rng.integers(len(bits))]
+        split = [None, 0, len(data) - 24, len(data) + 1][rng.integers(4)]
+        oip.error_text(bytes(data))
+        for read in (
+            oip.model_of,
+            oip.has_binary,
+            lambda body, split=split: oip.labels_of(body, split, 3, model, CLASSES),
+        ):
+            try:
+                read(bytes(data))
+            except RefusedError:
+                refused += 1
+    assert refused > 3000
