@@ -226,19 +226,19 @@ def test_what_may_have_been_charged_is_counted_and_not_asked_again(port: LabelPo
                 assert oracle.asked == 7
 
 
-def test_an_enclave_that_is_killed_is_not_asked_again(tmp_path: Path) -> None:
-    with isolated_device(tmp_path / "device") as device:
-        enclave = device.boot()
-        assert isinstance(enclave, Isolated)
-        oracle = PortOracle(enclave, patience=Patience(longest_s=30))
-        expected = oracle.labels(frames(5))
-        assert enclave.pid is not None
-        os.kill(enclave.pid, signal.SIGSTOP)  # so that the query is under way when it dies
-        threading.Timer(0.3, os.kill, (enclave.pid, signal.SIGKILL)).start()
-        with pytest.raises(DeviceError):
-            oracle.labels(frames(5))
-        assert oracle.asked == 10
-        assert np.array_equal(oracle.labels(frames(5)), expected)  # the supervisor started another
+def test_an_enclave_that_is_killed_is_not_asked_again(ways: dict[str, Oracle]) -> None:
+    oracle = ways["isolated"]
+    assert isinstance(oracle, PortOracle)
+    enclave = oracle._port
+    assert isinstance(enclave, Isolated)
+    assert enclave.pid is not None
+    expected, asked = oracle.labels(frames(5)), oracle.asked
+    os.kill(enclave.pid, signal.SIGSTOP)  # so that the query is under way when it dies
+    threading.Timer(0.3, os.kill, (enclave.pid, signal.SIGKILL)).start()
+    with pytest.raises(DeviceError):
+        oracle.labels(frames(5))
+    assert oracle.asked == asked + 5
+    assert np.array_equal(oracle.labels(frames(5)), expected)  # the supervisor started another
 
 
 def test_a_server_that_restarts_is_found_again_with_nothing_lost(port: LabelPort, tmp_path: Path) -> None:
