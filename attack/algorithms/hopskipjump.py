@@ -13,6 +13,7 @@ from variegate.attack.algorithms.estimate import estimate, unit
 from variegate.attack.algorithms.fields import above, at_least, between, known_norm
 from variegate.attack.algorithms.grid import grain, probes, settled
 from variegate.attack.algorithms.hopskipjump_art import ArtHopSkipJump
+from variegate.attack.algorithms.segment import to_edge
 from variegate.attack.algorithms.steps import Step, first_start, fools
 from variegate.attack.search import Norm, Points, Problem, Result, Search
 
@@ -36,7 +37,7 @@ class HopSkipJump:
     Attributes:
         norm: Of the distance.
         first: Probes of the first estimate (the paper's B_0).
-        growth: The count grows as the iteration to this power; the paper's is 0.5.
+        growth: The count grows as the iteration to this power; the paper's is 0.5, for larger budgets.
         most: Most probes of an estimate (B_max).
         wide: First radius as a share of the distance.
         finest: Least radius as a share of the distance.
@@ -48,9 +49,9 @@ class HopSkipJump:
 
     norm: Norm = "l2"
     first: int = 100
-    growth: float = 0.5
+    growth: float = 0.25
     most: int = 10_000
-    wide: float = 0.1
+    wide: float = 0.5
     finest: float = 0.01
     narrower: float = 0.7
     progress: float = 0.97
@@ -94,7 +95,7 @@ class HopSkipJump:
         if point is None:
             return
         share, t = self.wide, 0
-        point = yield from self._to_boundary(problem, point, share, grey)
+        point = yield from to_edge(problem, point, self.tolerance * share, grey, self.norm)
         while (before := self._distance(problem, point)) > 0:
             t += 1
             point = settled(point, grey)
@@ -102,7 +103,7 @@ class HopSkipJump:
             count = min(self.most, int(self.first * t**self.growth))
             direction = yield from self._direction(problem, point, count, radius, grey)
             moved = yield from self._step(point, direction, before / math.sqrt(t))
-            point = yield from self._to_boundary(problem, moved, share, grey)
+            point = yield from to_edge(problem, moved, self.tolerance * share, grey, self.norm)
             if self._distance(problem, point) > self.progress * before:
                 share = max(self.finest, share * self.narrower)
 
@@ -132,28 +133,3 @@ class HopSkipJump:
     def _distance(self, problem: Problem, point: NDArray[np.float32]) -> float:
         away = point - problem.clean
         return float(np.linalg.norm(away) if self.norm == "l2" else np.abs(away).max())
-
-    def _to_boundary(self, problem: Problem, far: NDArray[np.float32], share: float, grey: float) -> Step:
-        """The fooling point nearest to the clean image on the way from `far` (algorithm 1)."""
-        clean, away = problem.clean, np.abs(far - problem.clean)
-        length = float(away.max())
-        if length == 0:
-            return far
-        linf = self.norm == "linf"
-
-        def at(part: float) -> NDArray[np.float32]:
-            if linf:
-                box = np.float32(part * length)
-                return np.clip(far, clean - box, clean + box)
-            return clean + np.float32(part) * (far - clean)
-
-        # On bytes, pictures are used up when no pixel moves by half a level between both ends, rounded.
-        least = max(self.tolerance * share, grey / (2 * length))
-        low, high = 0.0, 1.0
-        while high - low > least * high:
-            middle = (low + high) / 2
-            if (yield from fools(at(middle))):
-                high = middle
-            else:
-                low = middle
-        return at(high)

@@ -7,7 +7,9 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
+from variegate.attack.algorithms.boundary import Boundary
 from variegate.attack.algorithms.cgba import Cgba
+from variegate.attack.algorithms.geoda import GeoDA
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.rays import Rays
 from variegate.attack.algorithms.surfree import SurFree
@@ -18,7 +20,9 @@ ART, CORRECTED = "art-1.20", "corrected"
 
 ATTACKS: Final[Mapping[str, type[Attack]]] = MappingProxyType(
     {
+        "boundary": Boundary,
         "cgba": Cgba,
+        "geoda": GeoDA,
         "hopskipjump": HopSkipJump,
         "rays": Rays,
         "surfree": SurFree,
@@ -28,7 +32,11 @@ ATTACKS: Final[Mapping[str, type[Attack]]] = MappingProxyType(
 
 DEFAULTS: Final[Mapping[tuple[str, str], Callable[[], Attack]]] = MappingProxyType(
     {
+        ("boundary", ART): Boundary.art,
+        ("boundary", CORRECTED): Boundary.corrected,
         ("cgba", CORRECTED): Cgba.corrected,
+        ("geoda", ART): GeoDA.art,
+        ("geoda", CORRECTED): GeoDA.corrected,
         ("hopskipjump", ART): HopSkipJump.art,
         ("hopskipjump", CORRECTED): HopSkipJump.corrected,
         ("rays", CORRECTED): Rays.corrected,
