@@ -63,8 +63,8 @@ class Study:
 
 STUDIES = (
     Study("hsj", ArtHopSkipJump(), (500, 1_000, 2_000), 2_000),
-    Study("boundary", ArtBoundary(), (500, 1_000, 2_500), 1_000),
-    Study("geoda", ArtGeoDA(), (500, 1_000, 2_000), 3_500),
+    Study("boundary", ArtBoundary(), (500, 1_000, 2_000), 800),
+    Study("geoda", ArtGeoDA(), (250, 500, 1_000), 3_000),
 )
 
 
