@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from variegate.attack.algorithms.boundary import Boundary
 from variegate.attack.algorithms.boundary_art import ArtBoundary
+from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.geoda import GeoDA
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
+from variegate.attack.algorithms.rays import Rays
 from variegate.attack.algorithms.subspace import to_pixels
+from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.algorithms.table import ATTACKS, DEFAULTS, from_config, to_config
 from variegate.attack.driver import Task, outcomes
 from variegate.attack.oracle import LEVELS, Oracle, to_points
@@ -31,11 +35,18 @@ WIDEST = 8
 """Frequencies of the planted normals: low enough for attacks that look there alone."""
 
 
+@cache
 def smooth(seed: int) -> NDArray[np.float32]:
     """A unit vector of low frequencies."""
     drawn = seeded("smooth", seed).standard_normal((1, 3, WIDEST, WIDEST), np.float32)
     pixels = to_pixels(drawn, SHAPE)[0]
     out: NDArray[np.float32] = pixels / np.linalg.norm(pixels)
+    return out
+
+
+def along(away: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
+    """Row by row: a matrix product would round by the size of its batch, and labels on the edge with it."""
+    out: NDArray[np.float64] = (away.astype(np.float64) * smooth(seed)).sum(axis=1)
     return out
 
 
@@ -69,7 +80,7 @@ class HalfSpaces(Planted):
     other: float = 1.2
 
     def of(self, away: NDArray[np.float32]) -> NDArray[np.int64]:
-        return np.where(away @ smooth(1) > self.offset, 1, np.where(away @ smooth(2) > self.other, 2, 0))
+        return np.where(along(away, 1) > self.offset, 1, np.where(along(away, 2) > self.other, 2, 0))
 
     def nearest(self, norm: Norm) -> float:
         return self.offset if norm == "l2" else self.offset / float(np.abs(smooth(1)).sum())
@@ -90,21 +101,23 @@ class Sphere(Planted):
         return self.radius - self.shift
 
 
-L2 = {"boundary": 2.0, "geoda": 1.4, "hopskipjump": 1.3, "cgba": 1.3, "rays": 8.0, "surfree": 1.6}
-"""How near `corrected` must come to the best there is, as a factor, in L2."""
 ROWS: Mapping[str, tuple[Attack, float]] = {
-    "boundary": (Boundary.corrected(), L2["boundary"]),
+    "boundary": (Boundary.corrected(), 2.0),
     "boundary-art": (replace(ArtBoundary(), delta=0.1, epsilon=0.1), 8.0),
-    "geoda": (GeoDA.corrected(), L2["geoda"]),
+    "geoda": (GeoDA.corrected(), 1.4),
     "geoda-linf": (GeoDA.corrected("linf"), 2.0),
     # At ART's own tolerance and sigma the estimate is noise; its steps are tested at settings that let it see.
     "geoda-art": (ArtGeoDA(bin_search_tol=0.01, sigma=0.01), 2.0),
-    "hopskipjump": (HopSkipJump.corrected(), L2["hopskipjump"]),
+    "cgba": (Cgba.corrected(), 1.3),
+    "rays": (Rays.corrected(), 2.0),
+    "surfree": (SurFree.corrected(), 2.0),
+    "hopskipjump": (HopSkipJump.corrected(), 1.3),
     "hopskipjump-linf": (HopSkipJump.corrected("linf"), 2.0),
     "hopskipjump-art": (HopSkipJump.art(), 1.8),
     "hopskipjump-art-linf": (HopSkipJump.art("linf"), 3.0),
 }
-UNTARGETED = ("geoda",)
+"""Attacks, and how near each must come to the best there is, as a factor, in its norm."""
+UNTARGETED = ("geoda", "rays")
 
 
 def searched(
@@ -134,8 +147,8 @@ def searched(
     )
 
 
-def rows() -> list[Any]:
-    return [pytest.param(attack, factor, id=name) for name, (attack, factor) in ROWS.items()]
+def rows(norms: tuple[Norm, ...] = ("l2", "linf")) -> list[Any]:
+    return [pytest.param(attack, factor, id=name) for name, (attack, factor) in ROWS.items() if attack.norm in norms]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -151,10 +164,8 @@ def test_attacks_come_near_the_nearest_point_of_a_half_space(attack: Attack, fac
     assert 0.999 <= reached <= factor * (bytes_slack if dtype == "uint8" else 1.0)
 
 
-@pytest.mark.parametrize(("attack", "factor"), rows())
+@pytest.mark.parametrize(("attack", "factor"), rows(("l2",)))
 def test_attacks_come_near_the_nearest_point_of_a_sphere(attack: Attack, factor: float) -> None:
-    if attack.norm == "linf":
-        pytest.skip("the nearest point in Linf has no simple form")
     oracle = Sphere()
     reached = np.median([outcome.distance for outcome in searched(attack, oracle)]) / oracle.nearest("l2")
     assert 0.999 <= reached <= factor * 1.3
@@ -195,7 +206,8 @@ def test_a_device_that_always_fools_ends_every_loop(attack: Attack, factor: floa
 def test_seeds_decide_everything(attack: Attack, factor: float) -> None:
     first, second = (searched(attack, HalfSpaces(), queries=300, images=2) for _ in range(2))
     assert [a.trace for a in first] == [a.trace for a in second]
-    assert first[0].trace != first[1].trace
+    # RayS draws nothing.
+    assert (first[0].trace == first[1].trace) == (attack.name == "rays")
 
 
 @pytest.mark.parametrize("kind", ["boundary", "geoda", "hopskipjump"])
@@ -253,8 +265,8 @@ def test_wide_probes_leave_the_first_attractor() -> None:
     @dataclass
     class Rippled(HalfSpaces):
         def of(self, away: NDArray[np.float32]) -> NDArray[np.int64]:
-            waves = sum(np.sin(400 * (away @ smooth(10 + i))) for i in range(8))
-            return np.where(away @ smooth(1) + 0.01 * waves > self.offset, 1, 0)
+            waves = sum(np.sin(400 * along(away, 10 + i)) for i in range(8))
+            return np.where(along(away, 1) + 0.01 * waves > self.offset, 1, 0)
 
     wide = HopSkipJump.corrected()
     narrow = replace(wide, wide=wide.finest)
