@@ -127,11 +127,11 @@ def _judgement(factor: Factor, table: object) -> Judgement:
     if not isinstance(table, dict) or set(table) - {"level", "reason"}:
         raise _wrong(f"{factor} is not a table of level and reason")
     level, reason = table.get("level"), table.get("reason", "")
-    if level not in SCALES[factor]:
+    if not isinstance(level, str) or level not in SCALES[factor]:
         raise _wrong(f"{factor}.level is not one of {', '.join(SCALES[factor])}")
     if not isinstance(reason, str) or len(reason) > _MAX_TEXT:
         raise _wrong(f"{factor}.reason is not a short text")
-    return Judgement(str(level), reason)
+    return Judgement(level, reason)
 
 
 def _number(document: dict[str, Any], key: str, default: float, *, most: float) -> float:

@@ -1,0 +1,403 @@
+"""Reports: known counts give known rates; what is damaged is refused and leaves nothing; names stay text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import campaigns
+from tests.support.campaigns import replay, sample
+from variegate.attack.report import html, replication, statistics, svg, weaknesses, words
+from variegate.attack.report.data import opened
+from variegate.attack.report.manifest import verify_evidence
+from variegate.attack.report.plots import kernel_density
+from variegate.attack.report.results import Results, compute
+from variegate.attack.report.tables import Table
+from variegate.attack.report.write import write_report
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+
+GROUP = ("qim", "hopskipjump", "corrected", "l2")
+HOSTILE = "=cmd|' /C calc'!A0<script>alert(1)</script>\"&$\\frac{x}$"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small = campaigns.Made(
+        fleets={"qim": 0.02, "permutation": 0.85},
+        attacks=(("hopskipjump", "art-1.20", "l2"), ("rays", "corrected", "linf")),
+        copies=3,
+        images=8,
+        side=8,
+        budgets=(500,),
+        overshoots=(1.0, 2.0),
+    )
+    return campaigns.make(tmp_path_factory.mktemp("made"), small)
+
+
+@pytest.fixture(scope="module")
+def report(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(made, tmp_path_factory.mktemp("out") / "report").parent
+
+
+def computed(folder: Path) -> Results:
+    with opened(folder) as campaign:
+        return compute(campaign)
+
+
+def known(folder: Path, **unit: str) -> Path:
+    """Two attackers' samples of 10 images on three copies, with counts that the tests state."""
+    samples, replays = [], []
+    for image in range(10):
+        samples.append(sample(image))
+        own, clean_own = image != 9, image != 0
+        replays.append(replay(image, 0, fooled=own, clean=clean_own))
+        replays.append(replay(image, 1, fooled=image < 4, clean=image != 1, l2=0.2 + 0.1 * image))
+        replays.append(replay(image, 2, fooled=image == 9, l2=0.2 + 0.1 * image))
+    samples.append(sample(10, found=False, status="failed", reason="ValueError: it broke"))
+    return campaigns.write(folder, samples, replays, **unit)
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_the_published_intervals(hits: int, trials: int, low: float, high: float) -> None:
+    found = statistics.wilson(hits, trials)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    mirrored = statistics.wilson(trials - hits, trials)
+    assert mirrored.low == pytest.approx(1 - found.high)
+    assert mirrored.high == pytest.approx(1 - found.low)
+
+
+def test_an_interval_of_nothing_is_everything_and_impossible_counts_are_misuse() -> None:
+    assert statistics.wilson(0, 0) == statistics.Interval(0, 1)
+    for hits, trials in ((3, 2), (-1, 2)):
+        with pytest.raises(MisuseError):
+            statistics.wilson(hits, trials)
+    with pytest.raises(MisuseError):
+        statistics.rate([2], [1])
+
+
+def test_the_bootstrap_draws_whole_images() -> None:
+    """Twenty images of which half are hit by every pair: the effective number is 20, however many pairs there are."""
+    trials = [50] * 20
+    found = statistics.rate([50] * 10 + [0] * 10, trials, "a")
+    exact = 1.96 * (0.25 / 20) ** 0.5
+    assert found.clustered.high - found.clustered.low == pytest.approx(2 * exact, rel=0.15)
+    assert found.wilson.high - found.wilson.low < 0.2 * (found.clustered.high - found.clustered.low)
+    assert found == statistics.rate([50] * 10 + [0] * 10, trials, "a")
+
+
+def test_where_the_bootstrap_has_no_width_images_count_as_trials() -> None:
+    assert statistics.rate([0] * 20, [50] * 20).clustered == statistics.wilson(0, 20)
+    assert statistics.rate([50] * 20, [50] * 20).clustered == statistics.wilson(20, 20)
+    assert statistics.rate([1, 0, 1, 0, 0], [1, 1, 1, 1, 0]).clustered == statistics.wilson(2, 4)
+
+
+def test_quantiles_take_infinite_values_for_the_largest() -> None:
+    values = np.array([1.0, 2.0, 3.0, np.inf, np.inf, np.inf, np.inf, np.inf])
+    assert [statistics.quantile(values, share) for share in (0.25, 0.375, 0.5)] == [2.0, 3.0, np.inf]
+    assert statistics.quantile(np.array([]), 0.5) is None
+
+
+def test_known_counts_give_known_rates(tmp_path: Path) -> None:
+    results = computed(known(tmp_path))
+    (cell,) = results.overshoot
+    assert cell.keys == (*GROUP, 0, 1.0)
+    # B: images 0 to 8. Copy 1 is fooled on 0 to 3, copy 2 on 9 alone, which is not in B.
+    assert (cell.raw.hits, cell.raw.trials, cell.raw.images) == (4, 18, 9)
+    # The attacker's copy errs on image 0, copy 1 on image 1.
+    assert (cell.net.hits, cell.net.trials, cell.net.images) == (2, 15, 8)
+    # Whatever the own copy says: image 9 comes back, with two pairs and a hit.
+    assert (cell.shown.hits, cell.shown.trials, cell.shown.images) == (3, 17, 9)
+    assert cell.net.wilson == statistics.wilson(2, 15)
+    pairs = {pair.keys[5:]: pair for pair in results.pairs}
+    assert (pairs[0, 1].net.hits, pairs[0, 1].net.trials) == (2, 7)
+    assert (pairs[0, 2].net.hits, pairs[0, 2].net.trials) == (0, 8)
+    (search,) = results.searches
+    assert (search.searches, search.images, search.found, search.queries_total) == (11, 11, 10, 11_000)
+    assert search.distance == (0.5, 0.5, 0.5)
+    errors = {errs.copy: (errs.errors.hits, errs.errors.trials) for errs in results.errs}
+    assert errors == {0: (1, 10), 1: (1, 10), 2: (0, 10)}
+    assert [(e.status, e.reason, e.searches) for e in results.ended] == [
+        ("failed", "ValueError: it broke", 1),
+        ("found", "", 10),
+    ]
+
+
+def test_bins_and_reach_of_distances(tmp_path: Path) -> None:
+    results = computed(known(tmp_path))
+    bins = {cell.keys[4]: (cell.net.hits, cell.net.trials) for cell in results.binned["l2"]}
+    # Image i lies at 0.2 + 0.1 i. No net pairs: image 0, and image 1 on copy 1. Hits: images 2 and 3 on copy 1.
+    assert bins == {0.2: (0, 0), 0.3: (1, 3), 0.5: (1, 4), 0.7: (0, 6), 1.0: (0, 2)}
+    within = {reached.keys[4]: (reached.net.hits, reached.net.trials) for reached in results.within["l2"]}
+    assert within[0.2] == (0, 17)
+    assert within[0.5] == (2, 17)
+    assert within[2.0] == (3, 17)
+    shares = [reached.net.hits for reached in results.within["l2"]]
+    assert shares == sorted(shares)
+
+
+def test_any_overshoot_counts_a_pair_once_and_b_at_each_overshoot(tmp_path: Path) -> None:
+    samples = [sample(0), sample(1)]
+    replays = []
+    for image in range(2):
+        for s, own, other in ((1.0, True, False), (2.0, image == 0, True), (3.0, False, True)):
+            replays += [replay(image, 0, fooled=own, overshoot=s), replay(image, 1, fooled=other, overshoot=s)]
+    results = computed(campaigns.write(tmp_path, samples, replays))
+    by_s = {cell.keys[5]: (cell.net.hits, cell.net.trials, cell.shown.hits) for cell in results.overshoot}
+    assert by_s == {1.0: (0, 2, 0), 2.0: (1, 1, 2), 3.0: (0, 0, 2)}
+    (tries,) = results.tries
+    assert (tries.net.hits, tries.net.trials, tries.shown.hits) == (1, 2, 2)
+    least, worst = results.least(GROUP), results.worst(GROUP)
+    assert least is not None
+    assert worst is not None
+    assert (least.keys[5], worst.keys[5]) == (1.0, 2.0)
+    found = weaknesses.weaknesses(results, {})
+    assert any(w.key == "own-copy" and "s = 3" in w.text and "0 %" in w.text for w in found)
+
+
+def test_progress_counts_searches_without_a_sample_as_infinite(tmp_path: Path) -> None:
+    samples = [sample(0), sample(1, trace_queries=[50, 400], trace_distance=[3.0, 1.0]), sample(2, found=False)]
+    replays = [replay(image, victim, fooled=True) for image in (0, 1) for victim in (0, 1)]
+    results = computed(campaigns.write(tmp_path, samples, replays))
+    reached = {p.queries: p.distance for p in results.progress}
+    inf = float("inf")
+    assert reached[7] == (inf, inf, inf)
+    assert reached[50] == (2.0, 3.0, inf)
+    assert reached[300] == (0.5, 3.0, inf)
+    assert reached[1000] == (0.5, 1.0, inf)
+
+
+def test_a_kernel_density_is_a_density() -> None:
+    grid = np.linspace(-1, 1, 2001)
+    density = kernel_density(np.random.default_rng(3).normal(0.1, 0.1, 400), grid)
+    assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.01)
+    assert grid[density.argmax()] == pytest.approx(0.1, abs=0.05)
+    assert np.isfinite(kernel_density(np.full(5, 0.3), grid)).all()
+
+
+def test_a_report_has_all_its_files_and_says_how_many(report: Path) -> None:
+    digests = json.loads((report / "digests.json").read_text())
+    assert digests["format"] == "variegate/1/attack-report"
+    assert {f"samples/{i:04}.parquet" for i in range(12)} < digests["shards"].keys()
+    assert {f"tables/{name}.csv" for name in ("searches", "replication_overshoot", "collusion", "ended")} < set(
+        digests["files"]
+    )
+    page = (report / "index.html").read_text()
+    for part in ("What weakens the claim", "Replication against overshoot", "Attacker by victim", "colluding copies"):
+        assert part in page
+    assert page.count("<svg") >= 16
+    assert page.count("data:image/png;base64,") >= 12
+    assert not re.search(r"<script|\son\w+=|javascript:", page)
+    assert verify_evidence(report, None).files == len(digests["files"]) + 4
+
+
+def test_the_same_campaign_gives_the_same_bytes(made: Path, report: Path, tmp_path: Path) -> None:
+    again = write_report(made, tmp_path / "again").parent
+    first = {path.relative_to(report): path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    second = {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    assert first == second
+
+
+def test_json_and_csv_hold_the_same_rows(report: Path) -> None:
+    for path in (report / "tables").glob("*.json"):
+        table = json.loads(path.read_text())
+        rows = list(csv.reader(io.StringIO(path.with_suffix(".csv").read_bytes().decode(), newline="")))
+        assert rows[0] == table["columns"]
+        assert len(rows) == len(table["rows"]) + 1
+        texts = [["" if value is None else str(value) for value in row] for row in table["rows"]]
+        assert rows[1:] == texts
+
+
+def test_names_cannot_be_markup_formulas_or_mathematics(tmp_path: Path) -> None:
+    folder = known(tmp_path / "c", fleet=HOSTILE, attack="+1</title></svg><img src=http://evil.test/x>", profile="\t@x")
+    page = write_report(folder, tmp_path / "out").read_text()
+    seen = _Tags()
+    seen.feed(page)
+    assert "script" not in seen.tags
+    assert "img" in seen.tags
+    assert all(value is None or value.startswith(("data:image/png;base64,", "#")) for value in seen.loaded)
+    rows = csv.DictReader((tmp_path / "out/tables/searches.csv").read_text().splitlines())
+    (row,) = rows
+    assert row["fleet"] == f"'{HOSTILE}"
+    assert row["attack"].startswith("'+1")
+    assert row["profile"] == "'\t@x"
+    evidence = (tmp_path / "out/evidence/evidence.html").read_text()
+    assert "<script" not in evidence
+    assert "&lt;script&gt;" in evidence
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.loaded: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loaded += [value for name, value in attrs if name in {"src", "href", "xlink:href", "srcset", "data"}]
+
+
+def test_what_a_font_lacks_is_replaced_in_figures() -> None:
+    assert svg.shown("a\N{CJK UNIFIED IDEOGRAPH-6F22}\nb") == "a\ufffd\ufffdb"
+    assert len(svg.shown("x" * 500)) == 60
+
+
+def test_cells_of_a_table_are_written_as_they_can_be_read() -> None:
+    table = Table("t", "c", ("a", "b"), (("-1", -1.5), ("x", float("inf")), ("=1", None)))
+    assert table.csv() == b"a,b\r\n'-1,-1.5\r\nx,inf\r\n'=1,\r\n"
+    assert json.loads(table.json())["rows"] == [["-1", -1.5], ["x", "inf"], ["=1", None]]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (0.034, "3.4 %"), (0.5, "50 %"), (0.9996, "100.0 %"), (0.98, "98 %"), (1.0, "100 %")],
+)
+def test_shares_in_words(share: float, text: str) -> None:
+    assert words.percent(share) == text
+
+
+def test_an_empty_campaign_says_so(tmp_path: Path) -> None:
+    folder = campaigns.write(tmp_path / "c", [], [])
+    page = write_report(folder, tmp_path / "out").read_text()
+    assert "No search has been recorded" in page
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "campaign.toml").write_text("")
+    assert "No search has been recorded" in write_report(bare, tmp_path / "bare-out").read_text()
+
+
+def test_samples_without_replays_say_so(tmp_path: Path) -> None:
+    folder = campaigns.write(tmp_path / "c", [sample(0)], [])
+    assert "nothing is known of replication" in write_report(folder, tmp_path / "out").read_text()
+
+
+def damaged(kind: str, folder: Path) -> None:
+    samples, replays = folder / "samples/unit.parquet", folder / "replays/unit.parquet"
+    match kind:
+        case "no Parquet":
+            samples.write_bytes(b"hello")
+        case "cut":
+            samples.write_bytes(samples.read_bytes()[:-20])
+        case "no samples":
+            samples.unlink()
+        case "columns":
+            shutil.copy(replays, samples)
+        case "no TOML":
+            (folder / "campaign.toml").write_text("= =")
+        case "ledger":
+            (folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(200))
+        case _:
+            rows = {
+                "twice": ([sample(0), sample(0)], [replay(0, 0, fooled=True)]),
+                "replayed twice": ([sample(0)], [replay(0, 0, fooled=True)] * 2),
+                "no own answer": ([sample(0)], [replay(0, 1, fooled=True)]),
+                "not a number": ([sample(0)], [replay(0, 0, fooled=True, l2=float("nan"))]),
+                "negative": ([sample(0)], [replay(0, 0, fooled=True, linf=-1.0)]),
+                "no label": ([sample(0)], [replay(0, 0, fooled=True, label=None)]),
+                "no class": ([sample(0, true_class=None)], []),
+                "two classes": (
+                    [sample(0)],
+                    [replay(0, 0, fooled=True), replay(0, 0, fooled=True, overshoot=2.0, true_class=4)],
+                ),
+                "uneven trace": ([sample(0, trace_queries=[1])], []),
+            }[kind]
+            campaigns.write(folder, *rows)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no Parquet", "cut", "no samples", "columns", "no TOML", "ledger", "twice", "replayed twice", "no own answer",
+        "not a number", "negative", "no label", "no class", "two classes", "uneven trace",
+    ],
+)  # fmt: skip
+def test_a_damaged_campaign_is_refused_and_nothing_is_written(kind: str, tmp_path: Path) -> None:
+    folder = known(tmp_path / "c")
+    damaged(kind, folder)
+    with pytest.raises(RefusedError) as caught:
+        write_report(folder, tmp_path / "out")
+    assert caught.value.refusal is Refusal.MALFORMED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_what_is_no_campaign_or_no_place_is_misuse(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError):
+        write_report(tmp_path / "nowhere", tmp_path / "out")
+    folder = known(tmp_path / "c")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    for out in (tmp_path / "full", tmp_path / "no" / "where", tmp_path / "full" / "mine.txt"):
+        with pytest.raises(MisuseError):
+            write_report(folder, out)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
+
+
+def test_an_earlier_report_is_replaced_whole(tmp_path: Path) -> None:
+    folder = known(tmp_path / "c")
+    out = write_report(folder, tmp_path / "out").parent
+    (out / "stray.txt").write_text("x")
+    write_report(folder, out)
+    assert not (out / "stray.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = known(tmp_path / "c")
+    out = write_report(folder, tmp_path / "out").parent
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DeviceError):
+        write_report(folder, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_a_path_with_a_pattern_is_only_a_path(tmp_path: Path) -> None:
+    folder = known(tmp_path / "a[b]*c")
+    assert computed(folder).searches[0].searches == 11
+
+
+def test_figures_load_nothing_and_have_ids_of_their_own(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert "Content-Security-Policy" in page
+    assert html.POLICY.startswith("default-src 'none'")
+    for address in re.findall(r"https?://[^\s\"'<)]+", page):
+        assert address.startswith("http://www.w3.org/"), address
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "#0404" not in page
+    assert "mathdefault" not in page
+
+
+def test_pairs_are_one_row_for_each_victim(made: Path) -> None:
+    with opened(made) as campaign:
+        replication.prepare(campaign)
+        ((pairs, distinct),) = campaign.rows(
+            "SELECT count(*), count(DISTINCT (fleet, attack, attacker, image, budget, overshoot, victim)) FROM pairs"
+        )
+        ((rows,),) = campaign.rows("SELECT count(*) FROM replays WHERE victim <> attacker")
+    assert pairs == distinct == rows

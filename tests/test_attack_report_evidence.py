@@ -1,0 +1,386 @@
+"""Evidence for assessors: factors and sums, effort, the assessor's file, and a manifest that shows every change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support import campaigns
+from tests.support.campaigns import replay, sample
+from tests.support.small_campaign import write_inputs
+from variegate.attack.campaign import config, runner
+from variegate.attack.campaign import folder as campaign_folder
+from variegate.attack.campaign.prepare import prepare
+from variegate.attack.report import attack_potential
+from variegate.attack.report.assessment import DEFAULTS, Assessment, parse
+from variegate.attack.report.attack_potential import SCALES, elapsed, rate
+from variegate.attack.report.data import opened
+from variegate.attack.report.effort import efforts
+from variegate.attack.report.manifest import MANIFEST, SIGNATURE, verify_evidence
+from variegate.attack.report.results import compute
+from variegate.attack.report.write import write_report
+from variegate.cli.main import main
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.seller import Seller
+
+SELLER = Seller.generate()
+PASSPHRASE = "a long passphrase for tests"
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small(tmp_path_factory.mktemp("campaign"))
+
+
+def small(folder: Path, *, frame_rate: str = "frame_rate = 10.0\n") -> Path:
+    """40 images, each found with 1000 queries; 10 of the 40 samples fool the other copy."""
+    samples = [sample(image) for image in range(40)]
+    replays = [replay(image, 0, fooled=True) for image in range(40)]
+    replays += [replay(image, 1, fooled=image < 10) for image in range(40)]
+    campaigns.write(folder, samples, replays)
+    (folder / "campaign.toml").write_text(f'name = "e"\n[[fleet]]\nname = "qim"\n{frame_rate}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signed(campaign: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(campaign, tmp_path_factory.mktemp("signed") / "report", signer=SELLER.signer).parent
+
+
+@pytest.fixture
+def copied(signed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(signed, tmp_path / "report"))
+
+
+def test_effort_is_queries_over_rates_and_the_frame_rate(campaign: Path) -> None:
+    with opened(campaign) as loaded:
+        (effort,) = efforts(compute(loaded), loaded.config)
+    assert (effort.own, effort.other, effort.rate.hertz, effort.rate.stated) == (1000, 4000, 10, True)
+    assert effort.rate.hours(36_000) == 1
+    net = effort.replication
+    assert net is not None
+    assert effort.other_least == pytest.approx(1000 / net.wilson.high)
+    assert effort.other_least is not None
+    assert 1000 < effort.other_least < 4000
+
+
+def test_without_a_hit_only_a_bound_is_given(tmp_path: Path) -> None:
+    samples = [sample(image) for image in range(20)]
+    replays = [replay(image, victim, fooled=victim == 0) for image in range(20) for victim in range(3)]
+    with opened(campaigns.write(tmp_path, samples, replays)) as loaded:
+        (effort,) = efforts(compute(loaded), loaded.config)
+    assert effort.other is None
+    # 40 pairs of 20 images, none hit: the interval by image is the wider.
+    assert effort.other_least == pytest.approx(1000 / 0.16112515805281938)
+    assert (effort.rate.hertz, effort.rate.stated) == (30, False)
+
+
+@pytest.mark.parametrize(
+    ("levels", "total", "feasibility"),
+    [
+        (("1 day", "layman", "public", "unlimited", "standard"), 0, "high"),
+        (("1 month", "proficient", "restricted", "easy", "standard"), 11, "high"),
+        (("1 week", "expert", "restricted", "moderate", "standard"), 14, "medium"),
+        (("1 day", "expert", "restricted", "difficult", "standard"), 19, "medium"),
+        (("6 months", "proficient", "public", "unlimited", "standard"), 20, "low"),
+        (("6 months", "proficient", "public", "moderate", "standard"), 24, "low"),
+        (("more than 6 months", "expert", "public", "unlimited", "standard"), 25, "very low"),
+        (
+            ("more than 6 months", "multiple experts", "strictly confidential", "difficult", "multiple bespoke"),
+            57,
+            "very low",
+        ),
+    ],
+)
+def test_sums_are_rated_as_the_standard_has_it(levels: tuple[str, ...], total: int, feasibility: str) -> None:
+    rating = rate(dict(zip(SCALES, levels, strict=True)))
+    assert (rating.total, rating.feasibility) == (total, feasibility)
+
+
+@pytest.mark.parametrize(
+    ("days", "level"),
+    [
+        (0, "1 day"),
+        (1, "1 day"),
+        (1.01, "1 week"),
+        (7, "1 week"),
+        (30, "1 month"),
+        (31, "6 months"),
+        (183, "more than 6 months"),
+    ],
+)
+def test_elapsed_time_has_levels(days: float, level: str) -> None:
+    assert elapsed(days) == level
+
+
+def test_evidence_marks_what_is_measured_and_what_is_judged(signed: Path) -> None:
+    document = json.loads((signed / "evidence/evidence.json").read_text())
+    own, other = document["paths"]
+    assert (own["path"], other["path"]) == ("own", "other")
+    assert own["query_hours"] == pytest.approx(1000 / 36_000)
+    assert own["factors"]["elapsed_time"] == {"level": "1 day", "value": 0, "basis": "measured"}
+    assert {own["factors"][factor]["basis"] for factor in DEFAULTS} == {"default"}
+    assert own["total"] == sum(factor["value"] for factor in own["factors"].values()) == 3
+    (effort,) = document["effort"]
+    assert (effort["frame_rate_hz"], effort["frame_rate_basis"]) == (10, "campaign")
+    assert effort["replication_net"]["hits"] == 10
+    assert effort["replication_net"]["trials"] == 40
+    assert [tag["id"] for tag in document["mitre_atlas"]] == [
+        "AML.T0015", "AML.T0040", "AML.T0042", "AML.T0043", "AML.T0043.001",
+    ]  # fmt: skip
+    assert document["attack_potential"]["scales"]["elapsed_time"]["1 month"] == 4
+
+
+def test_an_assessors_file_changes_the_rating(campaign: Path, tmp_path: Path) -> None:
+    text = """
+    schema = 1
+    assessor = "Jane <b>Doe</b>"
+    hours_per_day = 0.01
+    preparation_days = 20
+    [specialist_expertise]
+    level = "expert"
+    reason = "<i>tooling</i> had to be written"
+    [window_of_opportunity]
+    level = "moderate"
+    """
+    out = write_report(campaign, tmp_path / "out", assessment=parse(text.encode())).parent
+    own = json.loads((out / "evidence/evidence.json").read_text())["paths"][0]
+    # 1000 queries at 10 frames/s are 0.0278 h, 2.8 days at 0.01 hours a day.
+    assert own["days"] == pytest.approx(20 + 1000 / 36_000 / 0.01)
+    assert own["factors"]["elapsed_time"]["level"] == "1 month"
+    assert own["factors"]["specialist_expertise"] == {"level": "expert", "value": 6, "basis": "assessor"}
+    assert own["factors"]["equipment"]["basis"] == "default"
+    assert (own["total"], own["feasibility"]) == (14, "medium")
+    page = (out / "evidence/evidence.html").read_text()
+    assert "Jane &lt;b&gt;Doe" in page
+    assert "<i>" not in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "schema = 2",
+        "schema = 1\nunknown = 1",
+        "schema = 1\nassessor = 3",
+        "schema = 1\nhours_per_day = 0",
+        "schema = 1\nhours_per_day = 25",
+        "schema = 1\npreparation_days = nan",
+        "schema = 1\npreparation_days = true",
+        "schema = 1\nequipment = 1",
+        '[equipment]\nlevel = "standard"',
+        'schema = 1\n[equipment]\nlevel = "laser"',
+        'schema = 1\n[equipment]\nlevel = "standard"\nvalue = 0',
+        "schema = 1\n[equipment]\nlevel = [1]",
+        "schema = 1\n[elapsed_time]\nlevel = '1 day'",
+        "schema = ",
+        "schema = 1\nassessor = '" + "x" * 70_000 + "'",
+    ],
+)
+def test_a_wrong_assessment_is_refused(text: str) -> None:
+    with pytest.raises(RefusedError):
+        parse(text.encode())
+
+
+def test_an_assessment_without_judgements_is_the_defaults() -> None:
+    assert parse(b"schema = 1") == Assessment()
+    assert all(judgement.level in SCALES[factor] for factor, judgement in DEFAULTS.items())
+    assert set(attack_potential.SCALES) - set(DEFAULTS) == {"elapsed_time"}
+
+
+def test_a_signed_report_verifies_and_names_the_root(signed: Path) -> None:
+    found = verify_evidence(signed, SELLER.root)
+    assert found.signed
+    assert found.fingerprint == SELLER.root.fingerprint.hex()
+    assert found.files == len([path for path in signed.rglob("*") if path.is_file()]) - 2
+    assert "not signed" not in (signed / "evidence/evidence.html").read_text()
+
+
+def test_an_unsigned_report_says_so_and_is_refused_where_a_signature_is_wanted(campaign: Path, tmp_path: Path) -> None:
+    out = write_report(campaign, tmp_path / "out").parent
+    assert "not signed: nobody vouches" in (out / "evidence/evidence.html").read_text()
+    assert not json.loads((out / MANIFEST).read_text())["signed"]
+    assert not verify_evidence(out, None).signed
+    with pytest.raises(RefusedError) as caught:
+        verify_evidence(out, SELLER.root)
+    assert caught.value.refusal is Refusal.SIGNATURE
+
+
+def test_another_root_is_refused(signed: Path) -> None:
+    with pytest.raises(RefusedError) as caught:
+        verify_evidence(signed, Seller.generate().root)
+    assert caught.value.refusal is Refusal.SIGNATURE
+
+
+def spoil(kind: str, report: Path) -> None:
+    table, manifest = report / "tables/searches.csv", report / MANIFEST
+    match kind:
+        case "changed":
+            table.write_bytes(table.read_bytes().replace(b"1000", b"9999"))
+        case "removed":
+            table.unlink()
+        case "added":
+            (report / "tables/more.csv").write_text("a")
+        case "linked":
+            table.rename(report.parent / "elsewhere.csv")
+            table.symlink_to(report.parent / "elsewhere.csv")
+        case "linked folder":
+            (report / "tables").rename(report.parent / "tables")
+            (report / "tables").symlink_to(report.parent / "tables")
+        case "pipe":
+            os.mkfifo(report / "tables/pipe")
+        case "manifest":
+            document = json.loads(manifest.read_text())
+            document["files"].pop("tables/searches.csv")
+            table.unlink()
+            manifest.write_text(json.dumps(document))
+        case "signature":
+            data = bytearray((report / SIGNATURE).read_bytes())
+            data[-1] ^= 1
+            (report / SIGNATURE).write_bytes(data)
+        case "no signature":
+            (report / SIGNATURE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal"),
+    [
+        ("changed", Refusal.EVIDENCE),
+        ("removed", Refusal.EVIDENCE),
+        ("added", Refusal.EVIDENCE),
+        ("linked", Refusal.EVIDENCE),
+        ("linked folder", Refusal.EVIDENCE),
+        ("pipe", Refusal.EVIDENCE),
+        ("manifest", Refusal.SIGNATURE),
+        ("no signature", Refusal.SIGNATURE),
+    ],
+)
+def test_what_was_changed_is_found(kind: str, refusal: Refusal, copied: Path) -> None:
+    spoil(kind, copied)
+    with pytest.raises(RefusedError) as caught:
+        verify_evidence(copied, SELLER.root)
+    assert caught.value.refusal is refusal
+
+
+def test_a_spoilt_signature_is_refused(copied: Path) -> None:
+    spoil("signature", copied)
+    with pytest.raises(RefusedError):
+        verify_evidence(copied, SELLER.root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"format": "variegate/1/attack-evidence"}',
+        '{"format": "variegate/1/attack-evidence", "files": {"a": 1}}',
+    ],
+)
+def test_a_damaged_manifest_is_refused(text: str, copied: Path) -> None:
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(RefusedError) as caught:
+        verify_evidence(copied, None)
+    assert caught.value.refusal is Refusal.MALFORMED
+
+
+def test_commands_write_sign_and_verify(campaign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = tmp_path / "passphrase"
+    secret.write_text(PASSPHRASE)
+    secret.chmod(0o600)
+    key, root, out = tmp_path / "seller.key", tmp_path / "seller.root", tmp_path / "report"
+    SELLER.save(key, PASSPHRASE)
+    assert main(["keys", "root", str(key), "--out", str(root), "--passphrase-file", str(secret)]) == 0
+    (tmp_path / "tara.toml").write_text('schema = 1\nassessor = "Lab"\n')
+    wanted = ["--sign", str(key), "--passphrase-file", str(secret), "--assessment", str(tmp_path / "tara.toml")]
+    assert main(["attack", "report", str(campaign), "--out", str(out), *wanted]) == 0
+    capsys.readouterr()
+    assert main(["attack", "evidence", "verify", str(out), "--root", str(root), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["signed"]
+    assert said["fingerprint"] == SELLER.root.fingerprint.hex()
+    spoil("changed", out)
+    assert main(["attack", "evidence", "verify", str(out), "--root", str(root)]) == 1
+    assert "tables/searches.csv was changed" in capsys.readouterr().err
+    assert main(["attack", "evidence", "verify", str(tmp_path), "--root", str(root)]) == 2
+    assert main(["attack", "report", str(tmp_path)]) == 2
+
+
+def test_a_wrong_key_leaves_no_report(campaign: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.key").write_text("no key")
+    assert (
+        main(["attack", "report", str(campaign), "--out", str(tmp_path / "out"), "--sign", str(tmp_path / "x.key")])
+        == 1
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign of the engine, half of it done."""
+    folder = tmp_path_factory.mktemp("real")
+    file = write_inputs(folder)
+    out = folder / "campaign"
+    campaign_folder.create(out, prepare(config.load(file), folder))
+    runner.run(out, engine="serial")
+    return out
+
+
+def test_a_campaign_of_the_engine_is_reported(real: Path, tmp_path: Path) -> None:
+    out = write_report(real, tmp_path / "out").parent
+    page = (out / "index.html").read_text()
+    assert "22 of 22" in page
+    assert 'alt="clean: image' in page
+    document = json.loads((out / "evidence/evidence.json").read_text())
+    rates = {effort["fleet"]: (effort["frame_rate_hz"], effort["frame_rate_basis"]) for effort in document["effort"]}
+    assert rates == {"qim": (30, "assumed"), "perm": (30, "campaign")}
+    with opened(real) as loaded:
+        assert len(loaded.shards) == 44
+        asked = loaded.rows("SELECT sum(queries) FROM samples")
+    assert asked[0][0] == sum(search["queries_total"] for search in _rows(out / "tables/searches.json"))
+
+
+def _rows(path: Path) -> list[dict[str, int]]:
+    table = json.loads(path.read_text())
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+@pytest.mark.parametrize("kind", ["missing", "changed", "configuration"])
+def test_what_the_ledger_does_not_have_is_refused(kind: str, real: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    shards = sorted((folder / "samples").glob("*.parquet"))
+    if kind == "missing":
+        shards[0].unlink()
+    elif kind == "changed":
+        shutil.copy(shards[1], shards[0])
+    else:
+        text = (folder / "campaign.toml").read_text()
+        (folder / "campaign.toml").write_text(text.replace("seed = 11", "seed = 12"))
+    with pytest.raises(RefusedError) as caught:
+        write_report(folder, tmp_path / "out")
+    assert caught.value.refusal is Refusal.MALFORMED
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_units_that_are_not_done_are_left_out(real: Path, tmp_path: Path) -> None:
+    import sqlite3  # noqa: PLC0415
+
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    db = sqlite3.connect(folder / "ledger.sqlite")
+    with db:
+        db.execute("UPDATE units SET state = 'waiting' WHERE fleet = 'perm'")
+    db.close()
+    with opened(folder) as loaded:
+        assert loaded.rows("SELECT DISTINCT fleet FROM samples") == [("qim",)]
+    out = write_report(folder, tmp_path / "out")
+    assert "is not finished" in out.read_text()
+
+
+def test_no_campaign_is_misuse(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError):
+        verify_evidence(tmp_path, None)
