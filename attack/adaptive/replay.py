@@ -33,8 +33,9 @@ def replayed(
     classes: NDArray[np.int64],
     clean: NDArray[Any],
     samples: NDArray[Any],
+    victims: Sequence[int] | None = None,
 ) -> list[ReplicationRow]:
-    """Shows samples to every device that is not a colluder's.
+    """Shows samples to devices that are not a colluder's.
 
     Args:
         fleet: Name of the copies' kind.
@@ -45,6 +46,7 @@ def replayed(
         classes: Their true classes, int64 (N,).
         clean: Clean frames, (N, *shape).
         samples: Frames shown, likewise.
+        victims: Who is shown them; None for all devices but the colluders'.
 
     Returns:
         A row for each image and victim.
@@ -55,15 +57,18 @@ def replayed(
     """
     if not len(images) == len(classes) == len(clean) == len(samples):
         raise MisuseError("as many images, classes, clean frames and samples are needed")
+    if not len(images):
+        return []
     away = (to_points(samples) - to_points(clean)).reshape(len(samples), -1).astype(np.float64)
     lengths = np.linalg.norm(away, axis=1)
     own_right = np.ones(len(images), np.bool_)
     for i in colluders:
         own_right &= answers(devices[i], clean) == classes
     rows = []
-    for victim, device in enumerate(devices):
+    for victim in range(len(devices)) if victims is None else victims:
         if victim in colluders:
             continue
+        device = devices[victim]
         right = own_right & (answers(device, clean) == classes)
         fooled = answers(device, samples) != classes
         rows += [
