@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.zoo import data, gtsrb_small, networks
+from benchmarks.zoo import data, gtsrb_small, gtsrb_tiny, networks
 from variegate.export.base import Base, from_torch
 from variegate.export.contract import InputSpec
 
@@ -53,3 +53,13 @@ class Subject:
 CIFAR10 = Subject("cifar10", "resnet20", lambda: networks.load("cifar10_resnet20_a"), data.cifar10_test)
 GTSRB = Subject("gtsrb", "gtsrb_small", gtsrb_small.load, data.gtsrb_test)
 SUBJECTS = (CIFAR10, GTSRB)
+
+GTSRB_TINY = tuple(
+    Subject("gtsrb", f"gtsrb_tiny_{name}", partial(gtsrb_tiny.load, name), data.gtsrb_test) for name in gtsrb_tiny.NAMES
+)
+"""Independently trained networks of one architecture: the bases of campaigns on GTSRB."""
+CIFAR10_BASES = tuple(
+    Subject("cifar10", name, partial(networks.load, f"cifar10_{name}"), data.cifar10_test)
+    for name in ("resnet20_a", "resnet20_b", "resnet8")
+)
+"""Independently trained networks of three architectures: the bases of campaigns on CIFAR-10."""

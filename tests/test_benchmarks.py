@@ -36,9 +36,10 @@ PROMISED = {
     "fuzz": {"executions", "targets", "findings", "open_findings", "planted_found"},
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "train_gtsrb": {"accuracy"},
+    "train_tiny": {"accuracy", "accuracy_a", "accuracy_b", "accuracy_c"},
     "train_world": {"accuracy"},
 }  # fmt: skip
-NEED_DATA = {"accuracy", "export", "runtime", "soak", "isolation", "serve", "attractors", "train_gtsrb"}
+NEED_DATA = {"accuracy", "export", "runtime", "soak", "isolation", "serve", "attractors", "train_gtsrb", "train_tiny"}
 
 
 @pytest.mark.slow

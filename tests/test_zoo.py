@@ -11,10 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.zoo import data, gtsrb_small, networks
+from benchmarks.zoo import data, gtsrb_small, gtsrb_tiny, networks
 from variegate.keys.errors import MisuseError
 
 RESULT = Path(gtsrb_small.__file__).parents[1] / "results" / "train_gtsrb.json"
+TINY_RESULT = RESULT.with_name("train_tiny.json")
 
 READERS = {"cifar10": data.cifar10_test, "gtsrb": data.gtsrb_test, "mnist": data.mnist_test}
 
@@ -82,6 +83,28 @@ def test_gtsrb_small_is_as_good_as_its_result_says(sets: dict[str, data.Images])
     # The last bit of a logit may differ on another processor; two images of 12,630 may then change sides.
     assert abs(right - figures["right"]) <= 2
     assert right >= 0.975 * 12_630
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", gtsrb_tiny.NAMES)
+def test_a_tiny_network_is_as_good_as_its_result_says(sets: dict[str, data.Images], name: str) -> None:
+    noted = json.loads(TINY_RESULT.read_text())["raw"]["networks"][name]
+    right = int((labels(gtsrb_tiny.load(name), sets["gtsrb"]) == sets["gtsrb"].y).sum())
+    assert abs(right - noted["right"]) <= 2
+    assert right >= 0.965 * 12_630
+
+
+def test_tiny_networks_are_small_and_share_nothing() -> None:
+    states = [gtsrb_tiny.load(name).state_dict() for name in gtsrb_tiny.NAMES]
+    kernels = [name for name, value in states[0].items() if value.ndim > 1]
+    for i, first in enumerate(states):
+        for second in states[i + 1 :]:
+            for name in kernels:
+                both = torch.stack([first[name].flatten(), second[name].flatten()])
+                assert abs(float(torch.corrcoef(both)[0, 1])) < 0.3, name
+    assert all(gtsrb_tiny.weights(name).stat().st_size < 500_000 for name in gtsrb_tiny.NAMES)
+    with pytest.raises(MisuseError, match="gtsrb_tiny_z"):
+        gtsrb_tiny.load("z")
 
 
 def test_gtsrb_small_is_small() -> None:
