@@ -179,8 +179,8 @@ def parse(data: bytes) -> Campaign:
     check(values)
     fleets = tuple(_fleet(i, fleet) for i, fleet in enumerate(values["fleet"]))
     names = tuple(fleet.name for fleet in fleets)
-    attacks = tuple(_attack(i, attack, names) for i, attack in enumerate(values["attack"]))
     _unique("fleet", names)
+    attacks = tuple(_attack(i, attack, names) for i, attack in enumerate(values["attack"]))
     _unique("attack", [attack.name for attack in attacks])
     source = values["data"]
     if ("images" in source) == ("set" in source):
