@@ -53,14 +53,14 @@ def shown(
 
 
 def opened_up(dataset: Dataset, kind: str, attacked: Attacked) -> list[ReplicationRow]:
-    """Table 3 and figure 5: DeepFool on ensembles of 1 to 8 colluders' copies, as found and taken 1.5 times as far."""
+    """Table 3 and figure 5: DeepFool on ensembles of 1 to 8 colluders' copies, over overshoot."""
     fleet, copies = dataset.devices(kind, FLEET), dataset.opened(kind, FLEET)
     out: list[ReplicationRow] = []
     for k in range(1, 9):
         points = DeepFool().run(Ensemble(copies[:k]), to_tensor(attacked.frames))
-        for s, method in ((1.0, "deepfool"), (1.5, "deepfool_s1.5")):
+        for s in (1.0, 1.1, 1.5, 2.0, 3.0):
             frames = stretched(attacked.frames, points, s, "uint8")
-            out += shown(dataset.name + "_" + kind, method, fleet, attacked, frames, k=k)
+            out += shown(f"{dataset.name}_{kind}", f"deepfool_s{s:g}", fleet, attacked, frames, k=k)
     return out
 
 

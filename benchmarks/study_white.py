@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from benchmarks.study_bases import KINDS, Attacked, Dataset
-from variegate.attack.oracle import to_frames
 from variegate.attack.whitebox.copies import Ensemble, to_tensor
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.gradients import Output, logarithm, loss_gradients, rows
@@ -50,7 +49,8 @@ def outputs(dataset: Dataset, kind: str, attacked: Attacked) -> dict[str, Any]:
     copies = dataset.opened(kind, 2)
     own = Ensemble(copies[:1])
     clean = to_tensor(attacked.frames)
-    samples = to_tensor(to_frames(DeepFool().run(own, clean), "uint8"))
+    # Not rounded to frames: bytes would undo steps as short as DeepFool's, and with them what is looked at.
+    samples = torch.from_numpy(DeepFool().run(own, clean))
     before, after = own.labels(clean)[0], own.labels(samples)[0]
     fooled = before != after
     seen = {
