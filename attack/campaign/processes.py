@@ -32,8 +32,8 @@ from variegate.keys.errors import DeviceError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _PARENT_DEATH_SIGNAL = 1
-_IDLE_DEATHS = 8
-"""Workers that may die without a job before the engine gives up."""
+_MOST_DEATHS = 6
+"""Workers that may die in a row without a word from any, before the engine gives up."""
 _LEAVE_S = 5.0
 
 
@@ -62,7 +62,7 @@ class Processes:
         """
         self._folder, self._context = folder, mp.get_context("spawn")
         self._jobs: deque[Job] = deque()
-        self._idle_deaths = 0
+        self._deaths = 0
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):
@@ -90,7 +90,7 @@ class Processes:
         """As `Engine.wait`."""
         ready = set(wait([worker.pipe for worker in self._workers], timeout_s))
         events: list[Event] = []
-        for i, worker in enumerate(self._workers):
+        for i, worker in enumerate(list(self._workers)):
             if worker.pipe in ready:
                 events += self._received(worker)
             if worker.dead:
@@ -129,9 +129,9 @@ class Processes:
         try:
             while worker.pipe.poll():
                 event = event_from_bytes(worker.pipe.recv_bytes())
+                self._deaths = 0
                 if isinstance(event, UnitDone | UnitFailed):
                     worker.unit = ""
-                    self._idle_deaths = 0
                 yield event
         except (EOFError, OSError):
             worker.dead = True
@@ -144,14 +144,13 @@ class Processes:
         why = signal.Signals(-code).name if code < 0 else f"status {code}"
         worker.process.close()
         worker.pipe.close()
+        del self._workers[number]
+        self._deaths += 1
+        if self._deaths > _MOST_DEATHS:
+            raise DeviceError(f"workers die before they work ({why})")
+        self._workers.insert(number, self._start())
         if worker.unit:
             yield UnitFailed(unit=worker.unit, reason=f"the worker died ({why})")
-        else:
-            self._idle_deaths += 1
-            if self._idle_deaths > _IDLE_DEATHS:
-                del self._workers[number]
-                raise DeviceError(f"workers die before they work ({why})")
-        self._workers[number] = self._start()
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
