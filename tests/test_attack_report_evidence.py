@@ -278,6 +278,7 @@ def test_a_spoilt_signature_is_refused(copied: Path) -> None:
         "",
         "[]",
         "{",
+        "[" * 100_000,
         '{"format": "variegate/1/attack-evidence"}',
         '{"format": "variegate/1/attack-evidence", "files": {"a": 1}}',
     ],

@@ -37,7 +37,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem
 caption{text-align:left;padding:0 0 .3rem;font-size:.9rem}
 th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{vertical-align:bottom;color:var(--soft);font-weight:600;line-height:1.25}
-tbody th{font-weight:600;max-width:16rem;overflow-wrap:break-word}
+tbody th{font-weight:600;max-width:20rem;overflow-wrap:break-word}
+tbody th code{white-space:nowrap}
 td.n,th.n{text-align:right}
 td.n{white-space:nowrap}
 td.long{min-width:14rem;overflow-wrap:anywhere}
@@ -47,7 +48,7 @@ table.heat td{background:rgba(var(--heat),calc(var(--v)*.62));-webkit-print-colo
 table.heat td small{color:inherit}
 table.heat td.own{background:none;color:var(--soft)}
 table.heat th{min-width:0}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;margin:.7rem 0}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem;margin:.7rem 0}
 .plots figure,.matrices figure{margin:0;min-width:0}
 svg.plot{display:block;width:100%;max-width:34rem;height:auto;stroke-linejoin:round;stroke-linecap:butt;
 font-family:system-ui,"DejaVu Sans",sans-serif}

@@ -64,7 +64,7 @@ def figure(width: float = 4.4, height: float = 3.1) -> Figure:
     with matplotlib.rc_context(_STYLE):
         drawing = Figure(figsize=(width, height))
     # Fixed margins: measuring them takes as long as drawing.
-    drawing.subplots_adjust(left=0.17, right=0.97, bottom=0.18, top=0.89)
+    drawing.subplots_adjust(left=0.205, right=0.965, bottom=0.18, top=0.88)
     return drawing
 
 
