@@ -156,7 +156,8 @@ def test_votes_and_unanimity_of_colluders_find_what_carries_over() -> None:
     assert of[1] > of[0]
     assert of[2] > of[0] + 0.3
     # Nearer to the shared plane, and behind it.
-    assert depth[0] + 0.05 < depth[1] < 0 < depth[2]
+    assert depth[0] + 0.05 < depth[1] < depth[2]
+    assert depth[0] < 0 < depth[2]
 
 
 @dataclass

@@ -43,19 +43,19 @@ class Ensemble(nn.Module):
         if not copies:
             raise MisuseError("an ensemble needs at least one copy")
         self.copies = nn.ModuleList(copies)
+        self._each = tuple(copies)  # the same, with their type
         self.eval()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
     def __len__(self) -> int:
-        return len(self.copies)
+        return len(self._each)
 
     def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """F = p and M = F + G of each copy, two (k, N, classes), of images (N, C, H, W) in 0..1."""
         of_base: dict[int, Tensor] = {}
         own, rewritten = [], []
-        for copy in self.copies:
-            assert isinstance(copy, Copy)  # noqa: S101  tells the type checker what a ModuleList forgets
+        for copy in self._each:
             key = id(copy.base)
             if key not in of_base:
                 of_base[key] = copy.probabilities(images)
