@@ -188,6 +188,8 @@ def test_a_kernel_density_is_a_density() -> None:
     assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.01)
     assert grid[density.argmax()] == pytest.approx(0.1, abs=0.05)
     assert np.isfinite(kernel_density(np.full(5, 0.3), grid)).all()
+    crowded = kernel_density(np.clip(np.random.default_rng(3).normal(0.98, 0.1, 400), -1, 1), grid)
+    assert np.trapezoid(crowded, grid) == pytest.approx(1, abs=0.01)
 
 
 def test_a_report_has_all_its_files_and_says_how_many(report: Path) -> None:

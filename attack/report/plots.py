@@ -250,10 +250,12 @@ _NORMS = {"l2": "L2", "linf": "Linf"}
 
 
 def kernel_density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A Gaussian kernel density with Silverman's bandwidth ("Density Estimation" (1986), equation 3.31).
+    """A Gaussian kernel density of values in -1..1, reflected at both ends so that nothing lies beyond.
+
+    Silverman, "Density Estimation" (1986), equation 3.31 for the bandwidth, section 2.10 for the reflection.
 
     Args:
-        values: (n,), n at least 1.
+        values: (n,) in -1..1, n at least 1.
         grid: (m,).
 
     Returns:
@@ -262,7 +264,8 @@ def kernel_density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> ND
     q1, q3 = np.quantile(values, [0.25, 0.75])
     spread = min(float(values.std()), float(q3 - q1) / 1.34) or float(values.std())
     width = max(0.9 * spread * len(values) ** -0.2, 0.01)
-    away = (grid[:, np.newaxis] - values[np.newaxis]) / width
+    mirrored = np.concatenate([values, 2 - values, -2 - values])
+    away = (grid[:, np.newaxis] - mirrored[np.newaxis]) / width
     out: NDArray[np.float64] = np.exp(-0.5 * away**2).sum(axis=1) / (len(values) * width * math.sqrt(2 * math.pi))
     return out
 

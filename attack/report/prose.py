@@ -48,7 +48,10 @@ QUERIES = (
     "Best distance so far: median, and quartiles as a band. Searches without a sample count as infinitely far "
     "throughout; where the median is infinite there is no line."
 )
-COSINES = "Gaussian kernel density with Silverman's bandwidth, for each hypothesis of the white-box study."
+COSINES = (
+    "Gaussian kernel density with Silverman's bandwidth, reflected at -1 and 1, for each hypothesis of the white-box "
+    "study."
+)
 COLLUDERS = "Share of victims outside the coalition that are fooled, of those that read the clean image rightly."
 SOURCE = (
     "Made from the files below alone. digests.json has the SHA-256 of each, of the configuration and of every "
