@@ -118,6 +118,9 @@ def test_overshoot_goes_through_the_sample_and_stays_a_frame() -> None:
     for s, dtype in ((-1.0, "uint8"), (float("nan"), "uint8"), (1.0, "int8")):
         with pytest.raises(MisuseError):
             stretched(clean, sample, s, dtype)
+    assert np.array_equal(stretched(clean[0], sample, 1, "uint8"), sample)
+    with pytest.raises(MisuseError):
+        stretched(clean[:3], sample, 1, "uint8")
 
 
 def test_overshoot_finds_a_boundary_that_lies_a_little_further() -> None:

@@ -113,7 +113,12 @@ def combined(samples: NDArray[Any], method: Method, dtype: str) -> NDArray[Any]:
         samples: (k, ...), one for each colluder, frames of either dtype.
         method: Which.
         dtype: Of the result.
+
+    Raises:
+        MisuseError: There is no such method, or no sample.
     """
+    if method not in {"mean", "median"} or not len(samples):
+        raise MisuseError("the mean or the median of at least one sample can be taken")
     points = to_points(samples)
     middle: NDArray[Any] = points.mean(axis=0) if method == "mean" else np.median(points, axis=0)
     return to_frames(middle, dtype)

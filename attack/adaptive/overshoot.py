@@ -22,7 +22,7 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
     """Goes to x + s (x_adv - x), clipped, as a frame of the device's dtype.
 
     Args:
-        clean: Clean images, of any shape that broadcasts to that of `sample`: uint8 frames or floats in 0..1.
+        clean: Clean images, of the shape of `sample` or of its last axes: uint8 frames or floats in 0..1.
         sample: Samples found, likewise.
         s: Overshoot; 1 gives the sample, 0 the clean image.
         dtype: Of the result: "uint8" (0..255, rounded) or "float32" (0..1).
@@ -31,12 +31,14 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
         Frames of the shape of `sample`. With uint8 in and out, s = 1 gives the sample to the byte.
 
     Raises:
-        MisuseError: `dtype` is neither, or s is negative or not finite.
+        MisuseError: `dtype` is neither, s is negative or not finite, or the shapes do not fit.
     """
     if dtype not in {"uint8", "float32"}:
         raise MisuseError(f"frames of dtype {dtype!r} are not supported", hint="choose uint8 or float32")
     if not (np.isfinite(s) and s >= 0):
         raise MisuseError(f"an overshoot of {s} makes no sense", hint="choose a number from 0 up")
+    if clean.ndim > sample.ndim or clean.shape != sample.shape[sample.ndim - clean.ndim :]:
+        raise MisuseError(f"a clean image of {clean.shape} does not fit samples of {sample.shape}")
     # In grey levels, bytes are whole numbers and a half is a half: nothing hangs on a division by 255.
     start, end = _grey(clean), _grey(sample)
     moved = np.clip(start + s * (end - start), 0, LEVELS)

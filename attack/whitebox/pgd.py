@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from variegate.attack.algorithms.fields import known_norm
 from variegate.attack.search import Norm
 from variegate.keys.errors import MisuseError
 
@@ -33,6 +34,7 @@ class Pgd:
     stride: float = 0.125
 
     def __post_init__(self) -> None:
+        known_norm(self.norm)
         if self.steps < 1 or not self.epsilon > 0 or not self.stride > 0:
             raise MisuseError("PGD needs a step, and a radius and stride above 0")
 
