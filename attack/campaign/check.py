@@ -15,6 +15,8 @@ from variegate.keys.errors import VariegateError
 from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
 
+_SCHEMAS = {folders.SAMPLES: shards.SAMPLES, folders.REPLAYS: shards.REPLAYS}
+
 
 def against_shards(folder: Path, ledger: Ledger, campaign: Campaign) -> list[str]:
     """What does not agree, one sentence each.
@@ -59,8 +61,7 @@ def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
         DeviceError: Storage failed.
     """
     path = folders.shard(folder, kind, entry.unit)
-    schema = shards.SAMPLES if kind == folders.SAMPLES else shards.REPLAYS
-    return shards.from_bytes(schema, read_capped(path, limit=folders.MAX_SHARD_BYTES), f"{kind}/{path.name}")
+    return shards.from_bytes(_SCHEMAS[kind], read_capped(path, limit=folders.MAX_SHARD_BYTES), f"{kind}/{path.name}")
 
 
 def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:
@@ -71,19 +72,20 @@ def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:
             if sha256(data).hex() != digest:
                 yield f"{kind}/{path.name} is not what the ledger knows"
                 return
-            rows = rows_of(folder, kind, entry)
+            table = shards.read(_SCHEMAS[kind], data, f"{kind}/{path.name}")
         except VariegateError as error:
             yield error.message
             return
+        rows = table.num_rows
         if kind == folders.SAMPLES:
             count = len(entry.unit.images)
-            asked = sum(row["queries"] for row in rows)
-            if (len(rows), len(rows)) != (entry.samples_rows, count):
-                yield f"{kind}/{path.name} has {len(rows)} rows; the ledger says {entry.samples_rows}, the unit {count}"
+            asked = sum(asked or 0 for asked in table["queries"].to_pylist())
+            if (rows, rows) != (entry.samples_rows, count):
+                yield f"{kind}/{path.name} has {rows} rows; the ledger says {entry.samples_rows}, the unit {count}"
             if asked != entry.queries:
                 yield f"{kind}/{path.name} has {asked} queries, and the ledger {entry.queries}"
             clean = count * (1 + len(victims(campaign, entry.unit)))
             if entry.clean_queries != clean:
                 yield f"the ledger has {entry.clean_queries} queries of clean images for {entry.unit.name}, not {clean}"
-        elif not len(rows) == entry.replays_rows == entry.replay_queries:
-            yield f"{kind}/{path.name} has {len(rows)} rows, and the ledger {entry.replays_rows}"
+        elif not rows == entry.replays_rows == entry.replay_queries:
+            yield f"{kind}/{path.name} has {rows} rows, and the ledger {entry.replays_rows}"

@@ -83,7 +83,13 @@ def _is_bulk(kind: pa.DataType) -> bool:
 
 
 def from_bytes(schema: pa.Schema, data: bytes, what: str) -> list[dict[str, Any]]:
-    """Rows of a shard that may be damaged.
+    """Rows of a shard; as `read`."""
+    rows: list[dict[str, Any]] = read(schema, data, what).to_pylist()
+    return rows
+
+
+def read(schema: pa.Schema, data: bytes, what: str) -> pa.Table:
+    """A shard that may be damaged.
 
     Args:
         schema: What it must have.
@@ -99,5 +105,4 @@ def from_bytes(schema: pa.Schema, data: bytes, what: str) -> list[dict[str, Any]
         raise RefusedError(Refusal.MALFORMED, f"{what} is no Parquet file") from error
     if not table.schema.remove_metadata().equals(schema):
         raise RefusedError(Refusal.MALFORMED, f"{what} does not have the columns of its kind")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    return table

@@ -160,7 +160,7 @@ class _Again:
                 if row[key] != value:
                     self.differences.append(
                         f"{entry.unit.name}: replay of image {row['image']} on copy {row['victim']} at s = "
-                        f"{row['overshoot']:g}: {key} is {value}, not {row[key]}"
+                        f"{row['overshoot']}: {key} is {value}, not {row[key]}"
                     )
 
     def _prepared_dtype(self, entry: Entry) -> str:
