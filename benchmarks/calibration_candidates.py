@@ -1,0 +1,42 @@
+"""Part of `benchmarks.calibration`: the settings that are tried, named for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from variegate.export.rewriters import Permutation, Qim, Rewriter, SpreadSpectrum
+
+_FINE, _COARSE = (4, 8), (4, 4)
+_QIMS = (
+    # Strength against number, at one step: what the accuracy allows.
+    (_FINE, 1, (128,), 4.0, 1.0),
+    (_FINE, 2, (128,), 4.0, 1.0),
+    (_FINE, 4, (128,), 6.0, 1.0),
+    # The step: near attractors, or such as a search finds from afar.
+    (_FINE, 2, (64,), 4.0, 1.0),
+    (_FINE, 2, (256,), 4.0, 1.0),
+    (_FINE, 2, (512,), 4.0, 1.0),
+    (_FINE, 2, (128, 512), 4.0, 1.0),
+    # A surer base, and the strength that this allows.
+    (_FINE, 1, (128,), 4.0, 2.0),
+    (_FINE, 1, (256,), 4.0, 2.0),
+    (_FINE, 2, (128,), 5.0, 2.0),
+    (_FINE, 2, (256,), 5.0, 2.0),
+    (_FINE, 4, (256,), 7.0, 2.0),
+    (_COARSE, 4, (256,), 5.0, 2.0),
+    (_FINE, 2, (256,), 5.5, 4.0),
+)
+_ALPHAS = (0.5, 0.8, 0.95)
+_AMPLITUDES = (0.05, 0.2)
+
+
+def candidates() -> Iterator[tuple[str, Rewriter]]:
+    """Settings for 32 x 32 pictures, with their names."""
+    for grid, repeats, steps, beta, sharpness in _QIMS:
+        qim = Qim(grid=grid, repeats=repeats, steps=steps, beta=beta, sharpness=sharpness)
+        words = [f"b{qim.messages}", f"grid{grid[0]}x{grid[1]}", "d" + "and".join(map(str, steps)), f"beta{beta:g}"]
+        yield "qim_" + "_".join([*words, f"sharp{sharpness:g}"]).replace(".", "p"), qim
+    for alpha in _ALPHAS:
+        yield f"permutation_{alpha:g}".replace(".", "p"), Permutation(alpha=alpha)
+    for amplitude in _AMPLITUDES:
+        yield f"spread_{amplitude:g}".replace(".", "p"), SpreadSpectrum(amplitude=amplitude)
