@@ -1,0 +1,127 @@
+"""Table 2: how often a sample found on one copy fools another, for every kind of copy, attack and profile.
+
+    python -m benchmarks.replication [--quick] [--out FILE] [--folder FOLDER] [--only NAME ...]
+
+Runs the committed campaigns of `benchmarks/configs` through the campaign engine and reads their shards. A figure is
+`<dataset>_<kind>_<attack>_net_s<overshoot>`, as in `gtsrb_qim_hsj_net_s1`: the share of pairs of a sample and another
+copy of its fleet, both right on the clean image, in which the sample, scaled by the overshoot, fools its own copy and
+the other, of those in which it fools its own. Kinds ending in `_training` have several independently trained bases,
+dealt out to the copies; the others have one. Attacks ending in `_art` are those of the profile `art-1.20`.
+
+With --folder, campaigns are kept there, and a run that was stopped goes on. An image of a cell is attacked by one
+copy of the fleet, each copy in turn, so a cell has as many samples as the campaign has images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.campaign_bases import write_bases
+from benchmarks.result import result_path, source_commit, write_result
+from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign.config import Campaign
+from variegate.attack.campaign.prepare import prepare
+from variegate.attack.report import data, replication
+from variegate.attack.report.replication import Cell
+
+NAME: Final = "replication"
+CONFIGS: Final = Path(__file__).parent / "configs"
+CAMPAIGNS: Final = (
+    "gtsrb_table2",
+    "gtsrb_table2_art",
+    "gtsrb_adaptive",
+    "cifar10_table2",
+    "cifar10_table2_art",
+)
+_FIGURES_AT: Final = {1.0: "s1", 1.5: "s1p5", 2.0: "s2", 3.0: "s3"}
+
+
+def smaller(campaign: Campaign) -> Campaign:
+    """The same campaign with few images and queries, for a smoke run."""
+    attacks = tuple(replace(attack, queries=min(attack.queries, 120), budgets=()) for attack in campaign.attacks)
+    fleets = tuple(replace(fleet, copies=min(fleet.copies, 3)) for fleet in campaign.fleets)
+    small = replace(campaign.data, count=3)
+    return replace(campaign, data=small, fleets=fleets, attacks=attacks, run=replace(campaign.run, unit=3, workers=0))
+
+
+def worked(name: str, root: Path, *, quick: bool) -> Path:
+    """The folder of a campaign that is done; one that is there goes on where it stopped."""
+    made = root / name
+    if not made.exists():
+        campaign = config.load(CONFIGS / f"{name}.toml")
+        folder.create(made, prepare(smaller(campaign) if quick else campaign, root))
+    ended = runner.run(made)
+    if ended.failed:
+        raise SystemExit(f"{name}: units failed: {ended.failed[:5]}")
+    return made
+
+
+def cells(made: Path) -> list[Cell]:
+    """Replication by fleet, attack, profile, norm, budget and overshoot."""
+    with data.opened(made) as campaign:
+        replication.prepare(campaign)
+        return replication.by_overshoot(campaign)
+
+
+def figures_of(dataset: str, table: list[Cell]) -> dict[str, float]:
+    """Flat figures at the end of the budget; a cell in which no sample was found has none."""
+    out: dict[str, float] = {}
+    for cell in table:
+        fleet, attack, _, _, budget, overshoot = cell.keys
+        if budget == 0 and overshoot in _FIGURES_AT and cell.net.share is not None:
+            out[f"{dataset}_{fleet}_{attack}_net_{_FIGURES_AT[float(overshoot)]}"] = cell.net.share
+    return out
+
+
+def plain(cell: Cell) -> dict[str, Any]:
+    """A row for the result file."""
+    names = (*replication.GROUP, "budget", "overshoot")
+    row: dict[str, Any] = dict(zip(names, cell.keys, strict=True))
+    for kind, rate in (("raw", cell.raw), ("net", cell.net), ("shown", cell.shown)):
+        row[kind] = {
+            "hits": rate.hits,
+            "trials": rate.trials,
+            "images": rate.images,
+            "rate": rate.share,
+            "wilson": [rate.wilson.low, rate.wilson.high],
+            "clustered": [rate.clustered.low, rate.clustered.high],
+        }
+    return row
+
+
+def main() -> None:
+    """Runs the campaigns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--folder", type=Path, help="where campaigns are kept, to go on from")
+    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=CAMPAIGNS, help="some campaigns alone")
+    args = parser.parse_args()
+    source_commit()
+    root = args.folder or Path(tempfile.mkdtemp(prefix="variegate-"))
+    write_bases(root / "bases")
+    figures: dict[str, float] = {}
+    raw: dict[str, Any] = {}
+    n: dict[str, int] = {}
+    for name in args.only:
+        made = worked(name, root, quick=args.quick)
+        table = cells(made)
+        figures |= figures_of(name.partition("_")[0], table)
+        raw[name] = [plain(cell) for cell in table]
+        campaign = config.load(made / folder.CONFIG)
+        n[f"{name}_images"] = campaign.data.count
+        n[f"{name}_copies"] = max(fleet.copies for fleet in campaign.fleets)
+        print(f"{name}: done", flush=True)
+    if args.folder is None:
+        shutil.rmtree(root)
+    path = result_path(NAME, quick=args.quick, out=args.out)
+    write_result(NAME, figures=figures, raw=raw, seeds=[20261124], n=n, path=path)
+
+
+if __name__ == "__main__":
+    main()
