@@ -104,7 +104,7 @@ class Sphere(Planted):
 ROWS: Mapping[str, tuple[Attack, float]] = {
     "boundary": (Boundary.corrected(), 2.0),
     "boundary-art": (replace(ArtBoundary(), delta=0.1, epsilon=0.1), 8.0),
-    "geoda": (GeoDA.corrected(), 1.4),
+    "geoda": (GeoDA.corrected(), 1.6),
     "geoda-linf": (GeoDA.corrected("linf"), 2.0),
     # At ART's own tolerance and sigma the estimate is noise; its steps are tested at settings that let it see.
     "geoda-art": (ArtGeoDA(bin_search_tol=0.01, sigma=0.01), 2.0),

@@ -32,7 +32,7 @@ class GeoDA:
     image along it (L2), or along its signs (Linf), until the label changes (equations 12 and 13), and searches the
     boundary there by bisection. What differs from the paper:
 
-    - The search on a segment ends at `tolerance` of the probes' radius, and the radius is a share of the distance, from
+    - The search on a segment ends at `tolerance` of what a probe feels, and its radius is a share of the distance, from
       `wide` down to `finest`, at least half a grey level: probes must feel the surface, not its ripples or rounding.
     - The walk starts at the distance reached, for a shorter one is sought by the bisection.
     - An iteration that comes no nearer keeps the point, and its probes are added to the next ones there.
@@ -46,7 +46,8 @@ class GeoDA:
         wide: First radius of probes as a share of the distance.
         finest: Least radius as a share of the distance.
         narrower: Factor of the radius after each iteration.
-        tolerance: Of the search on the segment, as a share of the radius.
+        tolerance: Of the search on the segment, as a share of a probe's standard deviation along the normal: a point
+            farther off the boundary than that makes most answers alike.
         noises: Draws of noise before giving up, without a start that fools.
     """
 
@@ -54,10 +55,10 @@ class GeoDA:
     frequencies: int = 10
     first: int = 60
     growth: float = 1.4
-    wide: float = 0.1
+    wide: float = 0.5
     finest: float = 0.01
     narrower: float = 0.7
-    tolerance: float = 0.1
+    tolerance: float = 0.5
     noises: int = 100
     name: ClassVar[str] = "geoda"
     profile: ClassVar[str] = "corrected"
@@ -113,7 +114,8 @@ class GeoDA:
         if point is None:
             return
         share = self.wide
-        point = yield from to_edge(problem, point, self.tolerance * share, grey)
+        unknown = self.tolerance / math.sqrt(math.prod(self._coefficients(problem)))
+        point = yield from to_edge(problem, point, unknown * share, grey)
         total = np.zeros_like(point)
         for count in self.schedule(problem.queries):
             point = settled(point, grey)
@@ -126,22 +128,26 @@ class GeoDA:
             reached = yield from self._along(problem, point, total)
             if reached is None:
                 continue
-            edge = yield from to_edge(problem, reached, self.tolerance * share, grey)
+            edge = yield from to_edge(problem, reached, unknown * share, grey)
             before, after = distance(np.stack([point, edge]), problem.clean, self.norm)
             if after < before:
                 point, total = edge, np.zeros_like(point)
 
+    def _coefficients(self, problem: Problem) -> tuple[int, int, int]:
+        channels, height, width = problem.shape
+        side = min(self.frequencies, height, width)
+        return channels, side, side
+
     def _normal(
         self, problem: Problem, point: NDArray[np.float32], count: int, radius: float
     ) -> Generator[Points, Answers, NDArray[np.float32]]:
-        channels, height, width = problem.shape
-        side = min(self.frequencies, height, width)
-        size = channels * side * side
+        shape = self._coefficients(problem)
+        size = math.prod(shape)
 
         def draw(n: int) -> Points:
             coefficients = normals(problem.rng, n, size)
             coefficients *= np.float32(radius / math.sqrt(size))
-            probes = to_pixels(coefficients.reshape(n, channels, side, side), problem.shape)
+            probes = to_pixels(coefficients.reshape(n, *shape), problem.shape)
             probes += point
             return np.clip(probes, 0, 1, out=probes)
 

@@ -29,7 +29,7 @@ class HopSkipJump:
       that brought little, down to `finest`. The paper's radius is dist / d.
     - **Probes are whole grey levels** on a device of bytes (`grid.probes`), where the paper's radius would be rounded
       away.
-    - **The search on the segment ends at `tolerance` of the probes' radius**: what a probe cannot feel needs no query.
+    - **The search on the segment ends at `tolerance` of what a probe feels**, radius / sqrt(d); no query goes further.
       On bytes it ends when the pictures between are used up.
 
     Every point asked counts, so a step that ends early costs nothing found before.
@@ -43,7 +43,8 @@ class HopSkipJump:
         finest: Least radius as a share of the distance.
         narrower: Factor of the radius after a step that brought less than `progress`.
         progress: A step's new distance over its old one that is progress enough.
-        tolerance: Of the search on the segment, as a share of the radius.
+        tolerance: Of the search on the segment, as a share of a probe's standard deviation along the normal: a point
+            farther off the boundary than that makes most answers alike.
         noises: Draws of noise before giving up, without a start that is answered as wanted.
     """
 
@@ -55,7 +56,7 @@ class HopSkipJump:
     finest: float = 0.01
     narrower: float = 0.7
     progress: float = 0.97
-    tolerance: float = 0.05
+    tolerance: float = 0.5
     noises: int = 100
     name: ClassVar[str] = "hopskipjump"
     profile: ClassVar[str] = "corrected"
@@ -95,7 +96,8 @@ class HopSkipJump:
         if point is None:
             return
         share, t = self.wide, 0
-        point = yield from to_edge(problem, point, self.tolerance * share, grey, self.norm)
+        unknown = self.tolerance / math.sqrt(point.size)
+        point = yield from to_edge(problem, point, unknown * share, grey, self.norm)
         while (before := self._distance(problem, point)) > 0:
             t += 1
             point = settled(point, grey)
@@ -103,7 +105,7 @@ class HopSkipJump:
             count = min(self.most, int(self.first * t**self.growth))
             direction = yield from self._direction(problem, point, count, radius, grey)
             moved = yield from self._step(point, direction, before / math.sqrt(t))
-            point = yield from to_edge(problem, moved, self.tolerance * share, grey, self.norm)
+            point = yield from to_edge(problem, moved, unknown * share, grey, self.norm)
             if self._distance(problem, point) > self.progress * before:
                 share = max(self.finest, share * self.narrower)
 
