@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from variegate.attack.algorithms.boundary_art import ArtBoundary, on_sphere
+from variegate.attack.algorithms.boundary_art import ArtBoundary
+from variegate.attack.algorithms.draws import signs
 from variegate.attack.algorithms.fields import above, at_least, between
 from variegate.attack.algorithms.grid import grain, settled
 from variegate.attack.algorithms.segment import to_edge
 from variegate.attack.algorithms.steps import first_start
-from variegate.attack.search import Norm, Problem, Result, Search
+from variegate.attack.search import Norm, Points, Problem, Result, Search
 
 _FIRST_EDGE = 1e-3
 _LEAST, _MOST = 1e-5, 0.5
@@ -28,7 +30,8 @@ class Boundary:
     are asked at once and the nearest that is answered as wanted is the next point. Every few rounds the steps across
     are asked by themselves: where half of them are answered as wanted the boundary looks flat and they may grow
     (the paper's section 2.3); the step towards the image follows the proposals' own rate. The first point is brought to
-    the boundary by bisection. On a device of bytes steps across stay above half a grey level.
+    the boundary by bisection. Steps across are drawn from the corners of a cube, which costs a bit of randomness a
+    pixel; on a device of bytes they stay above half a grey level.
 
     Attributes:
         delta: First length of the step across, as a share of the distance.
@@ -84,11 +87,8 @@ class Boundary:
         while (away := float(np.linalg.norm(point - problem.clean))) > 0:
             turn += 1
             across = max(delta, grey / 2 * math.sqrt(point.size) / away)
-            moved = on_sphere(problem, point, self.proposals, across)
             alone = turn % (self.every + 1) == 0
-            if not alone:
-                moved += np.float32(epsilon) * (problem.clean - moved)
-            moved = settled(moved, grey)
+            moved = settled(_proposed(problem, point, self.proposals, across, 0.0 if alone else epsilon), grey)
             fooled = yield moved
             share = fooled.mean()
             if alone:
@@ -104,3 +104,27 @@ class Boundary:
     def _adapted(self, size: float, share: float, few: float, many: float) -> float:
         factor = self.step_adapt if share < few else 1 / self.step_adapt if share > many else 1.0
         return min(_MOST, max(_LEAST, size * factor))
+
+
+def _proposed(problem: Problem, point: NDArray[np.float32], count: int, delta: float, epsilon: float) -> Points:
+    """Steps across the way to the clean image, back to the sphere, then towards the image.
+
+    Args:
+        problem: The image.
+        point: (l,), apart from the clean image.
+        count: Of proposals.
+        delta: Length of the step across as a share of the distance.
+        epsilon: Share of the way that is then gone towards the image.
+
+    Returns:
+        float32 (count, l), not clipped.
+    """
+    away = point - problem.clean
+    distance = float(np.linalg.norm(away))
+    # Every proposal is clean + left * (away + step - its part along away): one factor for a pass over the pixels.
+    left = (1 - epsilon) / math.sqrt(1 + delta**2)
+    out = signs(problem.rng, count, point.size, left * delta * distance / math.sqrt(point.size))
+    kept = np.float32(left) - (out @ away) / np.float32(distance**2)
+    out += kept[:, np.newaxis] * away
+    out += problem.clean
+    return out
