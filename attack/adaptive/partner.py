@@ -89,7 +89,8 @@ def recover(
         rounds: Segments for each pair of classes; costs `STEPS` + 1 queries each, and one for each image.
         rng: Which images.
         reference: Labels of something without partners; None for none.
-        sure: Least evidence, in standard errors, for a partner to be called known.
+        sure: Least evidence, in standard errors, for a partner to be called known. Segments through a third class give
+            shifts a heavy tail, so that with few rounds some of the known are wrong.
 
     Raises:
         MisuseError: `rounds` below 1, or images of fewer than two classes.
