@@ -13,6 +13,8 @@ A candidate's figure is its **worst** replication over attacks, budgets and over
 most `ALLOWED_REPLICATION`. A search that never comes down to the attractors ends on the base's own boundary, and
 what it finds there fools every copy. So attractors must also be found, and a weak search or a small budget counts
 against a setting like a strong one. Images are read rightly by all copies: rates are net of clean errors.
+Beside it stands the worst of samples found within an L2 of 1: what is left when searches that got stuck far away, at
+little more than another picture, do not count.
 
 Rows that are done are kept in --state; a run that is stopped goes on from there.
 """
@@ -168,9 +170,9 @@ class Bench:
         return rows
 
 
-def worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the highest replication."""
-    return max(rows, key=lambda row: (row["rate"], row["overshoot"]))
+def worst(rows: Sequence[dict[str, Any]], rate: str = "rate") -> dict[str, Any]:
+    """The row of the highest replication: of all samples, or (`near_rate`) of those found near the clean image."""
+    return max(rows, key=lambda row: (row[rate], row["overshoot"]))
 
 
 def studied(study: Study, state: State) -> list[dict[str, Any]]:
@@ -214,6 +216,11 @@ def figures_of(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]
                 f"{dataset}_worst_replication_to_s3_low": low,
                 f"{dataset}_worst_replication_to_s3_high": high,
                 f"{dataset}_worst_replication_to_s3_at_full_budget": worst(at_end)["rate"],
+                f"{dataset}_worst_replication_to_s3_within_l2_1": worst(row["search"], "near_rate")["near_rate"],
+                f"{dataset}_worst_replication_to_s3_within_l2_1_at_full_budget": worst(at_end, "near_rate")[
+                    "near_rate"
+                ],
+                f"{dataset}_found_within_l2_1_at_full_budget": min(o["near"] / max(1, o["samples"]) for o in at_end),
                 f"{dataset}_replication_s1_at_full_budget": max(o["rate"] for o in at_end if o["overshoot"] == 1),
                 f"{dataset}_within_both_bars": int(row["worst"]["rate"] <= ALLOWED_REPLICATION),
             }

@@ -10,10 +10,13 @@ _FINE, _COARSE = (4, 8), (4, 4)
 _QIMS = (
     # Strength against number, at one step: what the accuracy allows.
     (_FINE, 1, (128,), 4.0, 1.0),
+    (_FINE, 2, (128,), 5.0, 1.0),
+    (_FINE, 2, (128,), 4.5, 1.0),
     (_FINE, 2, (128,), 4.0, 1.0),
     (_FINE, 4, (128,), 6.0, 1.0),
     # The step: near attractors, or such as a search finds from afar.
     (_FINE, 2, (64,), 4.0, 1.0),
+    (_FINE, 2, (256,), 5.0, 1.0),
     (_FINE, 2, (256,), 4.0, 1.0),
     (_FINE, 2, (512,), 4.0, 1.0),
     (_FINE, 2, (128, 512), 4.0, 1.0),

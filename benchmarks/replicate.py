@@ -25,6 +25,9 @@ from variegate.export.fuse import Template
 from variegate.keys.primitives import sha256
 
 OVERSHOOTS = (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0)
+NEAR_L2 = 1.0
+"""Samples no farther than this from the clean image, pixels in 0..1, are also counted apart: a search that got stuck
+far away has found little more than another picture, which every copy reads as such."""
 _STARTS = 8
 _Z95 = 1.959964
 _BATCH = 256
@@ -65,12 +68,16 @@ class Shown:
         own: Of them, those that fool the attacker's own copy at this overshoot.
         hits: Pairs of sample and victim that was fooled.
         own_hits: The same, for samples that fool the attacker's own copy at this overshoot.
+        near: Samples found within `NEAR_L2`, before any overshoot.
+        near_hits: Pairs of these and a victim that was fooled.
     """
 
     samples: int
     own: int
     hits: int
     own_hits: int
+    near: int
+    near_hits: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ class Replication:
         one = self.shown[budget, overshoot]
         return one.hits / max(1, one.samples * self.victims)
 
+    def near_rate(self, budget: int, overshoot: float) -> float:
+        """The same of samples found within `NEAR_L2`."""
+        one = self.shown[budget, overshoot]
+        return one.near_hits / max(1, one.near * self.victims)
+
     def worst(self) -> tuple[float, int, float]:
         """The highest rate with its budget and overshoot."""
         return max((self.rate(*key), *key) for key in self.shown)
@@ -112,6 +124,10 @@ class Replication:
                     "interval": wilson(one.hits, count),
                     "own": one.own,
                     "own_hits": one.own_hits,
+                    "near": one.near,
+                    "near_hits": one.near_hits,
+                    "near_rate": self.near_rate(budget, overshoot),
+                    "near_interval": wilson(one.near_hits, one.near * self.victims),
                     "median_l2": float(np.median(self.distances[budget])) if one.samples else None,
                 }
             )
@@ -182,8 +198,15 @@ def search(
         for s in overshoots:
             frames = stretched(images[index], samples, s, "uint8")
             fooled = np.stack([labels_of(copy, frames) != truth[index] for copy in fleet[: effort.victims + 1]])
-            own = fooled[0]
-            shown[budget, s] = Shown(len(samples), int(own.sum()), int(fooled[1:].sum()), int(fooled[1:, own].sum()))
+            own, near = fooled[0], distances[budget] <= NEAR_L2
+            shown[budget, s] = Shown(
+                samples=len(samples),
+                own=int(own.sum()),
+                hits=int(fooled[1:].sum()),
+                own_hits=int(fooled[1:, own].sum()),
+                near=int(near.sum()),
+                near_hits=int(fooled[1:, near].sum()),
+            )
     return Replication(effort.victims, distances, shown)
 
 
