@@ -150,7 +150,6 @@ class _Lane:
         problem.dtype = oracle.dtype
         self._clean = to_frames(problem.clean, oracle.dtype)
         self._clean_points = to_points(self._clean)
-        problem.grain = 1 / LEVELS if oracle.dtype == "uint8" else 0.0
         self._clean_floats = self._clean.astype(np.float32, copy=False)
         self._ruler = np.float32(LEVELS if oracle.dtype == "uint8" else 1)
         self._judges_best = attack.result == "best"
