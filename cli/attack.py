@@ -50,13 +50,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    return _worked(args, args.campaign)
+    return _worked(args, args.campaign, any_software=args.any_software)
 
 
-def _worked(args: argparse.Namespace, campaign: Path) -> int:
+def _worked(args: argparse.Namespace, campaign: Path, *, any_software: bool = False) -> int:
     engine = args.dask if args.dask is not None else None if args.workers is None else "processes"
     with LiveTable() as live:
-        ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show)
+        ended = runner.run(campaign, workers=args.workers, engine=engine, any_software=any_software, watch=live.show)
     emit({**asdict(ended), "failed": dict(ended.failed)}, args.json, lambda: _ended_text(ended))
     if not ended.failed:
         return 0

@@ -36,6 +36,8 @@ def resume(commands: Any) -> argparse.ArgumentParser:
         commands, "resume", "go on with a campaign, and try failed units again", "variegate attack resume gtsrb"
     )
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
+    help_software = "go on although versions or the attacks' source differ from those that began; results are a mixture"
+    p.add_argument("--any-software", action="store_true", help=help_software)
     _engine(p)
     return p
 

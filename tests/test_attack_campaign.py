@@ -23,6 +23,7 @@ from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.plan import plan
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results, query
+from variegate.attack.campaign.software import difference, software
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.verify import verify
 from variegate.cli.main import main
@@ -371,3 +372,14 @@ def test_what_is_no_campaign_is_misuse(tmp_path: Path, inputs: Path) -> None:
     for out in ("there", "missing/there", "with[glob]"):
         assert main(["attack", "run", str(inputs), "--out", str(tmp_path / out)]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+
+
+def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert difference(software(), software()) == ""
+    assert difference("not JSON", software()) == "unknown"
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute("UPDATE meta SET value = replace(value, '\"numpy\": \"', '\"numpy\": \"0.') WHERE key = 'software'")
+        db.commit()
+    assert main(["attack", "resume", str(fresh), "--workers", "0"]) == 2
+    assert "begun with other software: numpy" in capsys.readouterr().err
+    assert main(["attack", "resume", str(fresh), "--workers", "0", "--any-software"]) == 0

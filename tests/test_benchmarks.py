@@ -35,11 +35,25 @@ PROMISED = {
     },
     "fuzz": {"executions", "targets", "findings", "open_findings", "planted_found"},
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
+    "resume": {"kills", "different_bytes"},
+    "scale": {"queries", "devices", "ledger_errors", "queries_per_second"},
     "train_gtsrb": {"accuracy"},
     "train_tiny": {"accuracy", "accuracy_a", "accuracy_b", "accuracy_c"},
     "train_world": {"accuracy"},
 }  # fmt: skip
-NEED_DATA = {"accuracy", "export", "runtime", "soak", "isolation", "serve", "attractors", "train_gtsrb", "train_tiny"}
+NEED_DATA = {
+    "accuracy",
+    "resume",
+    "scale",
+    "export",
+    "runtime",
+    "soak",
+    "isolation",
+    "serve",
+    "attractors",
+    "train_gtsrb",
+    "train_tiny",
+}
 
 
 @pytest.mark.slow
@@ -68,6 +82,13 @@ def test_a_committed_result_has_the_promised_figures(name: str) -> None:
         assert (figures["open_findings"], figures["planted_found"]) == (0, 1)
     if name == "powercut":
         assert (figures["bricks"], figures["rollbacks_accepted"]) == (0, 0)
+    if name == "resume":
+        assert figures["kills"] >= 20
+        assert figures["different_bytes"] == 0
+    if name == "scale":
+        assert figures["queries"] >= 1_000_000
+        assert figures["devices"] >= 20
+        assert figures["ledger_errors"] == 0
     if name == "soak":
         assert (figures["wrong_labels"], figures["unexpected"], figures["budget_error"]) == (0, 0, 0)
 

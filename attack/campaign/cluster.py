@@ -30,8 +30,9 @@ from variegate.attack.campaign.messages import (
     job_to_bytes,
 )
 from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.software import difference, software
 from variegate.attack.campaign.work import Bench
-from variegate.keys.errors import DeviceError
+from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
 
@@ -48,11 +49,18 @@ class Inputs(WorkerPlugin):
     """Brings the campaign's inputs to a worker, and keeps its opened copies."""
 
     def __init__(self, name: str, contents: dict[str, bytes]) -> None:
-        self.name, self._contents = name, contents
+        self.name, self._contents, self._software = name, contents, software()
         self.bench: Bench | None = None
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
-        """Reads them; copies are opened when a unit needs them."""
+        """Reads them; copies are opened when a unit needs them.
+
+        Raises:
+            MisuseError: The worker has other software than the command.
+        """
+        differs = difference(self._software, software())
+        if differs:
+            raise MisuseError(f"a worker has other software: {differs}")
         self.bench = Bench(
             Prepared(
                 campaign=config.parse(self._contents[CONFIG]),
@@ -118,7 +126,10 @@ class Cluster:
     def submit(self, job: Job) -> None:
         """As `Engine.submit`."""
         unit = job.unit.name
-        future = self._client.submit(work, self._name, job_to_bytes(job), pure=False)
+        try:
+            future = self._client.submit(work, self._name, job_to_bytes(job), pure=False)
+        except Exception as error:
+            raise DeviceError("the Dask scheduler is gone", hint="start it, then variegate attack resume") from error
         self._futures[unit] = future
         future.add_done_callback(lambda done: self._ended(unit, done))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from variegate.attack.campaign import config, copies, images, ledger
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.resolved import to_toml
+from variegate.attack.campaign.software import KEY, software
 from variegate.attack.campaign.units import Unit, units
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
@@ -54,7 +55,8 @@ def create(folder: Path, prepared: Prepared) -> None:
             (made / name).mkdir(parents=True)
         for name, data in contents.items():
             write_atomic(made / name, data, mode=PUBLIC)
-        ledger.create(made, units(prepared.campaign), {name: sha256(data).hex() for name, data in contents.items()})
+        meta = {name: sha256(data).hex() for name, data in contents.items()}
+        ledger.create(made, units(prepared.campaign), {**meta, KEY: software()})
         made.rename(folder)
     except OSError as error:
         raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error

@@ -14,6 +14,7 @@ from variegate.attack.campaign.engine import Engine, started
 from variegate.attack.campaign.ledger import DONE, Ledger
 from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFailed, outcome_from_bytes
 from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.software import KEY, difference, software
 from variegate.attack.campaign.units import Unit
 from variegate.attack.outcome import Status
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -80,17 +81,25 @@ class Ended:
     replay_queries: int
 
 
-def run(folder: Path, *, workers: int | None = None, engine: str | None = None, watch: Watch = lambda _: None) -> Ended:
+def run(
+    folder: Path,
+    *,
+    workers: int | None = None,
+    engine: str | None = None,
+    any_software: bool = False,
+    watch: Watch = lambda _: None,
+) -> Ended:
     """Runs what is left of a campaign.
 
     Args:
         folder: The campaign's.
         workers: Processes; None for the file's.
         engine: "processes", "serial" or the address of a Dask scheduler; None for the file's.
+        any_software: Whether other versions than those that began may go on; results are then a mixture.
         watch: Told where it stands, several times a second.
 
     Raises:
-        MisuseError: It is no campaign, or another process runs it.
+        MisuseError: It is no campaign, another process runs it, or other software began it.
         RefusedError: `MALFORMED`: ledger, inputs or shards were changed or are damaged.
         DeviceError: Storage failed, or there are no workers; what was done is kept.
     """
@@ -105,6 +114,8 @@ def run(folder: Path, *, workers: int | None = None, engine: str | None = None, 
         running = prepared.campaign.run
         made = _Run(folder, ledger, prepared, watch)
         if made.left:
+            if not any_software:
+                _refuse_other_software(ledger.meta.get(KEY, ""))
             number, name = running.workers if workers is None else workers, engine or running.engine
             _refuse_sharing(prepared, number, name)
             hands = started(name, number, prepared, folder)
@@ -113,6 +124,13 @@ def run(folder: Path, *, workers: int | None = None, engine: str | None = None, 
             finally:
                 hands.close()
         return made.ended()
+
+
+def _refuse_other_software(began: str) -> None:
+    differs = difference(began, software())
+    if differs:
+        hint = "install what began it; or --any-software, and results are a mixture"
+        raise MisuseError(f"the campaign was begun with other software: {differs}", hint=hint)
 
 
 def _refuse_sharing(prepared: Prepared, workers: int, engine: str) -> None:

@@ -1,0 +1,52 @@
+"""What computes results: versions of packages, and the source of attacks; a campaign keeps to one software."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from variegate.keys.primitives import sha256
+
+KEY = "software"
+"""Of the ledger's meta."""
+_PACKAGES = ("numpy", "onnxruntime", "pyarrow")
+_SOURCES = (
+    "algorithms/*.py",
+    "driver.py",
+    "oracle.py",
+    "search.py",
+    "adaptive/*.py",
+    "campaign/replay.py",
+    "campaign/shards.py",
+    "campaign/work.py",
+)
+
+
+@cache
+def software() -> str:
+    """JSON: version of each package that results depend on, and the SHA-256 of our own source."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(path for pattern in _SOURCES for path in root.glob(pattern))
+    digest = sha256(*(sha256(path.name.encode(), b"\0", path.read_bytes()) for path in files))
+    return json.dumps({**{name: _version(name) for name in _PACKAGES}, "attacks": digest.hex()}, sort_keys=True)
+
+
+def difference(one: str, other: str) -> str:
+    """What differs between two of `software`, in words; empty when nothing does."""
+    if one == other:
+        return ""
+    try:
+        before, now = json.loads(one), json.loads(other)
+        names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    except (ValueError, AttributeError, TypeError):
+        names = []
+    return ", ".join(names) or "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
