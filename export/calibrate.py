@@ -24,8 +24,12 @@ from variegate.keys.primitives import sha256
 
 TARGET_STEP = 0.05
 """Step d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding."""
-_MESSAGES = (32, 64, 128, 256)
-_BETAS = (4.0, 3.0, 2.0, 1.5)
+_STRENGTHS = (
+    (32, 4.0), (64, 5.0), (64, 4.5), (64, 4.0), (64, 3.5), (64, 3.0), (64, 2.5), (64, 2.0), (128, 2.0), (256, 2.0),
+    (256, 1.5),
+)  # fmt: skip
+"""(B, beta), by falling beta / sqrt(B): both the loss of accuracy and how near attractors are go by that."""
+_SHARPNESSES = (1.0, 2.0)
 _ALPHAS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _AMPLITUDES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -83,7 +87,10 @@ def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
     elif kind == SpreadSpectrum.kind:
         yield from (SpreadSpectrum(amplitude=amplitude) for amplitude in _AMPLITUDES)
     elif kind == Qim.kind:
-        yield from (qim_near(contract, messages, beta) for beta in _BETAS for messages in _MESSAGES)
+        for messages, beta in _STRENGTHS:
+            # A surer base costs less accuracy, but hides attractors from a search: only where it must be.
+            for sharpness in _SHARPNESSES:
+                yield qim_near(contract, messages, beta, sharpness)
     else:
         raise MisuseError(f"rewriter {kind!r} is unknown", hint="known are qim, permutation, spread")
 
@@ -152,7 +159,7 @@ def _try(
     )
 
 
-def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
+def qim_near(contract: Contract, messages: int, beta: float, sharpness: float = 1.0) -> Qim:
     """QIM with B = `messages`, on the grid whose power-of-two step comes nearest to `TARGET_STEP`.
 
     Of grids that come as near (within a tenth, in logarithm), the finest is taken: it is the cheapest.
@@ -169,7 +176,8 @@ def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
         positions = math.prod(grid)
         if messages % positions == 0:
             step = 2 ** max(1, round(math.log2(TARGET_STEP * 255 * math.sqrt(pixels / positions))))
-            fitting.append(Qim(grid=grid, repeats=messages // positions, steps=(step,), beta=beta))
+            repeats = messages // positions
+            fitting.append(Qim(grid=grid, repeats=repeats, steps=(step,), beta=beta, sharpness=sharpness))
     return min(fitting, key=rank)
 
 
