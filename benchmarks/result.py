@@ -43,7 +43,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from variegate.keys.errors import MisuseError
 
@@ -53,6 +53,12 @@ _REPOSITORY: Final = RESULTS.parents[1]
 
 # torch counts only where it took part: a device benchmark runs without it.
 _PACKAGES: Final = ("numpy", "onnxruntime", "onnx", "cryptography")
+
+
+def load(name: str) -> dict[str, Any]:
+    """A committed result."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return document
 
 
 def result_path(name: str, *, quick: bool, out: Path | None) -> Path:

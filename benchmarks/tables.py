@@ -7,22 +7,14 @@ python -m benchmarks.tables --check    fails when it differs; a test does the sa
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from typing import Any
 
-from benchmarks.result import RESULTS
+from benchmarks.result import RESULTS, load
 
 README = RESULTS.parents[1] / "README.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
 _KINDS = ("qim", "permutation", "spread")
-
-
-def load(name: str) -> dict[str, Any]:
-    """A committed result."""
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return document
 
 
 def accuracy() -> list[str]:
