@@ -52,8 +52,10 @@ def replication() -> list[str]:
         profile = "art-1.20" if name.endswith("_art") else "corrected"
         lines += [
             "",
-            f"{_DATASETS[dataset]}, {kind.removesuffix('_art').replace('table2', 'Table 2')}, profile `{profile}`, "
-            f"{document['n'][f'{name}_images']} images a cell:",
+            (
+                f"{_DATASETS[dataset]}, {kind.removesuffix('_art').replace('table2', 'Table 2')}, "
+                f"profile `{profile}`, {document['n'][f'{name}_images']} images a cell:"
+            ),
             "",
             "| copies | attack | " + " | ".join(f"s = {s:g}" for s in _OVERSHOOTS) + " | paper, s = 1 |",
             "|---|---|" + "---|" * (len(_OVERSHOOTS) + 1),
@@ -121,8 +123,8 @@ def attack() -> list[str]:
         ),
         "",
         (
-            f"At 2,000 queries on ResNet-20 the best of ours reaches a median L2 of {f['median_l2_2000_ours']:.3f}, the "
-            f"best of theirs {f['median_l2_2000_best_peer']:.3f}."
+            "At 2,000 queries on ResNet-20 the best of ours reaches a median L2 of "
+            f"{f['median_l2_2000_ours']:.3f}, the best of theirs {f['median_l2_2000_best_peer']:.3f}."
         ),
     ]
 
@@ -156,10 +158,10 @@ def engine() -> list[str]:
     r, s = resumed["figures"], scale["figures"]
     return [
         (
-            f"**Campaigns** (`python -m benchmarks.resume`, `benchmarks.scale`): killed at {r['kills']} random moments, "
-            f"resumed, and run with other numbers of workers: {r['different_bytes']} bytes of the results differ. "
-            f"{s['queries']:,} queries over {s['devices']} devices through a Dask cluster: {s['ledger_errors']} errors "
-            "in the ledger."
+            f"**Campaigns** (`python -m benchmarks.resume`, `benchmarks.scale`): killed at {r['kills']} random "
+            f"moments, resumed, and run with other numbers of workers: {r['different_bytes']} bytes of the results "
+            f"differ. {s['queries']:,} queries over {s['devices']} devices through a Dask cluster: "
+            f"{s['ledger_errors']} errors in the ledger."
         ),
     ]
 
@@ -167,18 +169,14 @@ def engine() -> list[str]:
 def study() -> list[str]:
     """A few of the adaptive and white-box findings."""
     f = load("study")["figures"]
-    rows = [
-        f"| {label} | {kind} | " + " | ".join(f"{f[key]:.2f}" if key in f else "" for key in keys) + " |"
-        for dataset, label in _DATASETS.items()
-        for kind in ("permutation", "qim", "spread", "independent")
-        if any(
-            key in f
-            for key in (
-                keys := [f"{dataset}_{kind}_{h}_median_cosine" for h in ("h1", "h2", "h3")]
-                + [f"{dataset}_{kind}_clone_agreement"]
-            )
-        )
-    ]
+    rows = []
+    for dataset, label in _DATASETS.items():
+        for kind in ("none", "permutation", "qim"):
+            names = (*(f"{h}_median_cosine" for h in ("h1", "h2", "h3")), "clone_agreement")
+            values = [f.get(f"{dataset}_{kind}_{name}") for name in names]
+            if any(value is not None for value in values):
+                shown = " | ".join("" if value is None else f"{value:.2f}" for value in values)
+                rows.append(f"| {label} | {kind} | {shown} |")
     return [
         (
             "**White-box study and clones** (`python -m benchmarks.study`; colluders, partner classes, tries and "
