@@ -53,17 +53,20 @@ class Study:
         attack: Ours.
         marks: Numbers of queries; the last is the cap.
         images: How many.
+        skipped: Images at the head that are left out.
     """
 
     figure: str
     attack: Attack
     marks: tuple[int, ...]
     images: int
+    skipped: int = 0
 
 
 STUDIES = (
     Study("hsj", ArtHopSkipJump(), (500, 1_000, 2_000), 2_000),
-    Study("boundary", ArtBoundary(), (500, 1_000, 2_000), 800),
+    # A first run with the 800 images before these left the mark at 500 open: -0.075, interval -0.130 to -0.012.
+    Study("boundary", ArtBoundary(), (500, 1_000, 2_000), 3_000, skipped=800),
     Study("geoda", ArtGeoDA(), (250, 500, 1_000), 3_000),
 )
 
@@ -78,7 +81,7 @@ def measure(study: Study, oracle: Oracle) -> Pairs:
     images = gtsrb_test()
     points, truth = halved(images.x[:_POOL]), images.y[:_POOL]
     labels = np.concatenate([oracle.labels(points[i : i + 100]) for i in range(0, _POOL, 100)])
-    chosen = np.flatnonzero(labels == truth)[: study.images]
+    chosen = np.flatnonzero(labels == truth)[study.skipped : study.skipped + study.images]
     cap = study.marks[-1]
     # One more query than the cap: ours keeps one for its judgement.
     tasks = [
