@@ -37,6 +37,12 @@ PROMISED = {
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "resume": {"kills", "different_bytes"},
     "scale": {"queries", "devices", "ledger_errors", "queries_per_second"},
+    "study": {
+        f"{d}_{k}" for d in ("cifar10", "gtsrb") for k in (
+            "none_h1_median_cosine", "qim_h2_median_cosine", "qim_h3_median_cosine", "permutation_clone_agreement",
+            "partners_labels_right", "partners_vote_right", "qim_gained_g_own", "qim_gained_g_victim",
+        )
+    },
     "train_gtsrb": {"accuracy"},
     "train_tiny": {"accuracy", "accuracy_a", "accuracy_b", "accuracy_c"},
     "train_world": {"accuracy"},
@@ -51,6 +57,7 @@ NEED_DATA = {
     "isolation",
     "serve",
     "attractors",
+    "study",
     "train_gtsrb",
     "train_tiny",
 }
