@@ -15,6 +15,7 @@ copy of the fleet, each copy in turn, so a cell has as many samples as the campa
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -23,8 +24,10 @@ from typing import Any, Final
 
 from benchmarks.campaign_bases import write_bases
 from benchmarks.result import result_path, source_commit, write_result
+from benchmarks.zoo.data import data_root
 from variegate.attack.campaign import config, folder, runner
 from variegate.attack.campaign.config import Campaign
+from variegate.attack.campaign.data import FOLDER_VARIABLE
 from variegate.attack.campaign.prepare import prepare
 from variegate.attack.report import data, replication
 from variegate.attack.report.replication import Cell
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=CAMPAIGNS, help="some campaigns alone")
     args = parser.parse_args()
     source_commit()
+    os.environ.setdefault(FOLDER_VARIABLE, str(data_root()))
     root = args.folder or Path(tempfile.mkdtemp(prefix="variegate-"))
     write_bases(root / "bases")
     figures: dict[str, float] = {}
