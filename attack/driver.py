@@ -27,6 +27,8 @@ BATCH = 128
 """Most points of one call, unless the oracle takes fewer."""
 _MARGIN = 1 + 1e-3
 """By how much a length in float32 is trusted when it sorts out what cannot be an improvement."""
+_IDLE = 1000
+"""Times in a row that an attack may ask nothing before it counts as one that never ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class Task:
 
     Attributes:
         key: The caller's number of it, in the outcome.
-        problem: For the attack. Its `queries` include the one of the final judgement.
-        checkpoints: Numbers of queries at which the sample so far is noted, ascending.
+        problem: For the attack. Its `queries`, at least 1, include the one of the final judgement.
+        checkpoints: Numbers of queries at which the sample so far is noted, ascending. An iterate that an attack told
+            on the answer to the last of them is not in it.
     """
 
     key: int
@@ -65,10 +68,10 @@ def run(
         One outcome for each task. An attack that fails with an exception is an outcome too.
 
     Raises:
-        MisuseError: `width` or `batch` below 1, or an image that does not fit the oracle.
+        MisuseError: `width` or `batch` below 1, or a task that makes no sense or does not fit the oracle.
         RefusedError, DeviceError: The oracle's; searches under way are lost.
         LimitError: The device's own rate or budget ended the run with a retry in sight; without one, all
-            searches end with what they have.
+            searches end with what they have, and tasks not begun have no outcome.
     """
     if width < 1 or batch < 1:
         raise MisuseError("width and batch must be at least 1")
@@ -95,7 +98,13 @@ def run(
         # Finished ones leave in the order in which they came; the others keep it.
         for lane in [lane for lane in lanes if lane.ended]:
             lanes.remove(lane)
-            yield lane.judged(None if spent else oracle)
+            try:
+                outcome = lane.judged(None if spent else oracle)
+            except LimitError as error:
+                if error.retry_after_s is not None:
+                    raise
+                spent, outcome = True, lane.judged(None)
+            yield outcome
 
 
 class _Batch:
@@ -146,6 +155,9 @@ class _Lane:
         problem = task.problem
         if problem.shape != oracle.shape or problem.clean.shape != (int(np.prod(problem.shape)),):
             raise MisuseError(f"an image of shape {problem.shape} does not fit frames of {oracle.shape}")
+        marks = task.checkpoints
+        if problem.queries < 1 or any(later <= mark for mark, later in zip((0, *marks), marks, strict=False)):
+            raise MisuseError("a task needs at least 1 query, and checkpoints that ascend from 1")
         self._attack, self._task, self._problem, self._dtype = attack, task, problem, oracle.dtype
         problem.dtype = oracle.dtype
         self._clean = to_frames(problem.clean, oracle.dtype)
@@ -156,7 +168,7 @@ class _Lane:
         self._allowed = problem.queries - 1  # one is kept for the judgement
         self._asked = 0
         self._best = _Sample()
-        self._marks = deque(task.checkpoints)
+        self._marks = deque(marks)
         self._checkpoints: dict[int, NDArray[Any] | None] = {}
         self._failure = ""
         self.ended = False
@@ -223,7 +235,7 @@ class _Lane:
     def _advance(self, *, first: bool = False) -> None:
         """Hands the answers over and takes the next points; an attack that has nothing to ask goes on at once."""
         try:
-            while True:
+            for _ in range(_IDLE):
                 points = next(self._search) if first else self._search.send(self._answers)
                 first = False
                 self._note_iterate()
@@ -238,6 +250,7 @@ class _Lane:
                 if self._cut:
                     self.close()
                     return
+            self.close("the attack asks nothing and does not end")
         except StopIteration:
             self._note_iterate()
             self._end()
@@ -300,10 +313,13 @@ def outcomes(
     """As `run`, all of them, in the order of the tasks.
 
     Raises:
-        MisuseError, RefusedError, DeviceError, LimitError: As `run`.
+        MisuseError, RefusedError, DeviceError: As `run`.
+        LimitError: As `run`; also where the device's budget was spent before the last was begun.
     """
     found: dict[int, Outcome] = {}
     for outcome in run(attack, tasks, oracle):
         found[outcome.key] = outcome
         progress(outcome)
+    if len(found) < len(tasks):
+        raise LimitError(f"the device's budget was spent with {len(tasks) - len(found)} images not begun")
     return [found[task.key] for task in tasks]

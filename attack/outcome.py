@@ -33,7 +33,7 @@ class Outcome:
         label: What the device said of it when asked alone, or None.
         distance: Of the sample to the clean frame in the attack's norm, pixels in 0..1; infinite without one.
         queries: Labels asked for, the judgement included.
-        trace: (queries so far, distance) at each improvement.
+        trace: (queries so far, distance) at each improvement, or of each iterate.
         checkpoints: The sample so far at each number of queries asked for in the task; None before the first.
     """
 
@@ -48,5 +48,8 @@ class Outcome:
     checkpoints: Mapping[int, NDArray[Any] | None] = field(repr=False)
 
     def distance_at(self, queries: int) -> float:
-        """The distance reached with so many queries; infinite before the first sample."""
-        return min((length for asked, length in self.trace if asked <= queries), default=float("inf"))
+        """Of the sample so far after so many queries; infinite before the first.
+
+        Bests only ever come nearer; an iterate may move away again.
+        """
+        return next((length for asked, length in reversed(self.trace) if asked <= queries), float("inf"))

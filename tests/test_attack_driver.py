@@ -162,6 +162,31 @@ def test_an_iterate_counts_where_the_profile_says_so() -> None:
     assert best.distance < iterate.distance
 
 
+@dataclass(frozen=True)
+class Retreat:
+    """Goes away from the image again, telling each iterate."""
+
+    name: ClassVar[str] = "retreat"
+    norm: Norm = "l2"
+    result: Result = "iterate"
+
+    def search(self, problem: Problem) -> Search:
+        for level in (0.8, 0.7, 0.9):
+            point = np.full(SIZE, level, np.float32)
+            if (yield from fools(point)):
+                problem.keep(point)
+
+
+def test_an_iterate_that_moves_away_is_the_later_one() -> None:
+    (found,) = outcomes(Retreat(), [task(0, checkpoints=(2,))], Plane())
+    at = [found.distance_at(queries) for queries in (0, 1, 2, 3, 60)]
+    assert at[0] == float("inf")
+    assert at[2] < at[1] < at[3] == at[4] == found.distance
+    (frame,) = found.checkpoints.values()
+    assert frame is not None
+    assert frame[0, 0, 0] == np.float32(0.8)  # the iterate told on the second answer came after it
+
+
 def test_a_failing_attack_is_an_outcome_and_stops_nobody() -> None:
     found = outcomes(Walk(raises=True, result="iterate"), [task(i) for i in range(3)], Plane())
     assert [outcome.status for outcome in found] == [Status.FOUND] * 3
@@ -189,6 +214,23 @@ def test_an_attack_that_crashes_says_why() -> None:
     assert found.queries == 1
 
 
+@dataclass(frozen=True)
+class Idle:
+    name: ClassVar[str] = "idle"
+    norm: Norm = "l2"
+    result: Result = "best"
+
+    def search(self, problem: Problem) -> Search:
+        while True:
+            yield problem.starts[:0]
+
+
+def test_an_attack_that_asks_nothing_for_ever_is_ended() -> None:
+    (found,) = outcomes(Idle(), [task(0)], Plane())
+    assert (found.status, found.reason) == (Status.FAILED, "the attack asks nothing and does not end")
+    assert found.queries == 0
+
+
 class Moody(Plane):
     """Answers a single frame otherwise than in a batch: what no honest device does."""
 
@@ -208,6 +250,16 @@ def test_a_spent_device_ends_the_searches_with_what_they_have() -> None:
     assert counted.queries <= 100
     assert any(outcome.status is Status.FOUND for outcome in found)
     assert len(found) == 4 or {outcome.status for outcome in found} <= {Status.FOUND, Status.FAILED}
+
+
+def test_a_device_spent_before_the_judgement_leaves_the_last_answer() -> None:
+    (found,) = outcomes(Walk(), [task(0, queries=10)], Counted(Plane(), budget=9))
+    assert (found.status, found.label, found.queries) == (Status.FOUND, None, 9)
+
+
+def test_images_that_a_spent_device_never_saw_are_told() -> None:
+    with pytest.raises(LimitError, match="not begun"):
+        outcomes(Walk(), [task(i) for i in range(40)], Counted(Plane(), budget=100))
 
 
 def test_a_budget_refuses_a_call_whole() -> None:
@@ -233,6 +285,12 @@ def test_an_image_that_does_not_fit_is_misuse() -> None:
         list(run(Walk(), [task(0)], wrong))
     with pytest.raises(MisuseError):
         list(run(Walk(), [task(0)], Plane(), width=0))
+
+
+@pytest.mark.parametrize(("queries", "marks"), [(0, ()), (-3, ()), (60, (0,)), (60, (5, 5)), (60, (9, 5))])
+def test_a_task_that_makes_no_sense_is_misuse(queries: int, marks: tuple[int, ...]) -> None:
+    with pytest.raises(MisuseError):
+        outcomes(Walk(), [task(0, queries=queries, checkpoints=marks)], Plane())
 
 
 def test_seeds_are_words() -> None:
