@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from benchmarks import tables_attack
 from benchmarks.result import RESULTS, load
 
 README = RESULTS.parents[1] / "README.md"
@@ -250,6 +251,9 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     tamper,
     fuzz,
     attractors,
+    tables_attack.study,
+    tables_attack.equivalence,
+    tables_attack.engine,
 )
 
 
