@@ -182,6 +182,13 @@ def test_progress_counts_searches_without_a_sample_as_infinite(tmp_path: Path) -
     assert reached[1000] == (0.5, 1.0, inf)
 
 
+def test_an_iterate_that_moves_away_is_the_distance_so_far(tmp_path: Path) -> None:
+    samples = [sample(0, profile="art-1.20", trace_queries=[50, 400], trace_distance=[1.0, 3.0], distance=3.0)]
+    results = computed(campaigns.write(tmp_path, samples, []))
+    reached = {p.queries: p.distance[1] for p in results.progress}
+    assert (reached[7], reached[50], reached[1000]) == (float("inf"), 1.0, 3.0)
+
+
 def test_a_kernel_density_is_a_density() -> None:
     grid = np.linspace(-1, 1, 2001)
     density = kernel_density(np.random.default_rng(3).normal(0.1, 0.1, 400), grid)
@@ -301,6 +308,10 @@ def damaged(kind: str, folder: Path) -> None:
             shutil.copy(replays, samples)
         case "no TOML":
             (folder / "campaign.toml").write_text("= =")
+        case "nested TOML":
+            (folder / "campaign.toml").write_text(f"a = {'[' * 100_000}")
+        case "endless number":
+            (folder / "campaign.toml").write_text(f"a = 1{'0' * 5000}")
         case "ledger":
             (folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(200))
         case _:
@@ -317,6 +328,9 @@ def damaged(kind: str, folder: Path) -> None:
                     [replay(0, 0, fooled=True), replay(0, 0, fooled=True, overshoot=2.0, true_class=4)],
                 ),
                 "uneven trace": ([sample(0, trace_queries=[1])], []),
+                "gap in a trace": ([sample(0, trace_queries=[1, None])], []),
+                "trace back in time": ([sample(0, trace_queries=[100, 10])], []),
+                "no number in a trace": ([sample(0, trace_distance=[1.0, float("nan")])], []),
             }[kind]
             campaigns.write(folder, *rows)
 
@@ -324,8 +338,9 @@ def damaged(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "no Parquet", "cut", "no samples", "columns", "no TOML", "ledger", "twice", "replayed twice", "no own answer",
-        "not a number", "negative", "no label", "no class", "two classes", "uneven trace",
+        "no Parquet", "cut", "no samples", "columns", "no TOML", "nested TOML", "endless number", "ledger", "twice",
+        "replayed twice", "no own answer", "not a number", "negative", "no label", "no class", "two classes",
+        "uneven trace", "gap in a trace", "trace back in time", "no number in a trace",
     ],
 )  # fmt: skip
 def test_a_damaged_campaign_is_refused_and_nothing_is_written(kind: str, tmp_path: Path) -> None:

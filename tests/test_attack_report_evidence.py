@@ -178,6 +178,9 @@ def test_an_assessors_file_changes_the_rating(campaign: Path, tmp_path: Path) ->
         "schema = 1\n[equipment]\nlevel = [1]",
         "schema = 1\n[elapsed_time]\nlevel = '1 day'",
         "schema = ",
+        "schema = 1\npreparation_days = 1" + "0" * 400,
+        "schema = 1\npreparation_days = 1" + "0" * 5000,
+        "schema = " + "[" * 60_000,
         "schema = 1\nassessor = '" + "x" * 70_000 + "'",
     ],
 )

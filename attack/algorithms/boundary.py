@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.algorithms.boundary_art import ArtBoundary
+from variegate.attack.algorithms.boundary_art import MOST_AT_ONCE, ArtBoundary
 from variegate.attack.algorithms.draws import signs
-from variegate.attack.algorithms.fields import above, at_least, between
+from variegate.attack.algorithms.fields import above, at_least, between, within
 from variegate.attack.algorithms.grid import grain, settled
 from variegate.attack.algorithms.segment import to_edge
 from variegate.attack.algorithms.steps import first_start
@@ -62,7 +62,7 @@ class Boundary:
         above("delta", self.delta, 0)
         between("epsilon", self.epsilon, 0, 1)
         between("step_adapt", self.step_adapt, 0, 1)
-        at_least("proposals", self.proposals, 1)
+        within("proposals", self.proposals, 1, MOST_AT_ONCE)
         at_least("every", self.every, 1)
         at_least("noises", self.noises, 1)
 

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.algorithms.draws import spheres
-from variegate.attack.algorithms.fields import above, at_least, between
+from variegate.attack.algorithms.fields import above, at_least, between, within
 from variegate.attack.algorithms.hopskipjump_art import art_given, art_noise
 from variegate.attack.search import Answers, Norm, Points, Problem, Result, Search
 
+MOST_AT_ONCE = 1000
+"""Most candidates asked at once: a bound on memory."""
 _FEW, _MANY = 0.2, 0.5
 """Shares of successes below and above which a step is changed."""
 
@@ -68,7 +70,7 @@ class ArtBoundary:
         between("step_adapt", self.step_adapt, 0, 1)
         at_least("max_iter", self.max_iter, 0)
         at_least("num_trial", self.num_trial, 1)
-        at_least("sample_size", self.sample_size, 1)
+        within("sample_size", self.sample_size, 1, MOST_AT_ONCE)
         at_least("init_size", self.init_size, 1)
         at_least("min_epsilon", self.min_epsilon, 0)
 

@@ -19,6 +19,16 @@ def at_least(name: str, value: float, low: float) -> None:
         raise MisuseError(f"{name} must be at least {low:g}, not {value:g}")
 
 
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Holds a number to `low` or more and `high` or less.
+
+    Raises:
+        MisuseError: It is not.
+    """
+    if not low <= value <= high:
+        raise MisuseError(f"{name} must be from {low:g} to {high:g}, not {value:g}")
+
+
 def above(name: str, value: float, low: float) -> None:
     """Holds a number to more than `low`.
 

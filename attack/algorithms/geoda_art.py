@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from variegate.attack.algorithms.draws import normals
 from variegate.attack.algorithms.estimate import CHUNK
-from variegate.attack.algorithms.fields import above, at_least, known_norm
+from variegate.attack.algorithms.fields import above, at_least, known_norm, within
 from variegate.attack.algorithms.steps import Step, fools
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.search import Norm, Problem, Result, Search
@@ -21,6 +21,8 @@ _NOISE_STEP = 0.02
 _GO_STEP, _GO_STEPS = 5, 100
 _SEARCH_COST, _ITERATION_COST = 25, 500
 _LEAST_FIRST, _MOST_FIRST = 50, 80
+_MOST_ITER, _MOST_CHANGES = 100_000, 2_000
+"""A schedule is looked for no longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,9 @@ class ArtGeoDA:
         """
         known_norm(self.norm)
         at_least("sub_dim", self.sub_dim, 1)
-        at_least("max_iter", self.max_iter, 1)
+        within("max_iter", self.max_iter, 1, _MOST_ITER)
         above("bin_search_tol", self.bin_search_tol, 0)
-        above("lambda_param", self.lambda_param, 0)
+        within("lambda_param", self.lambda_param, 0.01, 1)
         above("sigma", self.sigma, 0)
         self.schedule()
 
@@ -85,7 +87,7 @@ class ArtGeoDA:
         return self._split(self.max_iter - len(planned) * _SEARCH_COST, count)
 
     def _split(self, queries: int, iterations: int) -> list[int]:
-        for _ in range(max(1, self.max_iter)):
+        for _ in range(min(self.max_iter, _MOST_CHANGES)):
             if iterations < 1:
                 break
             growth = [self.lambda_param ** (-2 * i / 3) for i in range(iterations)]

@@ -11,12 +11,15 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from variegate.keys.errors import Refusal, RefusedError
 
 _SCHEMA = Path(__file__).with_name("schema.json")
 _MAX_DEPTH = 16
 _MAX_MESSAGE = 300
+_INTEGER = range(-(1 << 63), 1 << 63)
+"""What TOML has; Python's parser takes longer ones, which no float holds."""
 
 
 def schema_text() -> str:
@@ -33,6 +36,8 @@ def check(values: dict[str, Any]) -> None:
     for where, value in _leaves(values, (), 0):
         if isinstance(value, float) and not math.isfinite(value):
             raise wrong(_dotted(where), "is not a finite number")
+        if isinstance(value, int) and value not in _INTEGER:
+            raise wrong(_dotted(where), "is not an integer of 64 bits")
     errors = sorted(_validator().iter_errors(values), key=lambda error: [str(part) for part in error.absolute_path])
     if errors:
         raise _explained(errors[0])
@@ -49,8 +54,11 @@ def printable(text: str) -> str:
 
 
 @cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(schema_text()))
+def _validator() -> Any:
+    # JSON Schema takes 2.0 for an integer; TOML does not, and neither does what reads it.
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    strict: Any = extend(Draft202012Validator, type_checker=types)
+    return strict(json.loads(schema_text()))
 
 
 def _leaves(value: object, where: tuple[str | int, ...], depth: int) -> Iterator[tuple[tuple[str | int, ...], object]]:

@@ -70,6 +70,13 @@ _CHECKS = (
     ("samples", "holds one image twice", f"GROUP BY {_KEY} HAVING count(*) > 1"),
     ("samples", "holds a number out of range", "WHERE isnan(distance) OR distance < 0 OR queries < 0"),
     ("samples", "holds a trace of two lengths", "WHERE len(trace_queries) <> len(trace_distance)"),
+    (
+        "samples",
+        "holds a trace that does not ascend or lacks values",
+        "WHERE list_count(trace_queries) <> len(trace_queries) OR list_count(trace_distance) <> len(trace_distance) "
+        "OR trace_queries <> list_sort(trace_queries) OR list_min(trace_distance) < 0 "
+        "OR isnan(list_max(trace_distance))",
+    ),
     ("samples", "holds a sample without its label", "WHERE status = 'found' AND label IS NULL"),
     ("replays", "holds one row twice", f"GROUP BY {_KEY}, budget, overshoot, victim HAVING count(*) > 1"),
     ("replays", "lacks labels", "WHERE label IS NULL"),
@@ -158,7 +165,7 @@ def opened(folder: Path) -> Iterator[Campaign]:
     config_bytes = read_capped(folder / CONFIG, limit=MAX_CONFIG_BYTES)
     try:
         config = tomllib.loads(config_bytes.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # endless numbers and nests, too
         raise _malformed(f"{folder / CONFIG} is not TOML") from error
     db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
     try:

@@ -13,6 +13,8 @@ from variegate.attack.report.statistics import Rate
 FRAME_RATE = 30.0
 """Frames/s where the campaign does not state a device's."""
 _HOUR_S = 3600
+_MOST_HERTZ = 100_000
+"""As in a campaign's file; what is beyond is not taken for a rate."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def frame_rates(config: Mapping[str, Any]) -> dict[str, FrameRate]:
     out = {}
     for fleet in listed if isinstance(listed, list) else []:
         name, hertz = table_of(fleet).get("name"), table_of(fleet).get("frame_rate")
-        if isinstance(name, str) and isinstance(hertz, int | float) and not isinstance(hertz, bool) and hertz > 0:
+        number = isinstance(hertz, int | float) and not isinstance(hertz, bool)
+        if isinstance(name, str) and number and 0 < hertz <= _MOST_HERTZ:
             out[name] = FrameRate(float(hertz), stated=True)
     return out
 

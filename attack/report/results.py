@@ -53,7 +53,7 @@ class Progress:
         group: fleet, attack, profile, norm.
         queries: Asked for.
         searches: Counted, those without a sample as infinite.
-        distance: Quartiles of the best so far.
+        distance: Quartiles of the sample so far.
     """
 
     group: Group
@@ -221,18 +221,18 @@ def _searches(campaign: Campaign) -> tuple[tuple[Search, ...], tuple[Progress, .
         grid = [int(at) for at in (10 * step for step in GRID) if 1 <= at < asked.max(initial=0)]
         grid.append(int(asked.max(initial=0)))
         traces = [
-            _best(row[8], row[9], grid) if ok else np.full(len(grid), np.inf) for row, ok in zip(of, found, strict=True)
+            _so_far(row[8], row[9], grid) if ok else np.full(len(grid), np.inf)
+            for row, ok in zip(of, found, strict=True)
         ]
         for at, reached in zip(grid, np.array(traces).T, strict=True):
             progress.append(Progress(group, at, len(of), _quartiles(reached)))
     return tuple(searches), tuple(progress)
 
 
-def _best(queries: list[int], distances: list[float], grid: list[int]) -> NDArray[np.float64]:
-    """The nearest distance with no more than each number of queries of the grid."""
-    order = np.argsort(np.array(queries, np.int64), kind="stable")
-    nearest = np.minimum.accumulate(np.array([np.inf, *np.array(distances, np.float64)[order]]))
-    out: NDArray[np.float64] = nearest[np.searchsorted(np.array(queries, np.int64)[order], grid, side="right")]
+def _so_far(queries: list[int], distances: list[float], grid: list[int]) -> NDArray[np.float64]:
+    """The distance noted last with no more than each number of queries of the grid: iterates may move away again."""
+    noted = np.array([np.inf, *distances], np.float64)
+    out: NDArray[np.float64] = noted[np.searchsorted(np.array(queries, np.int64), grid, side="right")]
     return out
 
 

@@ -108,7 +108,7 @@ def _check_out(out: Path) -> None:
 def _is_report(out: Path) -> bool:
     try:
         document = json.loads((out / DIGESTS).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("format") == FORMAT
 
