@@ -20,7 +20,9 @@ from tests.support.devices import workplace
 from tests.support.serving import device_with, serving
 from tests.support.small_campaign import command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign.copies import Copy
 from variegate.attack.campaign.engine import Serial
+from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.messages import Event, ImageDone, Job, UnitDone, UnitFailed
 from variegate.attack.campaign.plan import plan
 from variegate.attack.campaign.prepare import Prepared, prepare
@@ -167,6 +169,17 @@ def test_workers_that_never_start_are_given_up(prepared: Prepared, tmp_path: Pat
         engine.close()
 
 
+def test_an_address_without_a_scheme_is_no_engine(prepared: Prepared, tmp_path: Path) -> None:
+    folder.create(tmp_path / "c", prepared)
+    with pytest.raises(MisuseError, match="no engine"):
+        runner.run(tmp_path / "c", engine="localhost:8786")
+
+
+def test_a_copy_keeps_no_memory_of_the_batches_it_has_seen(prepared: Prepared) -> None:
+    options = Copy(prepared.fleets[0], 0)._session.get_session_options()
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
+
+
 def test_a_serial_engine_takes_one_job_at_a_time(prepared: Prepared) -> None:
     engine = Serial(prepared)
     try:
@@ -214,7 +227,7 @@ def test_real_devices_are_attacked_and_replayed_on(tmp_path: Path) -> None:
         assert content(tmp_path / "c") == content(tmp_path / "a")
 
 
-def test_a_spent_device_ends_its_searches_with_what_they_have(tmp_path: Path) -> None:
+def test_a_spent_device_fails_its_units_and_leaves_no_image_half_attacked(tmp_path: Path) -> None:
     with workplace() as place:
         with device_with(place / "one", policy=Policy(budget=100)) as device, serving(device.boot(), port=0) as service:
             assert service.address is not None
@@ -227,6 +240,9 @@ def test_a_spent_device_ends_its_searches_with_what_they_have(tmp_path: Path) ->
         assert ended.failed
         assert all("budget" in reason for _, reason in ended.failed)
         assert ended.queries <= 100
+        with Ledger(tmp_path / "out", write=False) as ledger:
+            assert all(b"budget is spent" not in o for u, _ in ended.failed for o in ledger.outcomes(u).values())
+            assert ledger.outcomes(ended.failed[-1][0]) == {}
 
 
 def test_device_folders_open_in_one_process_only(tmp_path: Path) -> None:

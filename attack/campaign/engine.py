@@ -11,6 +11,7 @@ from variegate.attack.campaign.copies import Opener, opened_device
 from variegate.attack.campaign.messages import Event, Job
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.work import Bench
+from variegate.keys.errors import MisuseError
 
 
 class Engine(Protocol):
@@ -94,6 +95,7 @@ def started(engine: str, workers: int, prepared: Prepared, folder: Path) -> Engi
         folder: Its folder.
 
     Raises:
+        MisuseError: There is no engine of this name.
         DeviceError: The scheduler cannot be reached, or a process does not start.
     """
     if "://" in engine:
@@ -102,6 +104,8 @@ def started(engine: str, workers: int, prepared: Prepared, folder: Path) -> Engi
         return Cluster(engine, folder)
     if engine == "serial" or workers == 0:
         return Serial(prepared)
+    if engine != "processes":
+        raise MisuseError(f"{engine!r} is no engine", hint="the address of a Dask scheduler is tcp://HOST:PORT")
     from variegate.attack.campaign.processes import Processes  # noqa: PLC0415
 
     return Processes(workers, folder)

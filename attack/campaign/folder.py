@@ -3,7 +3,7 @@
     campaign.toml     resolved
     ledger.sqlite     units, outcomes under way, digests of everything else
     inputs/images.npz   the images and their places in the data
-    inputs/copies.cbor  graphs, weights and seeds of the copies
+    inputs/copies.cbor  graphs, weights and seeds of the copies; readable by its owner alone
     samples/  replays/  shards
 
 A campaign needs its file, the data and the bases no more once it is made.
@@ -20,7 +20,7 @@ from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.software import KEY, software
 from variegate.attack.campaign.units import Unit, units
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PRIVATE, PUBLIC, read_capped, write_atomic
 from variegate.keys.primitives import sha256
 
 CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cbor"
@@ -54,7 +54,7 @@ def create(folder: Path, prepared: Prepared) -> None:
         for name in ("inputs", SAMPLES, REPLAYS):
             (made / name).mkdir(parents=True)
         for name, data in contents.items():
-            write_atomic(made / name, data, mode=PUBLIC)
+            write_atomic(made / name, data, mode=PRIVATE if name == COPIES else PUBLIC)
         meta = {name: sha256(data).hex() for name, data in contents.items()}
         ledger.create(made, units(prepared.campaign), {**meta, KEY: software()})
         made.rename(folder)
@@ -87,7 +87,7 @@ def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
 
     Raises:
         MisuseError: A file is not there.
-        RefusedError: `MALFORMED`: one was changed or is damaged.
+        RefusedError: `MALFORMED`: one was changed or is damaged, or they do not fit one another.
         DeviceError: Storage failed.
     """
     contents = {}
@@ -95,11 +95,18 @@ def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
         contents[name] = read_capped(folder / name, limit=MAX_INPUT_BYTES)
         if meta is not None and meta.get(name) != sha256(contents[name]).hex():
             raise RefusedError(Refusal.MALFORMED, f"{folder / name} was changed since the campaign was made")
-    return Prepared(
+    prepared = Prepared(
         campaign=config.parse(contents[CONFIG]),
         fleets=copies.from_bytes(contents[COPIES]),
         images=images.from_bytes(contents[IMAGES]),
     )
+    held = [(fleet.name, fleet.count, fleet.shape) for fleet in prepared.fleets]
+    shape = prepared.images.x.shape[1:]
+    if len(prepared.images) != prepared.campaign.data.count or held != [
+        (fleet.name, fleet.copies, shape) for fleet in prepared.campaign.fleets
+    ]:
+        raise RefusedError(Refusal.MALFORMED, f"the inputs of {folder} are not those of its {CONFIG}")
+    return prepared
 
 
 def shard(folder: Path, kind: str, unit: Unit | str) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from variegate.keys.primitives import sha256
 NAME = "ledger.sqlite"
 SCHEMA = 1
 WAITING, DONE, FAILED = "waiting", "done", "failed"
+_NAME = re.compile(r"[a-z0-9_-]+\.[a-z0-9_-]+\.[0-9]{4,}\.[0-9]{5,}")
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE units (
@@ -134,7 +136,7 @@ class Ledger:
         )
         try:
             return [_entry(row) for row in rows]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _damaged() from error
 
     def outcomes(self, unit: str) -> dict[int, bytes]:
@@ -145,9 +147,11 @@ class Ledger:
         """
         out = {}
         for image, digest, data in self._all("SELECT image, sha256, outcome FROM outcomes WHERE unit = ?", unit):
-            if sha256(data).hex() != digest:
+            if not isinstance(data, bytes) or sha256(data).hex() != digest:
                 raise RefusedError(Refusal.MALFORMED, f"the ledger's outcome of image {image} of {unit} was changed")
-            out[int(image)] = bytes(data)
+            if type(image) is not int:
+                raise _damaged()
+            out[image] = data
         return out
 
     def counts(self) -> dict[str, int]:
@@ -263,8 +267,16 @@ def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None
 def _entry(row: Sequence[Any]) -> Entry:
     name, fleet, attack, attacker, images, state, *rest = row
     unit = Unit(name=name, fleet=fleet, attack=attack, attacker=attacker, images=tuple(json.loads(images)))
+    # The name is part of a path.
+    if not _NAME.fullmatch(name) or name.rpartition(".")[0] != f"{fleet}.{attack}.{attacker:04d}":
+        raise ValueError(name)
+    if not all(type(place) is int for place in unit.images):
+        raise ValueError(images)
     if state not in (WAITING, DONE, FAILED) or (state == DONE and None in rest):
         raise ValueError(state)
+    kinds = (str, int, str, int, int, int, int)
+    if not all(value is None or type(value) is kind for value, kind in zip(rest, kinds, strict=True)):
+        raise ValueError(rest)
     return Entry(
         unit=unit,
         state=state,

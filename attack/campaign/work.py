@@ -29,10 +29,10 @@ from variegate.attack.campaign.messages import (
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, victims
 from variegate.attack.driver import Task, run
-from variegate.attack.oracle import Counted, to_frames, to_points
+from variegate.attack.oracle import Counted, Oracle, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import Attack, Points, Problem, seeded
-from variegate.keys.errors import DeviceError, VariegateError
+from variegate.keys.errors import DeviceError, LimitError, VariegateError
 
 _MAX_REASON = 500
 
@@ -75,7 +75,7 @@ class Bench:
         unit, campaign, images = job.unit, self._prepared.campaign, self._prepared.images
         attack_run = campaign.attack(unit.attack)
         attack = from_config(attack_run.kind, attack_run.profile, attack_run.parameters)
-        oracle = Counted(self.copies.oracle(unit.fleet, unit.attacker))
+        oracle = Counted(_Unspent(self.copies.oracle(unit.fleet, unit.attacker)))
         dtype, shape = oracle.dtype, oracle.shape
         places = list(unit.images)
         clean = to_frames(to_points(images.x[places]), dtype)
@@ -201,6 +201,20 @@ class Bench:
             "l2": [one.shown.l2 for one in found],
             "linf": [one.shown.linf for one in found],
         }
+
+
+class _Unspent:
+    """A copy whose budget must last (`Oracle`): an image that was half attacked is not kept as if that were all."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
+        self._oracle = oracle
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        try:
+            return self._oracle.labels(frames)
+        except LimitError as error:
+            raise DeviceError(error.message) from error
 
 
 def _raw(frame: NDArray[Any] | None) -> bytes | None:

@@ -73,9 +73,9 @@ _CHECKS = (
     (
         "samples",
         "holds a trace that does not ascend or lacks values",
-        "WHERE list_count(trace_queries) <> len(trace_queries) OR list_count(trace_distance) <> len(trace_distance) "
-        "OR trace_queries <> list_sort(trace_queries) OR list_min(trace_distance) < 0 "
-        "OR isnan(list_max(trace_distance))",
+        """WHERE list_count(trace_queries) <> len(trace_queries) OR trace_queries <> list_sort(trace_queries)
+        OR list_count(trace_distance) <> len(trace_distance) OR list_min(trace_distance) < 0
+        OR isnan(list_max(trace_distance))""",
     ),
     ("samples", "holds a sample without its label", "WHERE status = 'found' AND label IS NULL"),
     ("replays", "holds one row twice", f"GROUP BY {_KEY}, budget, overshoot, victim HAVING count(*) > 1"),

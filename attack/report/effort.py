@@ -69,8 +69,9 @@ def frame_rates(config: Mapping[str, Any]) -> dict[str, FrameRate]:
     out = {}
     for fleet in listed if isinstance(listed, list) else []:
         name, hertz = table_of(fleet).get("name"), table_of(fleet).get("frame_rate")
-        number = isinstance(hertz, int | float) and not isinstance(hertz, bool)
-        if isinstance(name, str) and number and 0 < hertz <= _MOST_HERTZ:
+        if not isinstance(name, str) or not isinstance(hertz, int | float) or isinstance(hertz, bool):
+            continue
+        if 0 < hertz <= _MOST_HERTZ:
             out[name] = FrameRate(float(hertz), stated=True)
     return out
 

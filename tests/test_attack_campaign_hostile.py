@@ -1,0 +1,77 @@
+"""A campaign's folder that somebody changed: refused as damage, by everybody who reads it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.small_campaign import write_inputs
+from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.attack.campaign.query import open_results
+from variegate.attack.campaign.verify import verify
+from variegate.attack.report.write import write_report
+from variegate.keys.errors import RefusedError
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    file = write_inputs(tmp_path_factory.mktemp("inputs"))
+    return prepare(config.load(file), file.parent)
+
+
+@pytest.fixture
+def fresh(prepared: Prepared, tmp_path: Path) -> Path:
+    out = tmp_path / "fresh"
+    folder.create(out, prepared)
+    return out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE units SET name = '/etc/passwd' WHERE number = 2",
+        "UPDATE units SET name = '../' || name WHERE number = 2",
+        "UPDATE units SET name = name || x'0a' WHERE number = 2",
+        "UPDATE units SET attacker = 7 WHERE number = 2",
+        "UPDATE units SET images = '[1.5]' WHERE number = 2",
+        f"UPDATE units SET images = '{'[' * 60_000}' WHERE number = 2",
+    ],
+)
+def test_units_that_no_campaign_has_are_damage_to_everybody(change: str, fresh: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute(change)
+        db.commit()
+    for reader in (verify, open_results, lambda folder: write_report(folder, tmp_path / "report")):
+        with pytest.raises(RefusedError, match="the ledger is damaged"):
+            reader(fresh)
+
+
+def test_an_outcome_that_is_no_bytes_is_refused(fresh: Path) -> None:
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.executescript(
+            "DROP TABLE outcomes; CREATE TABLE outcomes (unit TEXT, image ANY, sha256 TEXT, outcome ANY);"
+            "INSERT INTO outcomes SELECT name, 0, '', NULL FROM units LIMIT 1;"
+        )
+    with pytest.raises(RefusedError, match="was changed"):
+        runner.run(fresh, engine="serial")
+
+
+def test_copies_are_their_owners_alone(fresh: Path) -> None:
+    assert (fresh / "inputs" / "copies.cbor").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("what", ["fewer images", "another fleet"])
+def test_inputs_that_do_not_fit_one_another_are_refused(what: str, prepared: Prepared, tmp_path: Path) -> None:
+    one = prepared.images
+    made = {
+        "fewer images": replace(prepared, images=replace(one, x=one.x[:2], y=one.y[:2], index=one.index[:2])),
+        "another fleet": replace(prepared, fleets=prepared.fleets[::-1]),
+    }[what]
+    folder.create(tmp_path / "c", made)
+    with pytest.raises(RefusedError, match="are not those of its"):
+        runner.run(tmp_path / "c", engine="serial")
