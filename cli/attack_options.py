@@ -14,7 +14,7 @@ _FILE, _CAMPAIGN = "the campaign's TOML file", "a campaign's folder, as `run` ma
 def plan(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack plan`."""
     line = "what a campaign will cost: queries, core-hours, disk; attacks nothing"
-    p = _command(commands, "plan", line, "variegate attack plan gtsrb.toml")
+    p = command(commands, "plan", line, "variegate attack plan gtsrb.toml")
     p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
     add_json_option(p)
     return p
@@ -23,7 +23,7 @@ def plan(commands: Any) -> argparse.ArgumentParser:
 def run(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack run`."""
     example = "variegate attack run gtsrb.toml --out gtsrb\n  variegate attack run gtsrb.toml --out gtsrb --workers 8"
-    p = _command(commands, "run", "run a campaign; may be killed at any moment, and resumed", example)
+    p = command(commands, "run", "run a campaign; may be killed at any moment, and resumed", example)
     p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
     p.add_argument("--out", type=Path, required=True, metavar="CAMPAIGN", help="folder to make")
     _engine(p)
@@ -32,7 +32,7 @@ def run(commands: Any) -> argparse.ArgumentParser:
 
 def resume(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack resume`."""
-    p = _command(
+    p = command(
         commands, "resume", "go on with a campaign, and try failed units again", "variegate attack resume gtsrb"
     )
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
@@ -45,7 +45,7 @@ def resume(commands: Any) -> argparse.ArgumentParser:
 def verify(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack verify`."""
     line = "hold ledger and shards to one another, and show stored samples to the copies again"
-    p = _command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
+    p = command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
     p.add_argument("--sample", type=_count, metavar="N", help="images to show again, drawn at random (default: all)")
     add_json_option(p)
@@ -56,7 +56,7 @@ def query(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack query`."""
     line = "answer SQL over the results: views samples, replays, units, failures"
     example = 'variegate attack query gtsrb "SELECT fleet, attack, median(distance) FROM samples GROUP BY ALL"'
-    p = _command(commands, "query", line, example)
+    p = command(commands, "query", line, example)
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
     p.add_argument("sql", metavar="SQL", help="one SELECT, as DuckDB has it")
     add_json_option(p)
@@ -65,7 +65,7 @@ def query(commands: Any) -> argparse.ArgumentParser:
 
 def schema(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack schema`."""
-    return _command(commands, "schema", "print the JSON Schema of campaign files", "variegate attack schema > c.json")
+    return command(commands, "schema", "print the JSON Schema of campaign files", "variegate attack schema > c.json")
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+def command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+    """A command with one line of help and an example."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=line,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from variegate.cli.attack_options import command
 from variegate.cli.console import Secrets, add_json_option, add_passphrase_option, emit, note
 from variegate.keys.files import read_capped
 from variegate.keys.signing import SellerRoot
@@ -16,7 +17,7 @@ _ROOT_BYTES = 4096
 
 def add_commands(commands: Any) -> None:
     """Adds both to the group's commands."""
-    report = _command(
+    report = command(
         commands,
         "report",
         "write the report of a campaign: a page, tables, evidence for assessors",
@@ -36,7 +37,7 @@ def add_commands(commands: Any) -> None:
     line = "evidence of a report"
     evidence = commands.add_parser("evidence", help="verify a report's evidence", description=line)
     below = evidence.add_subparsers(metavar="COMMAND", required=True)
-    verify = _command(
+    verify = command(
         below,
         "verify",
         "verify a report's signature, and that every file is the one that was signed",
@@ -75,14 +76,3 @@ def _verify(args: argparse.Namespace) -> int:
         lambda: f"{found.files} files are those signed by {found.fingerprint}; manifest {found.digest}",
     )
     return 0
-
-
-def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser

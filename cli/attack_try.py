@@ -22,6 +22,7 @@ from variegate.attack.oracles.http_line import Trust
 from variegate.attack.oracles.opened import FORMS
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import Attack, Problem, seeded
+from variegate.cli.attack_options import command
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import check_new, read_capped, write_atomic
@@ -37,13 +38,7 @@ _HEADER = ("image", "true", "label", "found", "distance", "queries")
 def add_command(commands: Any) -> None:
     """Adds `try` to the group's commands."""
     line = "attack one device by its labels, and show what comes of it"
-    p: argparse.ArgumentParser = commands.add_parser(
-        "try",
-        help=line,
-        description=line,
-        epilog=f"example:\n  {_EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command(commands, "try", line, _EXAMPLE)
     p.add_argument("device", metavar="DEVICE", help=FORMS)
     p.add_argument(
         "--images", type=Path, required=True, metavar="NPZ", help="array x (N, C, H, W), and y (classes) if known"
@@ -168,7 +163,7 @@ def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | N
     """The first images of a file, and their classes if it has them."""
     data = read_capped(path, limit=MAX_BYTES)
     images = read_npz(data, ("x",), str(path))["x"][:count]
-    if images.ndim != _RANK or not len(images) or images.dtype not in (np.uint8, np.float32):
+    if images.ndim != _RANK or not images.size or images.dtype not in (np.uint8, np.float32):
         raise RefusedError(Refusal.MALFORMED, f"x of {path} is not uint8 or float32 of shape (N, C, H, W)")
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise RefusedError(Refusal.MALFORMED, f"x of {path} holds values outside of [0, 1]")
