@@ -251,6 +251,7 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     tamper,
     fuzz,
     attractors,
+    tables_attack.calibration,
     tables_attack.study,
     tables_attack.equivalence,
     tables_attack.engine,
