@@ -92,7 +92,8 @@ def calibration() -> list[str]:
         worst = f"{dataset}_worst_replication_to_s3"
         low, high = 100 * f[f"{worst}_low"], 100 * f[f"{worst}_high"]
         lines.append(
-            f"| {label}, {n[f'{dataset}_images']} images, {n[f'{dataset}_queries']:,} queries "
+            f"| {label}, {document['raw'][dataset]['network']}, {n[f'{dataset}_images']} images, "
+            f"{n[f'{dataset}_queries']:,} queries "
             f"| {f[f'{dataset}_accuracy_loss']:.2f} | {100 * f[worst]:.1f} % ({low:.0f} to {high:.0f}) "
             f"| {100 * f[f'{worst}_at_full_budget']:.1f} % | {100 * f[f'{worst}_within_l2_1_at_full_budget']:.1f} % "
             f"| {100 * f[f'{dataset}_replication_s1_at_full_budget']:.1f} % |"
