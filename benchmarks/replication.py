@@ -1,6 +1,6 @@
 """Table 2: how often a sample found on one copy fools another, for every kind of copy, attack and profile.
 
-    python -m benchmarks.replication [--quick] [--out FILE] [--folder FOLDER] [--only NAME ...]
+    python -m benchmarks.replication [SET] [--quick] [--out FILE] [--folder FOLDER] [--only NAME ...]
 
 Runs the committed campaigns of `benchmarks/configs` through the campaign engine and reads their shards. A figure is
 `<dataset>_<kind>_<attack>_net_s<overshoot>`, as in `gtsrb_qim_hsj_net_s1`: the share of pairs of a sample and another
@@ -34,13 +34,12 @@ from variegate.attack.report.replication import Cell
 
 NAME: Final = "replication"
 CONFIGS: Final = Path(__file__).parent / "configs"
-CAMPAIGNS: Final = (
-    "gtsrb_table2",
-    "gtsrb_table2_art",
-    "gtsrb_adaptive",
-    "cifar10_table2",
-    "cifar10_table2_art",
-)
+SETS: Final = {
+    NAME: ("gtsrb_table2_art", "gtsrb_table2", "cifar10_table2_art", "cifar10_table2", "gtsrb_adaptive"),
+    "replication_paper": ("gtsrb_paper",),
+}
+"""Campaigns by the result file that they write: the second takes one attack to the paper's budget."""
+CAMPAIGNS: Final = tuple(name for names in SETS.values() for name in names)
 _FIGURES_AT: Final = {1.0: "s1", 1.5: "s1p5", 2.0: "s2", 3.0: "s3"}
 
 
@@ -100,10 +99,11 @@ def plain(cell: Cell) -> dict[str, Any]:
 def main() -> None:
     """Runs the campaigns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", nargs="?", choices=SETS, default=NAME, help="which campaigns; also the result's name")
     parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
     parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--folder", type=Path, help="where campaigns are kept, to go on from")
-    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=CAMPAIGNS, help="some campaigns alone")
+    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, help="some campaigns of the set alone")
     args = parser.parse_args()
     source_commit()
     os.environ.setdefault(FOLDER_VARIABLE, str(data_root()))
@@ -112,19 +112,21 @@ def main() -> None:
     figures: dict[str, float] = {}
     raw: dict[str, Any] = {}
     n: dict[str, int] = {}
-    for name in args.only:
+    seeds: set[int] = set()
+    for name in args.only or SETS[args.set]:
         made = worked(name, root, quick=args.quick)
         table = cells(made)
         figures |= figures_of(name.partition("_")[0], table)
         raw[name] = [plain(cell) for cell in table]
         campaign = config.load(made / folder.CONFIG)
+        seeds.add(campaign.seed)
         n[f"{name}_images"] = campaign.data.count
         n[f"{name}_copies"] = max(fleet.copies for fleet in campaign.fleets)
         print(f"{name}: done", flush=True)
     if args.folder is None:
         shutil.rmtree(root)
-    path = result_path(NAME, quick=args.quick, out=args.out)
-    write_result(NAME, figures=figures, raw=raw, seeds=[20261124], n=n, path=path)
+    path = result_path(args.set, quick=args.quick, out=args.out)
+    write_result(args.set, figures=figures, raw=raw, seeds=sorted(seeds), n=n, path=path)
 
 
 if __name__ == "__main__":
