@@ -1,6 +1,6 @@
-"""Puts the committed figures into the README, between its markers.
+"""Puts the committed figures into the README and docs/replication.md, between their markers.
 
-python -m benchmarks.tables            rewrites README.md
+python -m benchmarks.tables            rewrites both
 python -m benchmarks.tables --check    fails when it differs; a test does the same
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks import tables_attack
 from benchmarks.result import RESULTS, load
@@ -251,6 +252,7 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     tamper,
     fuzz,
     attractors,
+    tables_attack.replication,
     tables_attack.calibration,
     tables_attack.study,
     tables_attack.equivalence,
@@ -258,29 +260,30 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
 )
 
 
-def render() -> str:
-    """The whole block, markers included."""
-    blocks = ["\n".join(section()) for section in SECTIONS]
-    return "\n\n".join([BEGIN, *blocks, END])
+DOCUMENTS: dict[Path, tuple[Callable[[], list[str]], ...]] = {
+    README: SECTIONS,
+    README.parent / "docs" / "replication.md": (tables_attack.table2,),
+}
 
 
-def replaced(text: str) -> str:
-    """The README with the block as it should be."""
-    before, _, rest = text.partition(BEGIN)
+def replaced(path: Path) -> str:
+    """A document's text with the block between the markers as it should be."""
+    before, _, rest = path.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + render() + after
+    blocks = ["\n".join(section()).strip() for section in DOCUMENTS[path]]
+    return before + "\n\n".join([BEGIN, *blocks, END]) + after
 
 
 def main() -> None:
     """Rewrites or checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 when the README differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 when a document differs")
     args = parser.parse_args()
-    text = README.read_text("utf-8")
-    new = replaced(text)
+    new = {path: replaced(path) for path in DOCUMENTS}
     if args.check:
-        sys.exit(int(new != text))
-    README.write_text(new, "utf-8")
+        sys.exit(int(any(text != path.read_text("utf-8") for path, text in new.items())))
+    for path, text in new.items():
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
