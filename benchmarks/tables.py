@@ -256,6 +256,7 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     tables_attack.calibration,
     tables_attack.study,
     tables_attack.equivalence,
+    tables_attack.attack,
     tables_attack.engine,
 )
 
