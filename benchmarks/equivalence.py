@@ -132,7 +132,10 @@ def judged(study: Study, pairs: Pairs) -> dict[str, Any]:
         )
         print(study.figure, rows[-1], flush=True)
     # Not every distance is finite: an image without an iterate yet has none, which JSON cannot say.
-    distances = [[[d if math.isfinite(d) else None for d in mark] for mark in side] for side in pairs.tolist()]
+    # Rounded: the file is for reading, and the figures are made from the whole numbers.
+    distances = [
+        [[round(d, 5) if math.isfinite(d) else None for d in mark] for mark in side] for side in pairs.tolist()
+    ]
     return {"attack": study.figure, "marks": rows, "distances_ours_art": distances}
 
 
