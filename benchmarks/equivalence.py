@@ -131,11 +131,8 @@ def judged(study: Study, pairs: Pairs) -> dict[str, Any]:
             }
         )
         print(study.figure, rows[-1], flush=True)
-    # Not every distance is finite: an image without an iterate yet has none, which JSON cannot say.
-    # Rounded: the file is for reading, and the figures are made from the whole numbers.
-    distances = [
-        [[round(d, 5) if math.isfinite(d) else None for d in mark] for mark in side] for side in pairs.tolist()
-    ]
+    # As text, rounded: the figures are made from the whole numbers. An image without an iterate yet has inf.
+    distances = [[" ".join(f"{d:.4g}" for d in mark) for mark in side] for side in pairs.tolist()]
     return {"attack": study.figure, "marks": rows, "distances_ours_art": distances}
 
 

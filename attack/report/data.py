@@ -22,13 +22,13 @@ import duckdb
 
 from variegate.attack.campaign import ledger
 from variegate.attack.campaign.folder import CONFIG, REPLAYS, SAMPLES, shard
-from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.attack.report.manifest import digest_of
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
 
 KINDS = (SAMPLES, REPLAYS)
 STUDIES = ("gradient_cosine", "collusion")
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-_CHUNK = 1 << 20
 
 _TEXT, _INT, _DOUBLE, _BOOL = ("VARCHAR",), ("INTEGER", "BIGINT", "SMALLINT"), ("DOUBLE", "FLOAT"), ("BOOLEAN",)
 _NAMES = dict.fromkeys(("fleet", "attack", "profile", "norm"), _TEXT)
@@ -219,7 +219,7 @@ def _kept(table: str) -> list[str]:
 def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | None, folder: Path) -> Shard:
     if not path.is_file():
         raise _malformed(f"{path} is missing, and the ledger has it")
-    (digest, size), kept = _digest(path), _kept(table)
+    (digest, size), kept = digest_of(path), _kept(table)
     if stated is not None and stated != digest:
         raise _malformed(f"{path} is not the shard that the ledger has")
     try:
@@ -244,18 +244,6 @@ def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | N
 def _literal(path: Path) -> str:
     """A path that DuckDB's pattern matching leaves alone."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise DeviceError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
-    return digest.hexdigest(), size
 
 
 def _malformed(message: str) -> RefusedError:

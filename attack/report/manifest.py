@@ -91,7 +91,7 @@ def verify_evidence(folder: Path, root: SellerRoot | None) -> Verified:
         what = "is missing" if name in stated else "is not in the manifest"
         raise RefusedError(Refusal.EVIDENCE, f"{name} {what}")
     for name, (digest, size) in sorted(stated.items()):
-        if _digest(folder / name) != (digest, size):
+        if digest_of(folder / name) != (digest, size):
             raise RefusedError(Refusal.EVIDENCE, f"{name} was changed")
     return Verified(len(stated), sha256(manifest).hex(), root is not None, root.fingerprint.hex() if root else None)
 
@@ -134,7 +134,12 @@ def _walk(folder: Path) -> Iterator[str]:
                 raise RefusedError(Refusal.EVIDENCE, f"{entry.path} is not a regular file")
 
 
-def _digest(path: Path) -> tuple[str, int]:
+def digest_of(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file in hexadecimal, and its size in bytes.
+
+    Raises:
+        DeviceError: It cannot be read.
+    """
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
