@@ -20,6 +20,7 @@ import pytest
 
 from tests.support.small_campaign import attack, command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner, shards
+from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.plan import plan
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results, query
@@ -90,6 +91,29 @@ def test_results_have_the_schemas_that_reports_read(alone: Path, prepared: Prepa
         found = connection.execute("SELECT count(*) FILTER (status = 'found') FROM samples").fetchone()
     assert found is not None
     assert found[0] > 30
+
+
+def test_on_media_that_cannot_be_written_reading_leaves_no_files(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(copied.iterdir())
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with Ledger(copied, write=False) as book:
+        assert book.entries()
+        assert sorted(copied.iterdir()) == before
+    # What is in a log beside it must be read, wherever it lies.
+    (copied / "ledger.sqlite-wal").write_bytes(b"x")
+    with Ledger(copied, write=False) as book:
+        assert book.entries()
+
+
+def test_targets_are_kept_and_are_what_samples_are_read_as(alone: Path) -> None:
+    aimed = query(alone, "SELECT attack, target, label, true_class FROM samples WHERE status = 'found'").rows
+    wanted = [row for row in aimed if row[0] == "aimed"]
+    assert wanted
+    assert all(target == label != true for _, target, label, true in wanted)
+    assert all(target is None for attack_name, target, _, _ in aimed if attack_name != "aimed")
+    lost = "FROM replays ANTI JOIN samples ON replays.image = samples.image AND replays.attack = samples.attack"
+    other = query(alone, f"SELECT count(*) {lost} AND replays.target IS NOT DISTINCT FROM samples.target")
+    assert other.rows == ((0,),)
 
 
 def test_chosen_images_are_read_rightly_by_every_copy(alone: Path) -> None:

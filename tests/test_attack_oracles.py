@@ -203,10 +203,23 @@ def test_patience_is_bounded_whatever_the_device_says() -> None:
     with pytest.raises(LimitError):
         Patience(longest_s=0.1, waiting=told.append).asked(never)
     assert time.monotonic() - began < 2
-    assert 5 <= len(told) <= 11
+    assert 1 <= len(told) <= 11
     for bad in (-1.0, float("inf"), float("nan")):
         with pytest.raises(MisuseError):
             Patience(longest_s=bad)
+
+
+def test_a_device_that_refuses_slowly_spends_patience() -> None:
+    asked: list[None] = []
+
+    def slow() -> None:
+        asked.append(None)
+        time.sleep(0.2)
+        raise LimitError("not now", retry_after_s=0.0)
+
+    with pytest.raises(LimitError):
+        Patience(longest_s=0.3).asked(slow)
+    assert len(asked) <= 3
 
 
 def test_what_may_have_been_charged_is_counted_and_not_asked_again(port: LabelPort, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support import campaigns
-from tests.support.campaigns import replay, sample
+from tests.support.campaigns import OTHER, TRUE, replay, sample
 from variegate.attack.report import html, replication, statistics, svg, weaknesses, words
 from variegate.attack.report.data import opened
 from variegate.attack.report.manifest import verify_evidence
@@ -136,6 +136,21 @@ def test_known_counts_give_known_rates(tmp_path: Path) -> None:
         ("failed", "ValueError: it broke", 1),
         ("found", "", 10),
     ]
+
+
+def test_a_targeted_sample_fools_by_its_target_alone(tmp_path: Path) -> None:
+    samples = [sample(image, target=OTHER) for image in range(2)]
+    replays = [
+        replay(0, 0, fooled=True, target=OTHER),
+        replay(0, 1, fooled=True, target=OTHER),
+        replay(0, 2, fooled=True, target=OTHER, label=OTHER + 1),
+        replay(1, 0, fooled=True, target=OTHER, label=OTHER + 1),
+        replay(1, 1, fooled=True, target=OTHER),
+    ]
+    (cell,) = computed(campaigns.write(tmp_path, samples, replays)).overshoot
+    # Copy 2 errs on image 0, but not as wanted; the attacker's own copy errs so on image 1.
+    assert (cell.net.hits, cell.net.trials) == (1, 2)
+    assert (cell.shown.hits, cell.shown.trials) == (2, 3)
 
 
 def test_bins_and_reach_of_distances(tmp_path: Path) -> None:
@@ -327,6 +342,9 @@ def damaged(kind: str, folder: Path) -> None:
                     [sample(0)],
                     [replay(0, 0, fooled=True), replay(0, 0, fooled=True, overshoot=2.0, true_class=4)],
                 ),
+                "own class aimed at": ([sample(0, target=TRUE)], []),
+                "two targets": ([sample(0, target=OTHER)], [replay(0, 0, fooled=True, target=OTHER + 1)]),
+                "a target lost": ([sample(0, target=OTHER)], [replay(0, 0, fooled=True)]),
                 "uneven trace": ([sample(0, trace_queries=[1])], []),
                 "gap in a trace": ([sample(0, trace_queries=[1, None])], []),
                 "trace back in time": ([sample(0, trace_queries=[100, 10])], []),
@@ -340,7 +358,8 @@ def damaged(kind: str, folder: Path) -> None:
     [
         "no Parquet", "cut", "no samples", "columns", "no TOML", "nested TOML", "endless number", "ledger", "twice",
         "replayed twice", "no own answer", "not a number", "negative", "no label", "no class", "two classes",
-        "uneven trace", "gap in a trace", "trace back in time", "no number in a trace",
+        "own class aimed at", "two targets", "a target lost", "uneven trace", "gap in a trace", "trace back in time",
+        "no number in a trace",
     ],
 )  # fmt: skip
 def test_a_damaged_campaign_is_refused_and_nothing_is_written(kind: str, tmp_path: Path) -> None:
@@ -367,10 +386,20 @@ def test_what_is_no_campaign_or_no_place_is_misuse(tmp_path: Path) -> None:
 def test_an_earlier_report_is_replaced_whole(tmp_path: Path) -> None:
     folder = known(tmp_path / "c")
     out = write_report(folder, tmp_path / "out").parent
-    (out / "stray.txt").write_text("x")
+    before = (out / "index.html").stat().st_ino
     write_report(folder, out)
-    assert not (out / "stray.txt").exists()
+    assert (out / "index.html").stat().st_ino != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+
+
+@pytest.mark.parametrize("name", ["stray.txt", "index.html", "evidence/notes.txt"])
+def test_a_report_that_somebody_worked_on_is_not_replaced(name: str, tmp_path: Path) -> None:
+    folder = known(tmp_path / "c")
+    out = write_report(folder, tmp_path / "out").parent
+    (out / name).write_text("precious")
+    with pytest.raises(MisuseError, match="changed since"):
+        write_report(folder, out)
+    assert (out / name).read_text() == "precious"
 
 
 def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ class Ledger:
         self._lock = _locked(folder) if write else None
         try:
             with _storage(path):
-                self._db = sqlite3.connect(path if write else f"file:{_quoted(path)}?mode=ro", uri=not write)
+                self._db = sqlite3.connect(path if write else f"file:{_quoted(path)}?{_reading(path)}", uri=not write)
                 self._db.isolation_level = None
                 if write:
                     self._db.execute("PRAGMA journal_mode = WAL")
@@ -309,6 +309,13 @@ def _storage(path: Path) -> Iterator[None]:
 
 def _quoted(path: Path) -> str:
     return str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _reading(path: Path) -> str:
+    """How to open it for reading: on read-only media SQLite cannot make the files beside it that a log needs."""
+    log = path.with_name(path.name + "-wal")
+    still = not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    return "immutable=1" if still else "mode=ro"
 
 
 def _locked(folder: Path) -> int:

@@ -18,6 +18,7 @@ _KEYS = [
     ("attacker", pa.int32()),
     ("image", pa.int32()),
     ("true_class", pa.int32()),
+    ("target", pa.int32()),
 ]
 SAMPLES = pa.schema(
     [

@@ -82,9 +82,13 @@ class Bench:
         labels = labels_of(oracle, clean)
         asked_before = oracle.queries
         outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in job.known.items()}
-        tasks = (
-            self._task(unit, attack_run, place, int(label))
+        targets = [
+            self._target(self._word(unit, place), int(images.y[place]), int(label)) if attack_run.targeted else None
             for place, label in zip(places, labels, strict=True)
+        ]
+        tasks = (
+            self._task(unit, attack_run, place, int(label), target)
+            for place, label, target in zip(places, labels, targets, strict=True)
             if place not in outcomes
         )
         asked = 0
@@ -96,7 +100,7 @@ class Bench:
             raise DeviceError(f"{oracle.queries - asked_before} labels were asked for and {asked} accounted for")
         ordered = [outcomes[place] for place in places]
         shown_to = victims(campaign, unit)
-        rows = self._rows(unit, attack_run, attack, ordered, dtype)
+        rows = {**self._rows(unit, attack_run, attack, ordered, dtype), "target": targets}
         found = self.replays(unit, ordered, dtype)
         yield UnitDone(
             unit=unit.name,
@@ -130,15 +134,18 @@ class Bench:
             lambda victim: self.copies.oracle(unit.fleet, victim),
         )
 
-    def _task(self, unit: Unit, attack: AttackRun, place: int, label: int) -> Task:
-        images = self._prepared.images
-        word = (self._prepared.campaign.seed, unit.fleet, unit.attacker, int(images.index[place]), attack.name)
-        target = self._target(word, int(images.y[place]), label) if attack.targeted else None
+    def _word(self, unit: Unit, place: int) -> tuple[str | int, ...]:
+        """What all that is drawn for an image comes from."""
+        index = int(self._prepared.images.index[place])
+        return (self._prepared.campaign.seed, unit.fleet, unit.attacker, index, unit.attack)
+
+    def _task(self, unit: Unit, attack: AttackRun, place: int, label: int, target: int | None) -> Task:
+        images, word = self._prepared.images, self._word(unit, place)
         return Task(
             key=place,
             problem=Problem(
                 clean=to_points(images.x[place]).reshape(-1),
-                shape=self._prepared.images.x.shape[1:],
+                shape=images.x.shape[1:],
                 label=label,
                 target=target,
                 starts=self._starts(word, attack.starts, label, target),
@@ -190,7 +197,7 @@ class Bench:
         }
 
     def _replay_rows(self, rows: Mapping[str, list[Any]], found: list[replay.Answer]) -> dict[str, list[Any]]:
-        keys = ("fleet", "attack", "profile", "norm", "attacker", "image", "true_class")
+        keys = ("fleet", "attack", "profile", "norm", "attacker", "image", "true_class", "target")
         return {
             **{key: [rows[key][one.shown.image] for one in found] for key in keys},
             "budget": [one.shown.budget for one in found],

@@ -20,7 +20,7 @@ class Patience:
     """Waits out a rate, within a bound; a spent budget is never waited for.
 
     Attributes:
-        longest_s: Most seconds of waiting for one query; 0 raises at once.
+        longest_s: Most seconds from a query's first refusal to its last wait's end; 0 raises at once.
         waiting: Told of each wait before it begins, in seconds.
 
     Raises:
@@ -43,17 +43,18 @@ class Patience:
         Raises:
             LimitError: The device's, when it never allows it, or not within the bound.
         """
-        left = self.longest_s
+        until: float | None = None
         while True:
             try:
                 return ask()
             except LimitError as error:
                 if error.retry_after_s is None:
                     raise
-                wait = max(_LEAST_S, error.retry_after_s)
-                if not wait <= left:
+                wait, now = max(_LEAST_S, error.retry_after_s), time.monotonic()
+                # From the clock, since a device that is slow to refuse takes time, too.
+                until = now + self.longest_s if until is None else until
+                if not now + wait <= until:
                     raise
-                left -= wait
             self.waiting(wait)
             time.sleep(wait)
 

@@ -35,7 +35,7 @@ _NAMES = dict.fromkeys(("fleet", "attack", "profile", "norm"), _TEXT)
 COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "samples": {
         **_NAMES,
-        **dict.fromkeys(("attacker", "image", "true_class"), _INT),
+        **dict.fromkeys(("attacker", "image", "true_class", "target"), _INT),
         **dict.fromkeys(("status", "reason"), _TEXT),
         **dict.fromkeys(("label", "queries"), _INT),
         "distance": _DOUBLE,
@@ -46,7 +46,7 @@ COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "replays": {
         **_NAMES,
-        **dict.fromkeys(("attacker", "image", "true_class", "budget"), _INT),
+        **dict.fromkeys(("attacker", "image", "true_class", "target", "budget"), _INT),
         "overshoot": _DOUBLE,
         **dict.fromkeys(("victim", "label", "clean_label"), _INT),
         **dict.fromkeys(("l2", "linf"), _DOUBLE),
@@ -64,11 +64,13 @@ COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 _LARGE = ("sample",)
 """Left in the shards: only a few are shown."""
-_MAY_BE_NULL = {"label", "sample", "reason"}
+_MAY_BE_NULL = {"label", "sample", "reason", "target"}
 _KEY = "fleet, attack, profile, norm, attacker, image"
+_SAME = " AND ".join(f"samples.{name} = replays.{name}" for name in _KEY.split(", "))
 _CHECKS = (
     ("samples", "holds one image twice", f"GROUP BY {_KEY} HAVING count(*) > 1"),
     ("samples", "holds a number out of range", "WHERE isnan(distance) OR distance < 0 OR queries < 0"),
+    ("samples", "aims at an image's own class", "WHERE target = true_class"),
     ("samples", "holds a trace of two lengths", "WHERE len(trace_queries) <> len(trace_distance)"),
     (
         "samples",
@@ -92,7 +94,11 @@ _CHECKS = (
         f"GROUP BY {_KEY}, budget, overshoot HAVING count(*) FILTER (victim = attacker) = 0",
     ),
     ("replays", "has two classes for one image", f"GROUP BY {_KEY} HAVING count(DISTINCT true_class) > 1"),
-    ("replays", "holds frames of samples that are not there", f"ANTI JOIN samples USING ({_KEY})"),
+    (
+        "replays",
+        "holds frames of samples that are not there, or that aim at another class",
+        f"ANTI JOIN samples ON {_SAME} AND samples.target IS NOT DISTINCT FROM replays.target",
+    ),
 )
 """Table, what is wrong with it, and which rows show that."""
 

@@ -11,8 +11,8 @@ READING = (
     (
         "B is the samples that fool the copy they were found on, C those that fool the victim. The replication "
         "rate is |B and C| / |B| over all pairs of a sample and a victim other than its attacker (Zhang et al., "
-        "ASIA CCS 2023). To fool is to be read as any other class than the true one, also for an attack that aims at "
-        "one class."
+        "ASIA CCS 2023). To fool is to be read as any other class than the true one; for an attack that aims at one "
+        "class, as that class."
     ),
     (
         "Raw counts every pair. Net counts pairs whose clean image both copies read rightly: a copy that errs on "

@@ -1,8 +1,9 @@
 """Replication: how often a sample found on one copy fools another.
 
 Zhang et al., ASIA CCS 2023: B is the samples that fool the attacker's copy, C those that fool the victim's, and the
-replication rate |B and C| / |B|. Here a trial is a pair of a sample and a victim other than its attacker. `raw` counts
-all pairs; `net` those whose clean image both copies read rightly, since a copy that errs anyway was not fooled.
+replication rate |B and C| / |B|. A targeted sample fools a copy that answers its target, and no other. Here a trial
+is a pair of a sample and a victim other than its attacker. `raw` counts all pairs; `net` those whose clean image both
+copies read rightly, since a copy that errs anyway was not fooled.
 """
 
 # ruff: noqa: S608  queries are made of this module's own words
@@ -26,8 +27,8 @@ GRID = tuple(float(f"{step}e{decade}") for decade in _DECADES for step in _STEPS
 _PAIRS = """
 CREATE OR REPLACE TABLE pairs AS
 SELECT fleet, attack, profile, norm, attacker, image, budget, overshoot, victim,
-       own.label <> own.true_class AS b,
-       r.label <> r.true_class AS c,
+       CASE WHEN own.target IS NULL THEN own.label <> own.true_class ELSE own.label = own.target END AS b,
+       CASE WHEN r.target IS NULL THEN r.label <> r.true_class ELSE r.label = r.target END AS c,
        own.clean_label = own.true_class AND r.clean_label = r.true_class AS net,
        r.l2 AS l2, r.linf AS linf
 FROM (SELECT * FROM replays WHERE victim <> attacker) AS r

@@ -25,7 +25,7 @@ from variegate.attack.report.panels import panels
 from variegate.attack.report.results import compute
 from variegate.attack.report.tables import tables
 from variegate.attack.report.weaknesses import weaknesses
-from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.errors import DeviceError, MisuseError, VariegateError
 from variegate.keys.primitives import sha256
 from variegate.keys.signing import Signer
 
@@ -102,15 +102,18 @@ def _check_out(out: Path) -> None:
         raise MisuseError(f"cannot write {out}: its parent is no folder", hint="make the folder above it first")
     if not out.exists() or not any(out.iterdir()) or _is_report(out):
         return
-    raise MisuseError(f"{out} holds files that are not an earlier report's", hint="choose another folder")
+    raise MisuseError(
+        f"{out} holds files that are not an earlier report's, or were changed since", hint="choose another folder"
+    )
 
 
 def _is_report(out: Path) -> bool:
+    """Whether every file is a report's own and unchanged: nothing else may be lost."""
     try:
-        document = json.loads((out / DIGESTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        manifest.verify_evidence(out, None)
+    except VariegateError:
         return False
-    return isinstance(document, dict) and document.get("format") == FORMAT
+    return True
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:

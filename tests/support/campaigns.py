@@ -19,7 +19,7 @@ _NAMES = [(name, pa.string()) for name in ("fleet", "attack", "profile", "norm")
 SAMPLES = pa.schema(
     [
         *_NAMES,
-        *((name, pa.int32()) for name in ("attacker", "image", "true_class")),
+        *((name, pa.int32()) for name in ("attacker", "image", "true_class", "target")),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("label", pa.int32()),
@@ -36,7 +36,7 @@ SAMPLES = pa.schema(
 REPLAYS = pa.schema(
     [
         *_NAMES,
-        *((name, pa.int32()) for name in ("attacker", "image", "true_class", "budget")),
+        *((name, pa.int32()) for name in ("attacker", "image", "true_class", "target", "budget")),
         ("overshoot", pa.float64()),
         *((name, pa.int32()) for name in ("victim", "label", "clean_label")),
         ("l2", pa.float64()),
@@ -65,6 +65,7 @@ def sample(image: int, *, attacker: int = 0, found: bool = True, frame: bytes = 
         "attacker": attacker,
         "image": image,
         "true_class": TRUE,
+        "target": None,
         "status": "found" if found else "none",
         "reason": "",
         "label": OTHER if found else None,
@@ -87,6 +88,7 @@ def replay(image: int, victim: int, *, fooled: bool, clean: bool = True, **chang
         "attacker": 0,
         "image": image,
         "true_class": TRUE,
+        "target": None,
         "budget": 0,
         "overshoot": 1.0,
         "victim": victim,
