@@ -37,7 +37,7 @@ CONFIGS: Final = Path(__file__).parent / "configs"
 SETS: Final = {
     NAME: ("gtsrb_table2_art", "gtsrb_table2", "cifar10_table2_art", "cifar10_table2"),
     "replication_paper": ("gtsrb_paper", "cifar10_paper"),
-    "replication_adaptive": ("gtsrb_adaptive",),
+    "replication_adaptive": ("gtsrb_adaptive", "cifar10_adaptive"),
 }
 """Campaigns by the result file they write: Table 2, one attack at the paper's budget, and attacks that go further."""
 CAMPAIGNS: Final = tuple(name for names in SETS.values() for name in names)

@@ -137,12 +137,17 @@ def study(dataset: Dataset, size: Size, found: Findings) -> None:
         found.figures[f"{dataset.name}_partners_{way}_right"] = recovered[way]["best_right"]
     if dataset.name != "gtsrb":
         return  # by labels, millions of queries: the faster network alone
-    found.add_rates(study_labels.cancelled(dataset, few, images, size.queries, partners))
-    found.add_rates(study_labels.smoothed(dataset, few, images, 4 * size.queries))
-    for kind in KINDS:
-        rows, samples = study_labels.by_labels(dataset, kind, few, images, size.queries)
-        found.add_rates(rows)
-        curve = study_labels.several_tries(dataset, kind, few, samples)
+    fleets = {kind: dataset.devices(kind, study_labels.FLEET) for kind in KINDS}
+    more = {
+        "permutation": study_labels.cancelled(fleets["permutation"][0], few, images, size.queries, partners),
+        "qim": study_labels.smoothed(fleets["qim"][0], few, images, 4 * size.queries),
+    }
+    for kind, fleet in fleets.items():
+        every = list(study_labels.by_labels(kind, fleet, few, images, size.queries))
+        for one in (*every, more[kind]):
+            name = f"{dataset.name}_{kind}"
+            found.add_rates(study_labels.shown(name, one.method, fleet, few, one.frames, k=one.colluders))
+        curve = study_labels.several_tries(fleet, few, every[0].frames)
         found.note(f"{dataset.name}_{kind}_tries", curve)
         found.figures |= {f"{dataset.name}_{kind}_tries_k{k}": share for k, share in enumerate(curve, 1)}
 

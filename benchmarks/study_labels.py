@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,14 @@ COLLUDERS = (1, 2, 4, 8)
 
 
 def shown(
-    name: str, method: str, fleet: Sequence[LocalCopy], attacked: Attacked, frames: NDArray[Any], *, k: int = 1
+    name: str,
+    method: str,
+    fleet: Sequence[LocalCopy],
+    attacked: Attacked,
+    frames: NDArray[Any],
+    *,
+    k: int = 1,
+    victims: Sequence[int] = VICTIMS,
 ) -> list[ReplicationRow]:
     """Rows of frames that k colluders made, for those of the images whose own copies most of them fool."""
     own = np.mean([answers(device, frames) != attacked.classes for device in fleet[:k]], axis=0)
@@ -48,7 +56,7 @@ def shown(
         classes=attacked.classes[b],
         clean=attacked.frames[b],
         samples=frames[b],
-        victims=VICTIMS,
+        victims=victims,
     )
 
 
@@ -72,30 +80,42 @@ def collected(outcomes: Sequence[Outcome], attacked: Attacked) -> NDArray[np.uin
     )
 
 
+@dataclass(frozen=True)
+class Made:
+    """Frames that colluders made.
+
+    Attributes:
+        method: How.
+        colluders: How many copies they own: the first ones of the fleet.
+        frames: One for each image; the clean frame where none was found.
+    """
+
+    method: str
+    colluders: int
+    frames: NDArray[np.uint8]
+
+
 def by_labels(
-    dataset: Dataset, kind: str, attacked: Attacked, images: data.Images, queries: int
-) -> tuple[list[ReplicationRow], NDArray[np.uint8]]:
-    """HopSkipJump by 1, 2, 4 and 8 colluders: vote, all, mean, median; rows, and the first colluder's samples."""
-    fleet, attack = dataset.devices(kind, FLEET), HopSkipJump()
-    name = f"{dataset.name}_{kind}"
+    kind: str, fleet: Sequence[LocalCopy], attacked: Attacked, images: data.Images, queries: int
+) -> Iterator[Made]:
+    """HopSkipJump by 1, 2, 4 and 8 colluders: alone (the first of them), vote, all, mean, median."""
+    attack = HopSkipJump()
     single = np.stack(
         [
             collected(driver.outcomes(attack, tasks(attacked, images, queries, kind, i), device), attacked)
             for i, device in enumerate(fleet[: COLLUDERS[-1]])
         ]
     )
-    out = shown(name, "alone", fleet, attacked, single[0])
+    yield Made("alone", 1, single[0])
     for k in COLLUDERS[1:]:
         own = fleet[:k]
         joint = tasks(attacked, images, queries, kind, "joint", k)
-        out += shown(name, "vote", fleet, attacked, collected(driver.outcomes(attack, joint, Vote(own)), attacked), k=k)
+        yield Made("vote", k, collected(driver.outcomes(attack, joint, Vote(own)), attacked))
         joint = tasks(attacked, images, queries, kind, "joint", k)
-        out += shown(name, "all", fleet, attacked, collected(fool_all(attack, joint, own), attacked), k=k)
+        yield Made("all", k, collected(fool_all(attack, joint, own), attacked))
         for method in ("mean", "median"):
             middle = combined(single[:k], method, "uint8")
-            taken = firmest(attacked.frames, middle, attacked.classes, own)
-            out += shown(name, method, fleet, attacked, taken, k=k)
-    return out, single[0]
+            yield Made(method, k, firmest(attacked.frames, middle, attacked.classes, own))
 
 
 def partners(dataset: Dataset, images: data.Images, rounds: int, count: int) -> dict[str, Any]:
@@ -118,26 +138,23 @@ def partners(dataset: Dataset, images: data.Images, rounds: int, count: int) -> 
     return out
 
 
-def cancelled(
-    dataset: Dataset, attacked: Attacked, images: data.Images, queries: int, known: Any
-) -> list[ReplicationRow]:
-    """The search past recovered partners, for the same victims."""
-    fleet = dataset.devices("permutation", FLEET)
-    got = fool_base(HopSkipJump(), tasks(attacked, images, queries, "cancelled"), fleet[0], known)
-    name = f"{dataset.name}_permutation"
-    return shown(name, "cancelled", fleet, attacked, collected(got, attacked))
+def cancelled(device: LocalCopy, attacked: Attacked, images: data.Images, queries: int, known: Any) -> Made:
+    """The search past recovered partners."""
+    got = fool_base(HopSkipJump(), tasks(attacked, images, queries, "cancelled"), device, known)
+    return Made("cancelled", 1, collected(got, attacked))
 
 
-def smoothed(dataset: Dataset, attacked: Attacked, images: data.Images, queries: int) -> list[ReplicationRow]:
-    """The smoothed attack on a QIM copy; `queries` are the device's."""
-    fleet, setting = dataset.devices("qim", FLEET), SmoothedAttack()
-    got = setting.outcomes(tasks(attacked, images, queries // setting.votes, "smoothed"), fleet[0])
-    return shown(f"{dataset.name}_qim", "smoothed", fleet, attacked, collected(got, attacked))
+def smoothed(device: LocalCopy, attacked: Attacked, images: data.Images, queries: int) -> Made:
+    """The smoothed attack; `queries` are the device's."""
+    setting = SmoothedAttack()
+    got = setting.outcomes(tasks(attacked, images, queries // setting.votes, "smoothed"), device)
+    return Made("smoothed", 1, collected(got, attacked))
 
 
-def several_tries(dataset: Dataset, kind: str, attacked: Attacked, found: NDArray[np.uint8]) -> list[float]:
+def several_tries(
+    fleet: Sequence[LocalCopy], attacked: Attacked, found: NDArray[np.uint8], victims: Sequence[int] = VICTIMS
+) -> list[float]:
     """The chance over tries of the same sample at several overshoots, the firmest first; one value for each k."""
-    fleet = dataset.devices(kind, FLEET)
     candidates = np.stack([stretched(attacked.frames, found, s, "uint8") for s in OVERSHOOTS], axis=1)
     known, away = np.zeros((2, len(found), len(OVERSHOOTS)))
     for k in range(len(OVERSHOOTS)):
@@ -145,7 +162,7 @@ def several_tries(dataset: Dataset, kind: str, attacked: Attacked, found: NDArra
         known[:, k] = firmness(fleet[0], candidates[:, k], attacked.classes, sigma=0.02, votes=16, rng=rng)
         away[:, k] = np.linalg.norm((candidates[:, k].astype(float) - attacked.frames).reshape(len(found), -1), axis=1)
     order = ordered(known, away)
-    curves = [chances(tried(fleet[v], candidates, attacked.classes), order) for v in VICTIMS]
+    curves = [chances(tried(fleet[v], candidates, attacked.classes), order) for v in victims]
     return [float(c) for c in np.mean(curves, axis=0)]
 
 
