@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.replication import CONFIGS
 from benchmarks.result import load
+from variegate.attack.campaign import config
 
 _FLEETS = {
     "independent": "independent training",
@@ -18,10 +20,13 @@ _FLEETS = {
 }
 _DATASETS = {"gtsrb": "GTSRB", "cifar10": "CIFAR-10"}
 _CAMPAIGNS = {
-    "table2_art": "profile `art-1.20` on devices of floats, 5,000 queries (GeoDA 4,000)",
-    "table2": "profile `corrected` on devices of bytes, 4,000 queries (GeoDA 3,000)",
-    "paper": "HopSkipJump of profile `art-1.20` to its own end, up to 25,000 queries, devices of floats",
+    "table2_art": "profile `art-1.20` on devices of floats",
+    "table2": "profile `corrected` on devices of bytes",
+    "paper": "HopSkipJump of profile `art-1.20` to its own end, devices of floats",
+    "adaptive": "further attacks of profile `corrected`, devices of bytes",
 }
+_CURVES = ("paper", "adaptive")
+"""Campaigns that are about the budget: samples taken midway are shown, and else left to the result file."""
 _OVERSHOOTS = (1.0, 1.5, 2.0, 3.0)
 PAPER = {("gtsrb_paper", "independent", "hsj_paper"): 6.5, ("gtsrb_paper", "qim", "hsj_paper"): 0.5}
 """Replication in %, from an abstract of the paper (arXiv 2111.15160, the version on paperswithcode.com): HopSkipJump on
@@ -60,6 +65,19 @@ def table2() -> list[str]:
     return _tables("replication")
 
 
+def adaptive() -> list[str]:
+    """The campaigns of other attacks and longer searches."""
+    return _tables("replication_adaptive")
+
+
+def _queries(name: str) -> str:
+    """How many labels the attacks of a committed campaign may ask for."""
+    attacks = config.load(CONFIGS / f"{name}.toml").attacks
+    most = max(attack.queries for attack in attacks)
+    fewer = [f"{attack.name} {attack.queries:,}" for attack in attacks if attack.queries < most]
+    return f"up to {most:,} queries" + (f" ({', '.join(fewer)})" if fewer else "")
+
+
 def _tables(result: str) -> list[str]:
     document = load(result)
     lines: list[str] = []
@@ -68,20 +86,20 @@ def _tables(result: str) -> list[str]:
         dataset, _, kind = name.partition("_")
         lines += [
             "",
-            f"{_DATASETS[dataset]}, {_CAMPAIGNS[kind]}, {n[f'{name}_images']} images a cell:",
+            f"{_DATASETS[dataset]}, {_CAMPAIGNS[kind]}, {_queries(name)}, {n[f'{name}_images']} images a cell:",
             "",
             "| copies | attack | queries | " + " | ".join(f"s = {s:g}" for s in _OVERSHOOTS) + " | paper, s = 1 |",
             "|---|---|---|" + "---|" * (len(_OVERSHOOTS) + 1),
         ]
-        # A sample taken midway is shown where the budget is the question, and else left to the result file.
-        shown = [row for row in rows if row["budget"] == 0 or kind == "paper"]
+        shown = [row for row in rows if row["budget"] == 0 or kind in _CURVES]
         for key in dict.fromkeys((row["fleet"], row["attack"], row["budget"]) for row in shown):
             cells = [row for row in shown if (row["fleet"], row["attack"], row["budget"]) == key]
             fleet, attack, budget = key
             paper = PAPER.get((name, fleet, attack)) if budget == 0 else None
             shares = " | ".join(_share(_at(cells, s)) for s in _OVERSHOOTS)
             lines.append(
-                f"| {_FLEETS[fleet]} | {attack.partition('_')[0]} | {f'{budget:,}' if budget else 'all'} | {shares} "
+                f"| {_FLEETS[fleet]} | {attack.removesuffix('_paper')} "
+                f"| {f'{budget:,}' if budget else 'all'} | {shares} "
                 f"| {'' if paper is None else paper} |"
             )
     return lines
@@ -216,41 +234,41 @@ _METHODS = {
     "all": "a sample that fools all k",
     "mean": "mean of k samples",
     "median": "median of k samples",
-    "deepfool_s1": "DeepFool on k copies, seen from inside, s = 1",
-    "deepfool_s3": "the same, s = 3",
-    "smoothed": "7 votes under noise for each label",
-    "cancelled": "partner classes recovered and cancelled",
+    "smoothed": "7 votes under noise for each label, 4 times the queries",
+    "deepfool": "DeepFool on k copies, seen from inside (one base; another network)",
 }
 
 
 def _collusion() -> list[str]:
-    """What k colluders reach on GTSRB, and two adaptive attacks."""
-    document = load("study")
-    raw, n, sizes = document["raw"], document["n"], (1, 2, 4, 8)
+    """What k colluders reach on GTSRB by labels, and seen from inside."""
+    labels, inside = load("collusion"), load("study")
+    raw, n, sizes = {**inside["raw"], **labels["raw"]}, labels["n"], (1, 2, 4, 8)
     lines = [
         (
-            f"**Colluders and adaptive attacks**, GTSRB, one base, {n['images_labels']} images by HopSkipJump with "
-            f"{n['queries']:,} queries, {n['images_white']} by DeepFool: samples that fool another copy, of those "
-            "shown, net, with the median L2"
+            f"**Colluders and adaptive attacks**, GTSRB, HopSkipJump with {n['queries']:,} queries of each copy, "
+            f"{n['images']} images, {n['victims']} victims (`python -m benchmarks.collusion`; DeepFool, "
+            f"{inside['n']['images_white']} images: `benchmarks.study`): share of pairs fooled at s = 1 / s = 3 in %, "
+            "net, with the median L2 at s = 1"
         ),
         "",
         "| copies | method | " + " | ".join(f"k = {k}" for k in sizes) + " |",
         "|---|---|" + "---|" * len(sizes),
     ]
-    for kind in ("permutation", "qim"):
+    for kind in ("permutation", "qim", "qim_training"):
         for method, label in _METHODS.items():
-            found = [raw.get(f"gtsrb_{kind}_{method}_k{k}") for k in sizes]
+            found = [_near_and_far(raw, f"gtsrb_{kind}_{method}", k) for k in sizes]
             if any(found):
-                shown = [f"{row['hits']} of {row['trials']} ({row['median_l2']:.2f})" if row else "" for row in found]
-                lines.append(f"| {_FLEETS[kind]} | {label} | {' | '.join(shown)} |")
-    return [
-        *lines,
-        "",
-        (
-            "So few queries end far from the image, where the shared base decides: colluders by labels beat QIM on one "
-            "base there. More queries, several bases and k on CIFAR-10 were not measured by labels."
-        ),
-    ]
+                lines.append(f"| {_FLEETS[kind]} | {label} | {' | '.join(found)} |")
+    return lines
+
+
+def _near_and_far(raw: Mapping[str, Any], name: str, k: int) -> str:
+    """Both rates of k colluders, and how far the samples lie; empty where it was not measured."""
+    near, far = (raw.get(f"{name}_k{k}_{s}", raw.get(f"{name}_{s}_k{k}")) for s in ("s1", "s3"))
+    if near is None or far is None:
+        return ""
+    shares = [f"{100 * row['hits'] / row['trials']:.0f}" if row["trials"] else "none" for row in (near, far)]
+    return f"{' / '.join(shares)} ({near['median_l2']:.2f})" if near["median_l2"] is not None else "none found"
 
 
 SECTIONS: tuple[Callable[[], list[str]], ...] = (replication, calibration, study, equivalence, attack, engine)

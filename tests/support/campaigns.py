@@ -14,46 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from variegate.attack.campaign.images import Images, to_bytes
+from variegate.attack.campaign.shards import REPLAYS, SAMPLES
+from variegate.attack.whitebox.study import COSINES, REPLICATION
 
-_NAMES = [(name, pa.string()) for name in ("fleet", "attack", "profile", "norm")]
-SAMPLES = pa.schema(
-    [
-        *_NAMES,
-        *((name, pa.int32()) for name in ("attacker", "image", "true_class", "target")),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("label", pa.int32()),
-        ("queries", pa.int32()),
-        ("distance", pa.float64()),
-        ("dtype", pa.string()),
-        ("sample", pa.binary()),
-        ("trace_queries", pa.list_(pa.int32())),
-        ("trace_distance", pa.list_(pa.float64())),
-        ("budgets", pa.list_(pa.int32())),
-        ("budget_samples", pa.list_(pa.binary())),
-    ]
-)
-REPLAYS = pa.schema(
-    [
-        *_NAMES,
-        *((name, pa.int32()) for name in ("attacker", "image", "true_class", "target", "budget")),
-        ("overshoot", pa.float64()),
-        *((name, pa.int32()) for name in ("victim", "label", "clean_label")),
-        ("l2", pa.float64()),
-        ("linf", pa.float64()),
-    ]
-)
-COSINES = pa.schema([("hypothesis", pa.string()), ("fleet", pa.string()), ("cosine", pa.float64())])
-COLLUSION = pa.schema(
-    [
-        ("fleet", pa.string()),
-        ("method", pa.string()),
-        *((name, pa.int32()) for name in ("colluders", "image", "victim")),
-        ("fooled", pa.bool_()),
-        ("clean_right", pa.bool_()),
-        ("l2", pa.float64()),
-    ]
-)
 TRUE, OTHER = 3, 5
 _UNIT = {"fleet": "qim", "attack": "hopskipjump", "profile": "corrected", "norm": "l2"}
 
@@ -261,4 +224,4 @@ def _studies(folder: Path, made: Made) -> None:
         for fleet, reach in made.fleets.items() for method in ("label vote", "mean") for colluders in range(1, 9)
         for image in range(made.images) for victim in (8, 9)
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(colluding, schema=COLLUSION), folder / "study" / "collusion.parquet")
+    pq.write_table(pa.Table.from_pylist(colluding, schema=REPLICATION), folder / "study" / "collusion.parquet")
