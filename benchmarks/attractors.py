@@ -11,8 +11,8 @@ worth of the protection is another matter.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bases import GTSRB
 from benchmarks.result import result_path, source_commit, write_result
+from variegate.attack.report.statistics import wilson
 from variegate.demo.attack import hop_skip_jump
 from variegate.export.fuse import IMAGE, LABEL, fuse
 from variegate.export.parity import session
@@ -38,14 +39,6 @@ SETTINGS = (
     Qim(grid=(4, 8), repeats=2, steps=(128,), beta=BETA),
 )
 _POOL, _COPIES = 2_000, 3
-_Z95 = 1.959964
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a proportion."""
-    centre = (hits + _Z95**2 / 2) / (count + _Z95**2)
-    half = _Z95 / (count + _Z95**2) * math.sqrt(hits * (count - hits) / count + _Z95**2 / 4)
-    return centre - half, centre + half
 
 
 def copies(rewriter: Qim) -> list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]]:
@@ -88,7 +81,7 @@ def study(rewriter: Qim, count: int, queries: int) -> dict[str, Any]:
         "searched": len(distances),
         "median_l2": float(np.median(distances)),
         "replication": {str(s): hits[s] / max(1, shown[s]) for s in OVERSHOOTS},
-        "interval": {str(s): wilson(hits[s], max(1, shown[s])) for s in OVERSHOOTS},
+        "interval": {str(s): astuple(wilson(hits[s], max(1, shown[s]))) for s in OVERSHOOTS},
         "shown": shown[1.0],
     }
 

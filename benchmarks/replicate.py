@@ -7,9 +7,8 @@ The campaign engine does the same at scale, with a ledger; a study of many setti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from variegate.attack.adaptive.overshoot import stretched
 from variegate.attack.driver import Task, outcomes
 from variegate.attack.oracle import Oracle, to_points
 from variegate.attack.oracles.local import LocalCopy
+from variegate.attack.report.statistics import wilson
 from variegate.attack.search import Attack, Problem, seeded
 from variegate.export.fuse import Template
 from variegate.keys.primitives import sha256
@@ -29,17 +29,7 @@ NEAR_L2 = 1.0
 """Samples no farther than this from the clean image, pixels in 0..1, are also counted apart: a search that got stuck
 far away has found little more than another picture, which every copy reads as such."""
 _STARTS = 8
-_Z95 = 1.959964
 _BATCH = 256
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a proportion; (0, 1) of none."""
-    if not count:
-        return 0.0, 1.0
-    centre = (hits + _Z95**2 / 2) / (count + _Z95**2)
-    half = _Z95 / (count + _Z95**2) * math.sqrt(hits * (count - hits) / count + _Z95**2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +111,13 @@ class Replication:
                     "shown": count,
                     "hits": one.hits,
                     "rate": self.rate(budget, overshoot),
-                    "interval": wilson(one.hits, count),
+                    "interval": astuple(wilson(one.hits, count)),
                     "own": one.own,
                     "own_hits": one.own_hits,
                     "near": one.near,
                     "near_hits": one.near_hits,
                     "near_rate": self.near_rate(budget, overshoot),
-                    "near_interval": wilson(one.near_hits, one.near * self.victims),
+                    "near_interval": astuple(wilson(one.near_hits, one.near * self.victims)),
                     "median_l2": float(np.median(self.distances[budget])) if one.samples else None,
                 }
             )

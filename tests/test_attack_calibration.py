@@ -13,7 +13,7 @@ from benchmarks import replication
 from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
 from benchmarks.calibration import State, figures_of, worst
 from benchmarks.calibration_candidates import candidates
-from benchmarks.replicate import Effort, search, wilson
+from benchmarks.replicate import Effort, search
 from tests.support import bases
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.campaign import config
@@ -67,12 +67,6 @@ def test_images_that_a_victim_misreads_are_left_out(pictures: tuple[NDArray[np.u
     effort = Effort(images=12, victims=2, queries=200, budgets=(200,))
     found = search(fleet, *pictures, HopSkipJump(noises=1), effort, overshoots=(1.0,))
     assert found.shown[200, 1.0].hits == found.shown[200, 1.0].samples * 1
-
-
-def test_intervals() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(5, 100)
-    assert (round(low, 4), round(high, 4)) == (0.0215, 0.1118)
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
