@@ -95,11 +95,15 @@ def test_figures_are_the_worst_of_the_chosen() -> None:
         for budget, s, rate in ((2000, 1.0, 0.1), (2000, 3.0, 0.2), (8000, 1.0, 0.0), (8000, 3.0, 0.04))
     ]
     row = {"name": "qim_x", "loss_points": 0.4, "error_points": 0.1, "search": searched, "worst": worst(searched)}
+    row["search_bases"] = searched[:1] + searched[3:]
     figures = figures_of("gtsrb", [{**row, "chosen": True}, {"name": "spread_1", "loss_points": 3.0}])
     assert figures["gtsrb_accuracy_loss"] == figures["gtsrb_qim_x_accuracy_loss"] == 0.4
     assert figures["gtsrb_worst_replication_to_s3"] == 0.2
     assert figures["gtsrb_worst_replication_to_s3_at_full_budget"] == 0.04
     assert figures["gtsrb_within_both_bars"] == 0
+    by_budget = [figures[f"gtsrb_worst_replication_to_s3_at_{budget}"] for budget in (2000, 8000)]
+    several = [figures[f"gtsrb_several_bases_worst_replication_to_s3_at_{budget}"] for budget in (2000, 8000)]
+    assert (by_budget, several) == ([0.2, 0.04], [0.1, 0.04])
     assert figures["gtsrb_worst_replication_to_s3_within_l2_1"] == 0.1
     assert figures["gtsrb_found_within_l2_1_at_full_budget"] == 0.75
     assert "gtsrb_spread_1_worst_replication_to_s3" not in figures
