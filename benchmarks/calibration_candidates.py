@@ -29,16 +29,27 @@ _QIMS = (
     (_COARSE, 4, (256,), 5.0, 2.0),
     (_FINE, 2, (256,), 5.5, 4.0),
 )
+_SQUARED = (
+    (_FINE, 1, (128,), 11.0, 1.0),
+    (_FINE, 2, (128,), 23.0, 1.0),
+    (_FINE, 2, (128,), 20.0, 1.0),
+    (_FINE, 2, (128,), 17.0, 1.0),
+    (_FINE, 4, (128,), 44.0, 1.0),
+    (_FINE, 2, (256,), 23.0, 1.0),
+    (_FINE, 2, (128,), 25.0, 2.0),
+)
 _ALPHAS = (0.5, 0.8, 0.95)
 _AMPLITUDES = (0.05, 0.2)
 
 
 def candidates() -> Iterator[tuple[str, Rewriter]]:
     """Settings for 32 x 32 pictures, with their names."""
-    for grid, repeats, steps, beta, sharpness in _QIMS:
-        qim = Qim(grid=grid, repeats=repeats, steps=steps, beta=beta, sharpness=sharpness)
-        words = [f"b{qim.messages}", f"grid{grid[0]}x{grid[1]}", "d" + "and".join(map(str, steps)), f"beta{beta:g}"]
-        yield "qim_" + "_".join([*words, f"sharp{sharpness:g}"]).replace(".", "p"), qim
+    for squared, settings in ((False, _QIMS), (True, _SQUARED)):
+        for grid, repeats, steps, beta, sharpness in settings:
+            qim = Qim(grid=grid, repeats=repeats, steps=steps, beta=beta, sharpness=sharpness, squared=squared)
+            words = [f"b{qim.messages}", f"grid{grid[0]}x{grid[1]}", "d" + "and".join(map(str, steps)), f"beta{beta:g}"]
+            words += [f"sharp{sharpness:g}", *(["squared"] if squared else [])]
+            yield "qim_" + "_".join(words).replace(".", "p"), qim
     for alpha in _ALPHAS:
         yield f"permutation_{alpha:g}".replace(".", "p"), Permutation(alpha=alpha)
     for amplitude in _AMPLITUDES:

@@ -36,6 +36,7 @@ REWRITERS: list[Rewriter] = [
     Qim(grid=(2, 2), repeats=4, steps=(64, 256), beta=2.0),
     Qim(grid=(1, 1), repeats=8, steps=(512,), beta=2.0),
     Qim(grid=(4, 8), steps=(64,), beta=3.0, sharpness=2.0),
+    Qim(grid=(4, 8), steps=(64,), beta=12.0, squared=True),
     SpreadSpectrum(amplitude=0.5),
 ]
 
@@ -172,6 +173,7 @@ def test_parameters_survive_text(rewriter: Rewriter) -> None:
         {"kind": "qim", "repeats": True},
         {"kind": "qim", "sharpness": 0.5},
         {"kind": "qim", "sharpness": 5.0},
+        {"kind": "qim", "squared": 1},
         {"kind": "permutation", "alpha": 1.0},
         {"kind": "permutation", "alpha": float("nan")},
         {"kind": "spread", "amplitude": 0.0},
@@ -194,6 +196,22 @@ def test_sharpness_is_a_temperature_and_changes_no_copy_without_it(base: Base) -
     assert from_parameters({"kind": "qim", "grid": [4, 8], "steps": [64], "beta": 3.0}) == plain
     operators = {node.op_type for node in onnx.load_model_from_string(fuse(base, plain, "uint8").graph).graph.node}
     assert not operators & {"Pow", "ReduceSum"}
+
+
+def test_the_squared_form_is_the_formula_and_keeps_the_order_of_each_class(base: Base) -> None:
+    shown = bases.images(50)
+    p = np.full((50, base.contract.classes), 1 / base.contract.classes, np.float32)
+    plain, squared = (Qim(grid=(4, 8), steps=(64,), beta=12.0, squared=s) for s in (False, True))
+    keyed = recipe.expand(plain.tensors(base.contract, "uint8"), SEED)
+    linear, bent = (
+        reference_scores(one, base.contract, shown, p, keyed) + one.offset() - p for one in (plain, squared)
+    )
+    w = 2 * linear / 12 - 1
+    np.testing.assert_allclose(bent, 6 * (1 + w * np.abs(w)), atol=1e-5)
+    assert bent.min() >= 0
+    np.testing.assert_array_equal(bent.argsort(axis=1), linear.argsort(axis=1))
+    operators = {node.op_type for node in onnx.load_model_from_string(fuse(base, plain, "uint8").graph).graph.node}
+    assert "Abs" not in operators
 
 
 def test_a_grid_must_divide_the_image(base: Base) -> None:

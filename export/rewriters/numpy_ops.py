@@ -36,6 +36,15 @@ class NumpyOps:
         """See `Ops`."""
         return value * np.float32(factor)
 
+    def shift(self, value: Array, by: float) -> Array:
+        """See `Ops`."""
+        return value + np.float32(by)
+
+    def signed_square(self, value: Array) -> Array:
+        """See `Ops`."""
+        out: Array = value * np.abs(value)
+        return out
+
     def round(self, value: Array) -> Array:
         """See `Ops`."""
         return np.rint(value)

@@ -45,6 +45,14 @@ class OnnxOps:
         """See `Ops`."""
         return self.node("Mul", value, self.constant(np.array(factor, np.float32)))
 
+    def shift(self, value: str, by: float) -> str:
+        """See `Ops`."""
+        return self.node("Add", value, self.constant(np.array(by, np.float32)))
+
+    def signed_square(self, value: str) -> str:
+        """See `Ops`."""
+        return self.node("Mul", value, self.node("Abs", value))
+
     def round(self, value: str) -> str:
         """See `Ops`."""
         return self.node("Round", value)

@@ -26,6 +26,14 @@ class Ops(Protocol[V]):
         """Product with a constant, rounded to float32."""
         ...
 
+    def shift(self, value: V, by: float) -> V:
+        """Sum with a constant, rounded to float32."""
+        ...
+
+    def signed_square(self, value: V) -> V:
+        """Each value times its magnitude."""
+        ...
+
     def round(self, value: V) -> V:
         """Nearest integer, ties to even."""
         ...

@@ -30,6 +30,14 @@ class TorchOps:
         """See `Ops`."""
         return value * torch.tensor(factor, dtype=torch.float32, device=value.device)
 
+    def shift(self, value: Tensor, by: float) -> Tensor:
+        """See `Ops`."""
+        return value + torch.tensor(by, dtype=torch.float32, device=value.device)
+
+    def signed_square(self, value: Tensor) -> Tensor:
+        """See `Ops`."""
+        return value * value.abs()
+
     def round(self, value: Tensor) -> Tensor:
         """See `Ops`; with its zero gradient, the error of a lattice has the triangle wave's."""
         return torch.round(value)
