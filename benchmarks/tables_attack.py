@@ -17,6 +17,7 @@ _FLEETS = {
     "spread": "spread spectrum",
     "spread_training": "spread spectrum, several bases",
     "qim": "QIM",
+    "qim_squared": "QIM, squared",
     "qim_training": "QIM, several bases",
 }
 _DATASETS = {"gtsrb": "GTSRB", "cifar10": "CIFAR-10"}
