@@ -6,7 +6,6 @@ import argparse
 import io
 import math
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from numpy.typing import NDArray
 
 from variegate.attack.algorithms.table import ATTACKS, CORRECTED, from_config
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
-from variegate.attack.driver import Task, run
 from variegate.attack.oracle import Oracle, to_frames, to_points
 from variegate.attack.oracles import Patience, opened
 from variegate.attack.oracles.http_line import Trust
 from variegate.attack.oracles.opened import FORMS
-from variegate.attack.outcome import Outcome
-from variegate.attack.search import Attack, Problem, seeded
 from variegate.cli.attack_options import command
+from variegate.cli.attack_trial import HEADER, Trial
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import check_new, read_capped, write_atomic
@@ -32,7 +29,7 @@ _EXAMPLE = (
     "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz"
 )
 _LEAST, _RANK, _MODE = 2, 4, 0o644
-_HEADER = ("image", "true", "label", "found", "distance", "queries")
+_INTERRUPTED, _STATUS_INTERRUPTED = "interrupted", 130
 
 
 def add_command(commands: Any) -> None:
@@ -51,7 +48,7 @@ def add_command(commands: Any) -> None:
     p.add_argument(
         "--wait", type=float, default=60.0, metavar="S", help="longest wait for a rate, in seconds (default: 60)"
     )
-    p.add_argument("--out", type=Path, metavar="NPZ", help="write what was found")
+    p.add_argument("--out", type=Path, metavar="NPZ", help="write what was found, also of a trial that is stopped")
     add_json_option(p)
     tls = p.add_argument_group("TLS")
     tls.add_argument("--ca", type=Path, metavar="PEM", help="who signs the device's certificate (the system's, else)")
@@ -71,92 +68,39 @@ def _try(args: argparse.Namespace) -> int:
     patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
     with opened(args.device, patience=patience, trust=trust) as oracle:
         frames = _fitting(given, oracle)
-        trial = Trial(oracle, attack, frames, queries=args.queries, seed=args.seed)
+        trial = Trial(oracle, attack, frames, true, queries=args.queries, seed=args.seed)
         try:
             with Progress("queries", len(frames) * args.queries) as line:
                 trial.run(line.advance)
-        except VariegateError:
-            if trial.outcomes:
-                note(table(trial.rows(true), _HEADER))
-                note(f"{len(trial.outcomes)} of {len(frames)} images were done, for {trial.queries} queries")
+        except VariegateError as error:
+            _keep_stopped(args, trial, error.message)
             raise
-    if args.out is not None:
-        write_atomic(args.out, _archive(trial), mode=_MODE)
-    emit(_summary(args, trial, true), args.json, lambda: _text(trial, true))
+        except KeyboardInterrupt:
+            note("")  # behind the terminal's ^C
+            _keep_stopped(args, trial, _INTERRUPTED)
+            note(f"variegate: {_INTERRUPTED}")
+            return _STATUS_INTERRUPTED
+    _keep(args, trial)
     return 0
 
 
-class Trial:
-    """An attack on some images over one device.
-
-    Attributes:
-        outcomes: By image, of those that are done.
-        labels: What the device says of the clean images, int64 (N,).
-        queries: Labels that the device gave: the clean images' and the searches'.
-        attack: The attack.
-        frames: Clean frames.
-    """
-
-    def __init__(self, oracle: Oracle, attack: Attack, frames: NDArray[Any], *, queries: int, seed: int) -> None:
-        self._oracle, self._each, self._seed = oracle, queries, seed
-        self.attack, self.frames = attack, frames
-        self.outcomes: dict[int, Outcome] = {}
-        self.labels = np.empty(0, np.int64)
-        self.queries = 0
-
-    def run(self, progress: Callable[[int], None]) -> None:
-        """Asks for clean labels and runs the searches; one label of each image's budget is the clean one's.
-
-        Raises:
-            LimitError, RefusedError, DeviceError, MisuseError: As `driver.run`.
-        """
-        watched = _Watched(self._oracle, self, progress)
-        size = self._oracle.batch
-        parts = [watched.labels(self.frames[i : i + size]) for i in range(0, len(self.frames), size)]
-        self.labels = np.concatenate(parts)
-        for outcome in run(self.attack, self._tasks(), watched):
-            self.outcomes[outcome.key] = outcome
-
-    def rows(self, true: NDArray[np.int64] | None) -> list[tuple[object, ...]]:
-        """A row for each image that is done."""
-        return [
-            (
-                key,
-                "" if true is None else int(true[key]),
-                int(self.labels[key]),
-                one.status.value if one.label is None else one.label,
-                "" if one.sample is None else f"{one.distance:.4f}",
-                one.queries + 1,
-            )
-            for key, one in sorted(self.outcomes.items())
-        ]
-
-    def _tasks(self) -> Iterator[Task]:
-        points = to_points(self.frames).reshape(len(self.frames), -1)
-        for key, (point, label) in enumerate(zip(points, self.labels.tolist(), strict=True)):
-            problem = Problem(
-                clean=point,
-                shape=self._oracle.shape,
-                label=label,
-                starts=points[self.labels != label],
-                queries=self._each - 1,
-                rng=seeded(self._seed, self.attack.name, key),
-            )
-            yield Task(key=key, problem=problem)
+def _keep_stopped(args: argparse.Namespace, trial: Trial, error: str) -> None:
+    if trial.outcomes:
+        note(table(trial.rows(), HEADER))
+        note(f"{len(trial.outcomes)} of {len(trial.frames)} images were begun, for {trial.queries} queries")
+    _keep(args, trial, error)
 
 
-class _Watched:
-    """The device, what it answered counted and shown (`attack.oracle.Oracle`)."""
-
-    def __init__(self, oracle: Oracle, trial: Trial, progress: Callable[[int], None]) -> None:
-        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle, self._trial, self._progress = oracle, trial, progress
-
-    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
-        labels = self._oracle.labels(frames)
-        self._trial.queries += len(frames)
-        self._progress(len(frames))
-        return labels
+def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> None:
+    """Writes and prints what there is; what cannot be written is printed all the same."""
+    try:
+        if args.out is not None and (error is None or trial.outcomes):
+            write_atomic(args.out, trial.archive(), mode=_MODE)
+            if error is not None:
+                note(f"wrote what there is to {args.out}")
+    finally:
+        if args.json or error is None:
+            emit(_summary(args, trial, error), args.json, lambda: _text(trial))
 
 
 def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
@@ -183,26 +127,7 @@ def _fitting(images: NDArray[Any], oracle: Oracle) -> NDArray[Any]:
     return images if images.dtype == oracle.dtype else to_frames(to_points(images), oracle.dtype)
 
 
-def _archive(trial: Trial) -> bytes:
-    """What was found, as an .npz: images by number, their clean frames and samples, labels, distances, queries."""
-    found = [one for _, one in sorted(trial.outcomes.items()) if one.sample is not None]
-    keys = np.array([one.key for one in found], np.int64)
-    samples = [one.sample for one in found if one.sample is not None]
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        image=keys,
-        clean=trial.frames[keys],
-        sample=np.stack(samples) if samples else trial.frames[:0],
-        clean_label=trial.labels[keys],
-        label=np.array([one.label for one in found], np.int64),
-        distance=np.array([one.distance for one in found], np.float64),
-        queries=np.array([one.queries + 1 for one in found], np.int64),
-    )
-    return buffer.getvalue()
-
-
-def _summary(args: argparse.Namespace, trial: Trial, true: NDArray[np.int64] | None) -> dict[str, object]:
+def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[str, object]:
     return {
         "device": args.device,
         "attack": args.attack,
@@ -210,11 +135,13 @@ def _summary(args: argparse.Namespace, trial: Trial, true: NDArray[np.int64] | N
         "norm": trial.attack.norm,
         "queries": trial.queries,
         "median_distance": _median(trial),
+        "error": error,
         "images": [
             {
                 "image": key,
-                "true_class": None if true is None else int(true[key]),
+                "true_class": None if trial.true is None else int(trial.true[key]),
                 "clean_label": int(trial.labels[key]),
+                "misread": None if trial.true is None else trial.misread(key),
                 "status": one.status.value,
                 "reason": one.reason,
                 "label": one.label,
@@ -226,18 +153,22 @@ def _summary(args: argparse.Namespace, trial: Trial, true: NDArray[np.int64] | N
     }
 
 
-def _text(trial: Trial, true: NDArray[np.int64] | None) -> str:
-    found = sum(one.sample is not None for one in trial.outcomes.values())
+def _text(trial: Trial) -> str:
+    found = sum(one.sample is not None for one in trial.judged)
     median = _median(trial)
     end = "" if median is None else f"; median {trial.attack.norm} distance {median:.4f}"
     left = len(trial.frames) - len(trial.outcomes)
     cut = f"; {left} not begun, the device's budget is spent" if left else ""
-    last = f"{found} of {len(trial.frames)} images fool the device, for {trial.queries} queries{end}{cut}"
-    return f"{table(trial.rows(true), _HEADER)}\n{last}"
+    misread = sum(map(trial.misread, range(len(trial.frames))))
+    apart = f"; {misread} more are misread when clean, and not counted" if misread else ""
+    counted = len(trial.frames) - misread
+    last = f"{found} of {counted} images fool the device, for {trial.queries} queries{end}{apart}{cut}"
+    return f"{table(trial.rows(), HEADER)}\n{last}"
 
 
 def _median(trial: Trial) -> float | None:
-    lengths = [one.distance for one in trial.outcomes.values() if one.sample is not None]
+    """Of samples that fool the device, from images that it reads rightly."""
+    lengths = [one.distance for one in trial.judged if one.sample is not None]
     return float(np.median(lengths)) if lengths and all(map(math.isfinite, lengths)) else None
 
 

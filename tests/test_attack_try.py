@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.support.artefacts import CLASSES, SHAPE, frames
 from tests.support.devices import workplace
 from tests.support.serving import device_with, serving
 from variegate.attack.oracle import to_points
+from variegate.attack.oracles.http import HttpOracle
+from variegate.attack.oracles.port import PortOracle
+from variegate.attack.search import Norm, Problem, Result, Search
+from variegate.cli.attack_trial import Trial
 from variegate.cli.main import main
 from variegate.keys.envelope import SealedKeys
+from variegate.keys.errors import DeviceError
 from variegate.keys.manifest import Policy
 from variegate.runtime.port import LabelPort
 
@@ -80,7 +88,7 @@ def test_every_way_gives_the_same(place: Path, url: str, capsys: pytest.CaptureF
     tables = [tried(capsys, device, *words)[1] for device in (url, f"socket:{place / 'labels'}", url + "/copy")]
     assert tables[0] == tables[1] == tables[2]
     header, *rows, last = tables[0].splitlines()
-    assert header.split() == ["image", "true", "label", "found", "distance", "queries"]
+    assert header.split() == ["image", "true", "label", "found", "distance", "queries", "note"]
     assert len(rows) == 3
     assert last.startswith("3 of 3 images fool the device, for ")
     assert tried(capsys, url, *words, "--seed", 1)[1] != tables[0]
@@ -141,11 +149,136 @@ def test_what_cannot_be_is_refused_before_a_query(
     assert frames(1).shape[1:] == SHAPE
 
 
-def test_a_device_that_stops_leaves_no_file(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = Policy(rate_per_hour=3600 * 50, burst=20)
+def test_a_device_that_stops_before_any_search_leaves_no_file(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = Policy(rate_per_hour=3600 * 50, burst=5)
     with device_with(tmp_path, policy=policy) as device, serving(device.boot(), socket=tmp_path / "labels"):
         words = ("--images", place / "val.npz", "--queries", 200, "--wait", 0.02, "--out", tmp_path / "out.npz")
         status, text, error = tried(capsys, f"socket:{tmp_path / 'labels'}", *words)
     assert (status, text) == (1, "")
     assert "rate is exceeded" in error
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_what_a_device_answered_before_it_failed_is_kept(
+    place: Path,
+    url: str,
+    port: LabelPort,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, labels = [600], HttpOracle.labels
+
+    def unplugged(oracle: HttpOracle, frames: NDArray[Any]) -> NDArray[np.int64]:
+        left[0] -= len(frames)
+        if left[0] < 0:
+            raise DeviceError("the device is gone")
+        return labels(oracle, frames)
+
+    monkeypatch.setattr(HttpOracle, "labels", unplugged)
+    out, before = place / "unplugged.npz", port.status().answered
+    words = (url, "--images", place / "floats.npz", "--queries", 500)
+    status, text, error = tried(capsys, *words, "--json", "--out", out)
+    found = json.loads(text)
+    assert status == 1
+    assert error.endswith(f"wrote what there is to {out}\nvariegate: the device is gone\n")
+    assert found["error"] == "the device is gone"
+    assert 400 < found["queries"] == sum(one["queries"] for one in found["images"])
+    assert found["queries"] == port.status().answered - before
+    assert {one["reason"] for one in found["images"]} <= {"", "stopped"}
+    kept = [one["image"] for one in found["images"] if one["status"] == "found"]
+    assert kept
+    with np.load(out) as samples:
+        assert samples["image"].tolist() == kept
+        # Nobody asked them again, but whoever asks now sees that they fool the device.
+        assert set(samples["label"].tolist()) == {-1}
+        assert (port.classify_batch(samples["sample"]) != samples["clean_label"]).all()
+    status, text, error = tried(capsys, *words)
+    assert (status, text) == (1, "")
+    assert error.endswith("variegate: the device is gone\n")
+
+
+def test_an_interrupted_trial_keeps_what_it_has(
+    place: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, labels = [0], HttpOracle.labels
+
+    def interrupted(oracle: HttpOracle, frames: NDArray[Any]) -> NDArray[np.int64]:
+        asked[0] += len(frames)
+        if asked[0] > 300:
+            os.kill(os.getpid(), signal.SIGINT)
+        return labels(oracle, frames)
+
+    monkeypatch.setattr(HttpOracle, "labels", interrupted)
+    out, before = tmp_path / "out.npz", signal.getsignal(signal.SIGINT)
+    words = ("--images", place / "floats.npz", "--queries", 5000, "--count", 3, "--json", "--out", out)
+    status, text, error = tried(capsys, url, *words)
+    assert (status, json.loads(text)["error"]) == (130, "interrupted")
+    assert error.endswith("variegate: interrupted\n")
+    with np.load(out) as samples:
+        assert len(samples["sample"]) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class _Interrupts:
+    """An attack that is interrupted while it thinks, and thinks on."""
+
+    name: ClassVar[str] = "interrupts"
+    norm: Norm = "l2"
+    result: Result = "best"
+
+    def search(self, problem: Problem) -> Search:
+        yield np.ones((1, problem.clean.size), np.float32)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield np.zeros((1, problem.clean.size), np.float32)
+
+
+def test_an_interruption_between_questions_ends_the_searches_at_the_next() -> None:
+    with workplace() as folder, device_with(folder) as device:
+        oracle = PortOracle(device.boot())
+        clean = oracle.labels(np.concatenate([np.full((1, *SHAPE), 255, np.uint8), frames(6)]))
+        others = frames(6)[clean[1:] != clean[0]]
+        trial = Trial(oracle, _Interrupts(), others[:1], queries=10, seed=0)
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(lambda _: None)
+    (outcome,) = trial.outcomes.values()
+    assert (outcome.queries, trial.queries) == (1, 2)
+    assert outcome.sample is not None
+    assert (outcome.sample == 255).all()
+
+
+def test_a_spent_budget_keeps_samples_that_could_not_be_asked_again(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with device_with(tmp_path, policy=Policy(budget=400), keys=SealedKeys(bytes(32), bytes(32))):
+        pass
+    out, words = tmp_path / "out.npz", ("--images", place / "floats.npz", "--queries", 500)
+    status, text, _ = tried(capsys, f"device:{tmp_path / 'device'}", *words, "--out", out)
+    assert status == 0
+    assert "images fool the device" in text
+    with np.load(out) as samples:
+        assert -1 in samples["label"]
+
+
+def test_images_that_are_misread_when_clean_are_marked_and_not_counted(
+    place: Path, url: str, port: LabelPort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = port.classify_batch(frames(6))[:4]
+    true = clean.copy()
+    true[1] = (true[1] + 1) % CLASSES
+    np.savez(tmp_path / "val.npz", x=frames(6)[:4], y=true)
+    out = tmp_path / "out.npz"
+    words = (url, "--images", tmp_path / "val.npz", "--queries", 100)
+    status, text, _ = tried(capsys, *words, "--out", out)
+    assert status == 0
+    _, *rows, last = text.splitlines()
+    assert [row.endswith("misread when clean") for row in rows] == [False, True, False, False]
+    assert last.startswith("3 of 3 images fool the device, for ")
+    assert last.endswith("; 1 more are misread when clean, and not counted")
+    found = json.loads(tried(capsys, *words, "--json")[1])
+    assert [one["misread"] for one in found["images"]] == [False, True, False, False]
+    lengths = [one["distance"] for one in found["images"] if not one["misread"]]
+    assert found["median_distance"] == np.median(lengths)
+    with np.load(out) as samples:
+        assert samples["misread"].tolist() == [False, True, False, False]
