@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,12 +22,14 @@ import pytest
 from tests.support.small_campaign import attack, command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger
+from variegate.attack.campaign.messages import Event, Job, UnitFailed
 from variegate.attack.campaign.plan import plan
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results, query
 from variegate.attack.campaign.software import difference, software
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.verify import verify
+from variegate.attack.campaign.work import Bench
 from variegate.cli.main import main
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import sha256
@@ -173,6 +176,60 @@ def test_outcomes_of_a_unit_under_way_are_not_lost(alone: Path, fresh: Path) -> 
     first: list[int] = []
     runner.run(fresh, engine="serial", watch=lambda s: first.append(sum(row.images for row in s.values())))
     assert first[0] == 4
+    assert content(fresh) == content(alone)
+
+
+class _Scripted:
+    """An engine that does units in turn, and tells of each what a script makes of its events (`Engine`)."""
+
+    def __init__(self, prepared: Prepared, script: Callable[[Sequence[Event]], Sequence[Event]]) -> None:
+        self._bench, self._script, self._jobs = Bench(prepared), script, list[Job]()
+
+    @property
+    def room(self) -> int:
+        return 1 - len(self._jobs)
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:  # noqa: ARG002
+        return self._script(list(self._bench.events(self._jobs.pop())))
+
+    def close(self) -> None:
+        self._bench.close()
+
+
+def test_outcomes_that_come_together_with_a_units_last_failure_are_kept(
+    alone: Path, fresh: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _Scripted(prepared, lambda events: [events[0], UnitFailed(unit=events[0].unit, reason="unplugged")])
+    monkeypatch.setattr(runner, "ATTEMPTS", 1)
+    monkeypatch.setattr(runner, "started", lambda *_: engine)
+    ended = runner.run(fresh)
+    assert len(ended.failed) == ended.units
+    with Ledger(fresh, write=False) as book:
+        assert set(book.counts().values()) == {1}
+        assert len(book.counts()) == ended.units
+    monkeypatch.undo()
+    runner.run(fresh, engine="serial")
+    assert content(fresh) == content(alone)
+
+
+def test_outcomes_that_come_together_with_what_cannot_be_written_are_kept(
+    alone: Path, fresh: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a cluster: a unit's end comes first, then outcomes of another.
+    other = next(iter(Bench(prepared).events(Job(unit=units(prepared.campaign)[1]))))
+    engine = _Scripted(prepared, lambda events: [events[-1], other])
+    monkeypatch.setattr(runner, "started", lambda *_: engine)
+    (fresh / "samples").rename(fresh / "away")
+    with pytest.raises((MisuseError, DeviceError), match="cannot write"):
+        runner.run(fresh)
+    with Ledger(fresh, write=False) as book:
+        assert book.counts() == {other.unit: 1}
+    monkeypatch.undo()
+    (fresh / "away").rename(fresh / "samples")
+    runner.run(fresh, engine="serial")
     assert content(fresh) == content(alone)
 
 

@@ -173,21 +173,17 @@ class _Run:
             for _ in range(min(engine.room, len(self._waiting))):
                 unit = self._waiting.popleft()
                 engine.submit(Job(unit=unit, known=self._ledger.outcomes(unit.name)))
-            images = []
-            for event in engine.wait(_WAIT_S):
+            events = engine.wait(_WAIT_S)
+            # First of all: what follows may raise, or give a unit up.
+            self._keep([event for event in events if isinstance(event, ImageDone)])
+            for event in events:
                 if event.unit not in self._open:
                     continue  # an event that comes after its unit has ended
                 match event:
-                    case ImageDone():
-                        images.append(event)
-                        self._count(event)
                     case UnitDone():
                         self._finish(event)
                     case UnitFailed():
                         self._fail(event)
-            images = [image for image in images if image.unit in self._open]
-            if images:
-                self._ledger.keep(images)
             self._watch(self._rows)
 
     def ended(self) -> Ended:
@@ -201,6 +197,14 @@ class _Run:
             clean_queries=sum(entry.clean_queries or 0 for entry in done),
             replay_queries=sum(entry.replay_queries or 0 for entry in done),
         )
+
+    def _keep(self, images: list[ImageDone]) -> None:
+        """Keeps outcomes of units that are not done; a unit that was given up has them when it is tried again."""
+        images = [image for image in images if image.unit in self._open or image.unit in self._failed]
+        if images:
+            self._ledger.keep(images)
+        for image in images:
+            self._count(image)
 
     def _count(self, done: ImageDone) -> None:
         unit = self._units[done.unit]
