@@ -50,14 +50,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    return _worked(args, args.campaign, any_software=args.any_software)
+    return _worked(args, args.campaign, any_software=args.any_software, redo_damaged=args.redo_damaged)
 
 
-def _worked(args: argparse.Namespace, campaign: Path, *, any_software: bool = False) -> int:
+def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
     engine = args.dask if args.dask is not None else None if args.workers is None else "processes"
     with LiveTable() as live:
-        ended = runner.run(campaign, workers=args.workers, engine=engine, any_software=any_software, watch=live.show)
-    emit({**asdict(ended), "failed": dict(ended.failed)}, args.json, lambda: _ended_text(ended))
+        ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show, tell=note, **more)
+    facts = {**asdict(ended), "failed": dict(ended.failed), "redone": dict(ended.redone)}
+    emit(facts, args.json, lambda: _ended_text(ended))
     if not ended.failed:
         return 0
     for unit, reason in ended.failed[:_MOST_LISTED]:

@@ -38,6 +38,10 @@ def resume(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
     help_software = "go on although versions or the attacks' source differ from those that began; results are a mixture"
     p.add_argument("--any-software", action="store_true", help=help_software)
+    help_redo = (
+        "do units whose shards are lost or changed again, and ask their devices again; without it they are refused"
+    )
+    p.add_argument("--redo-damaged", action="store_true", help=help_redo)
     _engine(p)
     return p
 

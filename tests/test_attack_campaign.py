@@ -374,6 +374,45 @@ def test_what_was_changed_is_found_and_not_resumed(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["lost shards", "changed shard", "not a file", "ledger's count"])
+def test_damaged_units_are_done_again_when_asked_to(
+    what: str, alone: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = "qim.hsj.0001.00001"
+    samples, replays = (folder.shard(copied, kind, unit) for kind in (folder.SAMPLES, folder.REPLAYS))
+    match what:
+        case "lost shards":
+            samples.unlink()
+            replays.unlink()
+        case "changed shard":
+            replays.write_bytes(samples.read_bytes())
+        case "not a file":
+            samples.unlink()
+            os.mkfifo(samples)
+        case _:
+            with closing(sqlite3.connect(copied / "ledger.sqlite")) as db:
+                db.execute("UPDATE units SET queries = queries + 1 WHERE name = ?", (unit,))
+                db.commit()
+    command = ["attack", "resume", str(copied), "--workers", "0", "--json"]
+    assert main(command) == 1
+    assert "--redo-damaged" in capsys.readouterr().err
+    assert main([*command, "--redo-damaged"]) == 0
+    said = capsys.readouterr()
+    assert f"unit {unit} is done again: " in said.err
+    assert list(json.loads(said.out)["redone"]) == [unit]
+    assert content(copied) == content(alone)
+    ((noted, reason),) = query(copied, "SELECT * FROM failures").rows
+    assert noted == unit
+    assert reason.startswith("to be done again: ")
+    assert main(command) == 0
+
+
+def test_damage_beyond_units_is_refused_also_when_they_are_done_again(copied: Path) -> None:
+    shutil.copy(next((copied / "replays").glob("*.parquet")), copied / "replays" / "other.parquet")
+    with pytest.raises(RefusedError, match="is the shard of no unit"):
+        runner.run(copied, engine="serial", redo_damaged=True)
+
+
 @pytest.mark.parametrize("kind", ["sample", "replay"])
 def test_a_shard_forged_together_with_its_digest_is_found_by_asking(kind: str, copied: Path) -> None:
     unit = "qim.hsj.0001.00001"
@@ -396,7 +435,7 @@ def test_a_shard_forged_together_with_its_digest_is_found_by_asking(kind: str, c
     assert all(unit in line for line in found)
 
 
-def test_a_changed_outcome_under_way_is_refused(fresh: Path) -> None:
+def test_a_changed_outcome_under_way_is_refused_or_asked_again(alone: Path, fresh: Path) -> None:
     runner_stops = {"n": 0}
 
     def stop(standing: runner.Standing) -> None:
@@ -412,6 +451,8 @@ def test_a_changed_outcome_under_way_is_refused(fresh: Path) -> None:
     with pytest.raises(RefusedError, match="was changed") as caught:
         runner.run(fresh, engine="serial")
     assert caught.value.refusal is Refusal.MALFORMED
+    assert len(runner.run(fresh, engine="serial", redo_damaged=True).redone) == 1
+    assert content(fresh) == content(alone)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from variegate.attack.campaign import shards
 from variegate.attack.campaign.config import Campaign
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.units import units, victims
-from variegate.keys.errors import VariegateError
+from variegate.keys.errors import RefusedError, VariegateError
 from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
 
@@ -34,21 +34,40 @@ def against_shards(folder: Path, ledger: Ledger, campaign: Campaign) -> list[str
     entries = ledger.entries()
     if [entry.unit for entry in entries] != units(campaign):
         out.append("the ledger does not have the campaign's units")
-    for entry in entries:
-        if entry.state == DONE:
-            out += _of_unit(folder, entry, campaign)
+    out += damaged(folder, ledger, campaign).values()
     known = {entry.unit.name for entry in entries}
     left = set(ledger.counts()) - {entry.unit.name for entry in entries if entry.state != DONE}
     out += [f"the ledger keeps outcomes of {unit}, which is done or no unit" for unit in sorted(left)]
-    for unit in ledger.counts():
-        try:
-            ledger.outcomes(unit)
-        except VariegateError as error:
-            out.append(error.message)
     for kind in (folders.SAMPLES, folders.REPLAYS):
         for path in sorted((folder / kind).glob("*.parquet")):
             if path.stem not in known:
                 out.append(f"{kind}/{path.name} is the shard of no unit")
+    return out
+
+
+def damaged(folder: Path, ledger: Ledger, campaign: Campaign) -> dict[str, str]:
+    """Units whose shards, or outcomes under way, are not what the ledger knows: name, and one sentence.
+
+    Args:
+        folder: The campaign's.
+        ledger: Opened.
+        campaign: As its file says.
+
+    Raises:
+        RefusedError: `MALFORMED`: the ledger cannot be read.
+        DeviceError: Storage failed.
+    """
+    out = {}
+    under_way = ledger.counts()
+    for entry in ledger.entries():
+        found = list(_of_unit(folder, entry, campaign)) if entry.state == DONE else []
+        if entry.unit.name in under_way:
+            try:
+                ledger.outcomes(entry.unit.name)
+            except RefusedError as error:
+                found.append(error.message)
+        if found:
+            out[entry.unit.name] = "; ".join(found)
     return out
 
 

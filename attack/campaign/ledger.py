@@ -159,7 +159,7 @@ class Ledger:
         return dict(self._all("SELECT unit, count(*) FROM outcomes GROUP BY unit"))
 
     def failures(self) -> list[tuple[str, str]]:
-        """Failed attempts: unit and reason, in order."""
+        """Failed attempts, and units done again: unit and reason, in order."""
         return [(unit, reason) for unit, reason in self._all("SELECT unit, reason FROM failures ORDER BY number")]
 
     def keep(self, images: Sequence[ImageDone]) -> None:
@@ -215,6 +215,29 @@ class Ledger:
         """
         with self._transaction():
             self._db.execute("UPDATE units SET state = 'waiting' WHERE state = 'failed'")
+
+    def redo(self, damaged: Mapping[str, str]) -> None:
+        """Lets units be done again from the start, and notes among the failures why.
+
+        Args:
+            damaged: Names, and what is wrong with each.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        names = [(unit,) for unit in damaged]
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO failures (unit, reason) VALUES (?, ?)",
+                [(unit, f"to be done again: {reason}") for unit, reason in damaged.items()],
+            )
+            self._db.executemany(
+                "UPDATE units SET state = 'waiting', samples_sha256 = NULL, samples_rows = NULL, "
+                "replays_sha256 = NULL, replays_rows = NULL, queries = NULL, clean_queries = NULL, "
+                "replay_queries = NULL WHERE name = ?",
+                names,
+            )
+            self._db.executemany("DELETE FROM outcomes WHERE unit = ?", names)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

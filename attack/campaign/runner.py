@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from variegate.attack.campaign import folder as folders
-from variegate.attack.campaign.check import against_shards
+from variegate.attack.campaign.check import against_shards, damaged
 from variegate.attack.campaign.engine import Engine, started
 from variegate.attack.campaign.ledger import DONE, Ledger
 from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFailed, outcome_from_bytes
@@ -23,6 +23,7 @@ from variegate.keys.files import PUBLIC, write_atomic
 ATTEMPTS = 3
 """Times that a unit is tried in one run."""
 _WAIT_S = 0.5
+_MOST_TOLD = 20
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Ended:
         queries: Labels that attacks asked for, in units that are done.
         clean_queries: Labels of clean images, likewise.
         replay_queries: Labels of replayed samples, likewise.
+        redone: Name of those that were damaged and went back to be done again, and what was wrong.
     """
 
     units: int
@@ -79,6 +81,7 @@ class Ended:
     queries: int
     clean_queries: int
     replay_queries: int
+    redone: tuple[tuple[str, str], ...] = ()
 
 
 def run(
@@ -87,7 +90,9 @@ def run(
     workers: int | None = None,
     engine: str | None = None,
     any_software: bool = False,
+    redo_damaged: bool = False,
     watch: Watch = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Ended:
     """Runs what is left of a campaign.
 
@@ -96,7 +101,9 @@ def run(
         workers: Processes; None for the file's.
         engine: "processes", "serial" or the address of a Dask scheduler; None for the file's.
         any_software: Whether other versions than those that began may go on; results are then a mixture.
+        redo_damaged: Whether units whose shards are lost or changed are done again; a device is asked again for them.
         watch: Told where it stands, several times a second.
+        tell: Told which units are done again.
 
     Raises:
         MisuseError: It is no campaign, another process runs it, or other software began it.
@@ -105,9 +112,13 @@ def run(
     """
     with Ledger(folder, write=True) as ledger:
         prepared = folders.read(folder, ledger.meta)
+        redone = _redone(folder, ledger, prepared, tell, any_software=any_software) if redo_damaged else {}
         differences = against_shards(folder, ledger, prepared.campaign)
         if differences:
-            hint = f"variegate attack verify {folder} lists all {len(differences)} differences"
+            hint = (
+                f"variegate attack verify {folder} lists all {len(differences)} differences; "
+                f"variegate attack resume {folder} --redo-damaged does damaged units again"
+            )
             raise RefusedError(Refusal.MALFORMED, f"the campaign was changed: {differences[0]}", hint=hint)
         folders.tidy(folder)
         ledger.revive()
@@ -123,7 +134,23 @@ def run(
                 made.to_end(hands)
             finally:
                 hands.close()
-        return made.ended()
+        return replace(made.ended(), redone=tuple(sorted(redone.items())))
+
+
+def _redone(
+    folder: Path, ledger: Ledger, prepared: Prepared, tell: Callable[[str], None], *, any_software: bool
+) -> dict[str, str]:
+    """Sends damaged units back to be done again, and says so."""
+    found = damaged(folder, ledger, prepared.campaign)
+    if found:
+        if not any_software:
+            _refuse_other_software(ledger.meta.get(KEY, ""))
+        ledger.redo(found)
+        for unit, what in list(found.items())[:_MOST_TOLD]:
+            tell(f"unit {unit} is done again: {what}")
+        if len(found) > _MOST_TOLD:
+            tell(f"and {len(found) - _MOST_TOLD} more; the view failures has all")
+    return found
 
 
 def _refuse_other_software(began: str) -> None:
