@@ -9,6 +9,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_known_counts_give_known_rates(tmp_path: Path) -> None:
     # Whatever the own copy says: image 9 comes back, with two pairs and a hit.
     assert (cell.shown.hits, cell.shown.trials, cell.shown.images) == (3, 17, 9)
     assert cell.net.wilson == statistics.wilson(2, 15)
-    pairs = {pair.keys[5:]: pair for pair in results.pairs}
+    pairs = {pair.keys[6:]: pair for pair in results.pairs}
     assert (pairs[0, 1].net.hits, pairs[0, 1].net.trials) == (2, 7)
     assert (pairs[0, 2].net.hits, pairs[0, 2].net.trials) == (0, 8)
     (search,) = results.searches
@@ -183,6 +184,137 @@ def test_any_overshoot_counts_a_pair_once_and_b_at_each_overshoot(tmp_path: Path
     assert (least.keys[5], worst.keys[5]) == (1.0, 2.0)
     found = weaknesses.weaknesses(results, {})
     assert any(w.key == "own-copy" and "s = 3" in w.text and "0 %" in w.text for w in found)
+
+
+def early(folder: Path) -> Path:
+    """Samples of 10 images: taken after 200 of 1000 queries, 9 fool the other copy at s = 3; at the end 5."""
+    samples = [sample(image) for image in range(10)]
+    replays = []
+    for image in range(10):
+        for budget, s, fooled in ((0, 1.0, False), (0, 3.0, image < 5), (200, 1.0, image < 2), (200, 3.0, image < 9)):
+            where: dict[str, Any] = {"budget": budget, "overshoot": s}
+            replays += [replay(image, 0, fooled=True, **where), replay(image, 1, fooled=fooled, **where)]
+    return campaigns.write(folder, samples, replays)
+
+
+def test_the_worst_is_over_budgets_and_overshoots(tmp_path: Path) -> None:
+    folder = early(tmp_path / "c")
+    results = computed(folder)
+    worst, end = results.worst(GROUP), results.worst_at_end(GROUP)
+    assert worst is not None
+    assert end is not None
+    assert (worst.keys[4:], worst.net.hits) == ((200, 3.0), 9)
+    assert (end.keys[4:], end.net.hits) == ((0, 3.0), 5)
+    found = {w.key: w.text for w in weaknesses.weaknesses(results, {})}
+    for key in ("worst-overshoot", "worst-budget", "highest-cell"):
+        assert "s = 3, after 200 queries, 90 % (9 of 10;" in found[key]
+    assert found["worst-budget"].endswith("50 % at the end, s = 3")
+    assert "after 200 queries, 90 % (9 of 10;" in found["any-overshoot"]
+    page = write_report(folder, tmp_path / "out").read_text()
+    summary = page[page.index('id="summary"') : page.index('id="weak"')]
+    assert "s&nbsp;=&nbsp;3, after 200 queries; 9 of 10" in summary
+    assert "<caption>s = 3, after 200 queries;" in page
+
+
+def test_of_equal_rates_the_end_is_the_worst(tmp_path: Path) -> None:
+    replays = [
+        replay(0, victim, fooled=True, budget=budget, overshoot=s)
+        for victim in (0, 1)
+        for budget in (0, 50)
+        for s in (1.0, 2.0)
+    ]
+    results = computed(campaigns.write(tmp_path, [sample(0)], replays))
+    worst = results.worst(GROUP)
+    assert worst is not None
+    assert worst.keys[4:] == (0, 1.0)
+    assert not any(w.key == "worst-budget" for w in weaknesses.weaknesses(results, {}))
+
+
+def test_searches_that_were_never_stopped_are_a_limit(tmp_path: Path) -> None:
+    found = weaknesses.weaknesses(computed(known(tmp_path)), {})
+    assert any("1 of 1 groups have no budget" in w.text for w in found if w.key == "limits")
+
+
+def test_a_sample_read_as_the_true_class_is_not_found(tmp_path: Path) -> None:
+    """Copy 0 misreads images 0 and 1. The search on image 0 ended on the true class: a right label is no success."""
+    samples = [
+        sample(0, label=TRUE, distance=0.1, trace_distance=[0.1, 0.1]),
+        sample(1, label=OTHER + 1, distance=0.2),
+        sample(2, distance=0.3),
+        sample(3, label=OTHER + 1, target=OTHER),
+    ]
+    replays = [
+        replay(
+            image,
+            victim,
+            fooled=victim == 0 and image > 0,
+            clean=image > 1,
+            **({"target": OTHER} if image == 3 else {}),
+        )
+        for image in range(4)
+        for victim in (0, 1)
+    ]
+    results = computed(campaigns.write(tmp_path / "c", samples, replays))
+    (search,) = results.searches
+    assert (search.searches, search.found, search.queries_total) == (4, 2, 4000)
+    assert search.distance == (0.2, 0.3, float("inf"))
+    assert [stop.own for stop in results.stops] == [2]
+    assert {(e.status, bool(e.reason), e.searches) for e in results.ended} == {("found", False, 2), ("found", True, 2)}
+    assert [p.distance[0] for p in results.progress if p.queries == 15] == [2.0]
+    page = write_report(tmp_path / "c", tmp_path / "out").read_text()
+    assert "2 of 4" in page
+    assert page.count('alt="sample: image 0') == 0
+
+
+def test_cells_are_ranked_within_each_group(tmp_path: Path) -> None:
+    """A control fleet in which everything is fooled must not hide the protected one."""
+    samples, replays = [], []
+    for fleet, hits in (("control", 10), ("protected", 1)):
+        for attacker in range(3):
+            for image in range(10):
+                samples.append(sample(image, attacker=attacker, fleet=fleet))
+                replays += [
+                    replay(image, v, attacker=attacker, fooled=v == attacker or image < hits + v - 1, fleet=fleet)
+                    for v in range(3)
+                ]
+    results = computed(campaigns.write(tmp_path, samples, replays))
+    cells = [w.text for w in weaknesses.weaknesses(results, {}) if w.key == "highest-cell"]
+    assert [text.partition(",")[0] for text in cells] == ["control", "protected", "control", "protected"]
+    assert "to copy 2 at s = 1, 20 % (2 of 10;" in cells[1]
+
+
+def test_marks_of_queries_are_unique(tmp_path: Path) -> None:
+    results = computed(campaigns.write(tmp_path, [sample(0)], []))
+    marks = [p.queries for p in results.progress]
+    assert marks == sorted(set(marks))
+    assert marks[:6] == [1, 2, 3, 5, 7, 10]
+    assert marks[-1] == 1000
+
+
+def test_equal_counts_have_equal_intervals(tmp_path: Path) -> None:
+    results = computed(campaigns.write(tmp_path, *spread()))
+    (cell,) = results.overshoot
+    # All read their clean images rightly, so that raw and net count the same pairs.
+    assert (cell.raw.hits, cell.raw.trials) == (cell.net.hits, cell.net.trials) == (30, 60)
+    assert cell.raw.clustered == cell.net.clustered == cell.shown.clustered
+    assert statistics.RESAMPLES == 10_000
+
+
+def spread() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """20 images, 0 to 3 of 3 victims fooled."""
+    samples = [sample(image) for image in range(20)]
+    replays = [
+        replay(image, victim, fooled=victim == 0 or victim <= image % 4 or image % 8 == victim)
+        for image in range(20)
+        for victim in range(4)
+    ]
+    return samples, replays
+
+
+def test_the_bootstrap_hits_the_exact_interval() -> None:
+    """Images with 2 or 0 of 2 pairs hit: the resampled number of hit images is binomial, 21 to 39 of 100 at 95 %."""
+    found = statistics.rate([2] * 30 + [0] * 70, [2] * 100).clustered
+    assert (found.low, found.high) == (0.21, 0.39)
 
 
 def test_progress_counts_searches_without_a_sample_as_infinite(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from variegate.attack.report import attack_potential
 from variegate.attack.report.assessment import DEFAULTS, Assessment, parse
 from variegate.attack.report.attack_potential import SCALES, elapsed, rate
 from variegate.attack.report.data import opened
-from variegate.attack.report.effort import efforts
+from variegate.attack.report.effort import Effort, efforts
 from variegate.attack.report.manifest import MANIFEST, SIGNATURE, verify_evidence
 from variegate.attack.report.results import compute
 from variegate.attack.report.write import write_report
@@ -56,27 +56,105 @@ def copied(signed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(signed, tmp_path / "report"))
 
 
-def test_effort_is_queries_over_rates_and_the_frame_rate(campaign: Path) -> None:
-    with opened(campaign) as loaded:
+def effort_of(folder: Path) -> Effort:
+    with opened(folder) as loaded:
         (effort,) = efforts(compute(loaded), loaded.config)
-    assert (effort.own, effort.other, effort.rate.hertz, effort.rate.stated) == (1000, 4000, 10, True)
+    return effort
+
+
+def test_effort_is_queries_over_rates_and_the_frame_rate(campaign: Path) -> None:
+    effort = effort_of(campaign)
+    assert (effort.own, effort.own_budget, effort.rate.hertz, effort.rate.stated) == (1000, 0, 10, True)
     assert effort.rate.hours(36_000) == 1
-    net = effort.replication
-    assert net is not None
-    assert effort.other_least == pytest.approx(1000 / net.wilson.high)
-    assert effort.other_least is not None
-    assert 1000 < effort.other_least < 4000
+    assert effort.once is not None
+    assert effort.once.mean is not None
+    assert effort.once.mean.mean == 4000
+    assert effort.once.least.least == pytest.approx(1000 / effort.once.least.shown.wilson.high)
+    assert 1000 < effort.once.least.least < 4000
+    # One overshoot alone was shown.
+    assert effort.every is not None
+    assert effort.every.least.least == effort.once.least.least
 
 
 def test_without_a_hit_only_a_bound_is_given(tmp_path: Path) -> None:
     samples = [sample(image) for image in range(20)]
     replays = [replay(image, victim, fooled=victim == 0) for image in range(20) for victim in range(3)]
-    with opened(campaigns.write(tmp_path, samples, replays)) as loaded:
-        (effort,) = efforts(compute(loaded), loaded.config)
-    assert effort.other is None
+    effort = effort_of(campaigns.write(tmp_path, samples, replays))
+    assert effort.once is not None
+    assert effort.once.mean is None
     # 40 pairs of 20 images, none hit: the interval by image is the wider.
-    assert effort.other_least == pytest.approx(1000 / 0.16112515805281938)
+    assert effort.once.least.least == pytest.approx(1000 / 0.16112515805281938)
     assert (effort.rate.hertz, effort.rate.stated) == (30, False)
+
+
+def test_without_replays_there_is_no_way_to_another_copy(tmp_path: Path) -> None:
+    effort = effort_of(campaigns.write(tmp_path, [sample(0), sample(1, found=False)], []))
+    assert (effort.own, effort.once, effort.every) == (2000, None, None)
+
+
+def stopping(folder: Path) -> Path:
+    """20 images and 1000 queries each, of which one search ends after 100 and one has its first sample after 200.
+
+    Taken after 200 queries a sample fools the other copy always, at the end never.
+    """
+    samples = [sample(image, queries=100 if image == 0 else 1000) for image in range(20)]
+    replays = []
+    for image in range(20):
+        for budget in (0, 200):
+            if (image, budget) == (1, 200):
+                continue
+            replays += [
+                replay(image, 0, fooled=True, budget=budget),
+                replay(image, 1, fooled=budget == 200, budget=budget),
+            ]
+    return campaigns.write(folder, samples, replays)
+
+
+def test_the_cheapest_budget_is_rated(tmp_path: Path) -> None:
+    folder = stopping(tmp_path / "c")
+    effort = effort_of(folder)
+    each = (100 + 19 * 200) / 19
+    assert (effort.own, effort.own_budget) == (each, 200)
+    assert effort.once is not None
+    assert effort.once.mean is not None
+    assert (effort.once.mean.budget, effort.once.mean.overshoot, effort.once.mean.mean) == (200, 1.0, each)
+    assert (effort.once.least.budget, effort.once.least.least) == (200, each)
+    out = write_report(folder, tmp_path / "out").parent
+    document = json.loads((out / "evidence/evidence.json").read_text())
+    hours = {path["path"]: path["query_hours"] for path in document["paths"]}
+    assert hours == dict.fromkeys(("own", "other", "other_every"), each / 30 / 3600)
+    (entry,) = document["effort"]
+    assert entry["own"] == {"queries": each, "hours": each / 30 / 3600, "budget": 200}
+    assert (entry["other"]["least"]["budget"], entry["other"]["least"]["queries"]) == (200, each)
+    assert "after 200 queries" in (out / "evidence/evidence.html").read_text()
+
+
+def test_a_victim_that_is_fooled_counts_whatever_the_own_copy_says(tmp_path: Path) -> None:
+    """At s = 2 one frame of ten still fools its own copy, and all fool the other; at s = 1 the first half does."""
+    replays = []
+    for image in range(10):
+        for s, own, other in ((1.0, True, image < 5), (2.0, image == 9, True)):
+            replays += [replay(image, 0, fooled=own, overshoot=s), replay(image, 1, fooled=other, overshoot=s)]
+    effort = effort_of(campaigns.write(tmp_path, [sample(image) for image in range(10)], replays))
+    assert effort.once is not None
+    assert effort.once.mean is not None
+    # |B and C| / |B| is 1 of 1 at s = 2, and rests on one image; nine more were fooled.
+    assert (effort.once.mean.overshoot, effort.once.mean.shown.hits, effort.once.mean.mean) == (2.0, 10, 1000)
+
+
+def test_who_shows_every_overshoot_needs_fewer_samples(tmp_path: Path) -> None:
+    """Images 0 to 3 fool at s = 1, images 4 to 7 at s = 2, none at both."""
+    replays = []
+    for image in range(10):
+        for s, hit in ((1.0, image < 4), (2.0, 4 <= image < 8)):
+            replays += [replay(image, 0, fooled=True, overshoot=s), replay(image, 1, fooled=hit, overshoot=s)]
+    effort = effort_of(campaigns.write(tmp_path, [sample(image) for image in range(10)], replays))
+    assert effort.once is not None
+    assert effort.every is not None
+    assert effort.once.mean is not None
+    assert effort.every.mean is not None
+    assert (effort.once.mean.mean, effort.every.mean.mean) == (2500, 1250)
+    assert effort.every.mean.overshoot is None
 
 
 @pytest.mark.parametrize(
@@ -119,16 +197,16 @@ def test_elapsed_time_has_levels(days: float, level: str) -> None:
 
 def test_evidence_marks_what_is_measured_and_what_is_judged(signed: Path) -> None:
     document = json.loads((signed / "evidence/evidence.json").read_text())
-    own, other = document["paths"]
-    assert (own["path"], other["path"]) == ("own", "other")
+    own, other, every = document["paths"]
+    assert (own["path"], other["path"], every["path"]) == ("own", "other", "other_every")
     assert own["query_hours"] == pytest.approx(1000 / 36_000)
     assert own["factors"]["elapsed_time"] == {"level": "1 day", "value": 0, "basis": "measured"}
     assert {own["factors"][factor]["basis"] for factor in DEFAULTS} == {"default"}
     assert own["total"] == sum(factor["value"] for factor in own["factors"].values()) == 3
     (effort,) = document["effort"]
     assert (effort["frame_rate_hz"], effort["frame_rate_basis"]) == (10, "campaign")
-    assert effort["replication_net"]["hits"] == 10
-    assert effort["replication_net"]["trials"] == 40
+    assert effort["other"]["mean"]["fooled_net"]["hits"] == 10
+    assert effort["other"]["mean"]["fooled_net"]["trials"] == 40
     assert [tag["id"] for tag in document["mitre_atlas"]] == [
         "AML.T0015", "AML.T0040", "AML.T0042", "AML.T0043", "AML.T0043.001",
     ]  # fmt: skip

@@ -1,14 +1,20 @@
-"""What an attack costs: in queries, and in hours beside a device that answers at its frame rate."""
+"""What an attack costs: in queries, and in hours beside a device that answers at its frame rate.
+
+Rated is the cheapest way that the data shows. An attacker may stop every search at any budget, and show what was found
+at any overshoot or at all of them; whether the sample still fools the attacker's own copy is not asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from variegate.attack.report.data import table_of
+from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
 from variegate.attack.report.statistics import Rate
+from variegate.attack.report.stops import Stop
 
 FRAME_RATE = 30.0
 """Frames/s where the campaign does not state a device's."""
@@ -35,6 +41,46 @@ class FrameRate:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to another copy: stop searches at a budget, show their samples.
+
+    Attributes:
+        budget: Queries after which each search is stopped; 0 is its end.
+        overshoot: At which a sample is shown, once; None: once at every overshoot replayed.
+        each: Mean queries for each sample, searches without one paid for.
+        shown: Pairs of a sample and another copy that it fools, whatever its own copy says of it: net.
+    """
+
+    budget: int
+    overshoot: float | None
+    each: float
+    shown: Rate
+
+    @property
+    def mean(self) -> float | None:
+        """Mean queries until a new sample fools a given other copy; None without a hit."""
+        return self.each / self.shown.share if self.shown.share else None
+
+    @property
+    def least(self) -> float:
+        """The same at the upper end of the rate's wider interval: what the data does not rule out."""
+        return self.each / max(self.shown.wilson.high, self.shown.clustered.high)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The cheapest of several ways.
+
+    Attributes:
+        mean: With the smallest mean; None where no way has a hit.
+        least: With the smallest number that the data does not rule out.
+    """
+
+    mean: Way | None
+    least: Way
+
+
+@dataclass(frozen=True)
 class Effort:
     """What one group's attack costs.
 
@@ -43,12 +89,12 @@ class Effort:
         rate: Of the device.
         images: Different images attacked.
         searches: Of them by all attackers.
-        found: Samples.
-        own: Mean queries for each sample that fools the copy it was found on, failures paid for; None without a sample.
-        overshoot: At which most other copies are fooled, or None where nothing was replayed.
-        replication: Net, there.
-        other: Mean queries until a new sample fools a given other copy: `own` over the rate; None without a hit.
-        other_least: The same at the rate's upper end (the wider interval): what the data does not rule out.
+        found: Samples, at the end.
+        own: Mean queries for each sample that fools the copy attacked, failures paid for, at the budget where they are
+            fewest; None without a sample.
+        own_budget: That budget; 0 is the end.
+        once: Ways to another copy that show a sample once; None where nothing was replayed.
+        every: Ways that show it once at every overshoot replayed; None, likewise.
     """
 
     group: Group
@@ -57,10 +103,9 @@ class Effort:
     searches: int
     found: int
     own: float | None
-    overshoot: float | None
-    replication: Rate | None
-    other: float | None
-    other_least: float | None
+    own_budget: int
+    once: Ways | None
+    every: Ways | None
 
 
 def frame_rates(config: Mapping[str, Any]) -> dict[str, FrameRate]:
@@ -86,13 +131,9 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
     rates = frame_rates(config)
     out = []
     for search in results.searches:
-        own = search.queries_total / search.found if search.found else None
-        worst = results.worst(search.group)
-        other = least = None
-        if own is not None and worst is not None:
-            net = worst.net
-            other = own / net.share if net.share else None
-            least = own / max(net.wilson.high, net.clustered.high)
+        stops = [stop for stop in results.stops if stop.group == search.group]
+        own = min((stop for stop in stops if stop.own), key=lambda stop: stop.queries / stop.own, default=None)
+        every = [cell for cell in results.tries if cell.keys[:4] == search.group]
         out.append(
             Effort(
                 group=search.group,
@@ -100,11 +141,26 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
                 images=search.images,
                 searches=search.searches,
                 found=search.found,
-                own=own,
-                overshoot=None if worst is None else float(worst.keys[5]),
-                replication=None if worst is None else worst.net,
-                other=other,
-                other_least=least,
+                own=None if own is None else own.queries / own.own,
+                own_budget=0 if own is None else own.budget,
+                once=_cheapest(_ways(stops, ((cell, float(cell.keys[5])) for cell in results.cells(search.group)))),
+                every=_cheapest(_ways(stops, ((cell, None) for cell in every))),
             )
         )
     return out
+
+
+def _ways(stops: Sequence[Stop], cells: Iterable[tuple[Cell, float | None]]) -> list[Way]:
+    each = {stop.budget: stop.queries / stop.samples for stop in stops if stop.samples}
+    return [
+        Way(int(cell.keys[4]), overshoot, each[int(cell.keys[4])], cell.shown)
+        for cell, overshoot in cells
+        if cell.shown.trials
+    ]
+
+
+def _cheapest(ways: Sequence[Way]) -> Ways | None:
+    if not ways:
+        return None
+    hit = [(mean, i) for i, way in enumerate(ways) if (mean := way.mean) is not None]
+    return Ways(mean=ways[min(hit)[1]] if hit else None, least=min(ways, key=lambda way: way.least))

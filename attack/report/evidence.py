@@ -3,8 +3,9 @@
     evidence.json       everything, machine-readable
     evidence.html       the same in brief
 
-Two attack paths are rated for each fleet and attack: fooling the copy that one owns, and fooling another buyer's copy
-with what was found there. Elapsed time is measured as queries at the device's frame rate; the rest is marked.
+Three attack paths are rated for each fleet and attack: fooling the copy that one owns, and fooling another buyer's copy
+with what was found there, shown once, or once at every overshoot. Elapsed time is measured as queries at the device's
+frame rate; the rest is marked.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ from variegate.attack.report.assessment import Assessment, Judgement
 from variegate.attack.report.atlas import Technique, techniques
 from variegate.attack.report.attack_potential import SCALES, Factor, Rating, elapsed, rate
 from variegate.attack.report.data import Campaign, table_of
-from variegate.attack.report.effort import Effort, FrameRate, efforts
+from variegate.attack.report.effort import Effort, FrameRate, Way, efforts
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
 from variegate.attack.report.results import Results
 from variegate.attack.report.weaknesses import Weakness
-from variegate.attack.report.words import number, percent
+from variegate.attack.report.words import number, percent, place_words
 
 FORMAT = "variegate/1/attack-evidence"
 _DAY_H = 24.0
-_PATHS = ("own", "other")
+_PATHS = {"own": "own copy", "other": "another copy, shown once", "other_every": "another copy, shown at every s"}
 LIMITS = (
     (
         "Elapsed time covers queries at the stated frame rate and the assessor's days of preparation; finding a "
         "vulnerability that is not in the published attacks is not in it."
     ),
     (
-        "The path to another copy is rated at the upper end of the replication rate's 95 % interval, at the overshoot "
-        "where it is highest: the easiest that the data does not rule out."
+        "Paths to another copy are rated at the budget, and the path that shows a sample once at the overshoot, where "
+        "fewest queries are needed with the rate at the upper end of its 95 % interval: the easiest that the data does "
+        "not rule out. The rate is of net pairs whose victim is fooled, whatever the own copy says of the frame."
     ),
+    "The path to the own copy is rated at the mean, at the budget where it is least.",
     "The mean to another copy takes tries with new images as independent.",
-    "Attacks and overshoots that were not run are not covered.",
+    "Attacks, budgets and overshoots that were not run are not covered.",
 )
 
 
@@ -94,7 +97,10 @@ def evidence(
 
 def _days(effort: Effort, path: str, assessment: Assessment) -> tuple[float, float] | None:
     """Hours of queries, and days with preparation, of a path; None where there is no figure."""
-    queries = effort.own if path == "own" else effort.other_least
+    queries: float | None = effort.own
+    if path != "own":
+        ways = effort.once if path == "other" else effort.every
+        queries = None if ways is None else ways.least.least
     if queries is None:
         return None
     hours = effort.rate.hours(queries)
@@ -138,11 +144,10 @@ def _path(effort: Effort, path: str, assessment: Assessment) -> dict[str, Any]:
 
 def _effort(effort: Effort) -> dict[str, Any]:
     fleet, attack, profile, norm = effort.group
-    hours = {
-        f"hours_{name}": None if queries is None else effort.rate.hours(queries)
-        for name, queries in (("own", effort.own), ("other", effort.other), ("other_least", effort.other_least))
-    }
-    net = effort.replication
+    own = None
+    if effort.own is not None:
+        own = {"queries": effort.own, "hours": effort.rate.hours(effort.own), "budget": effort.own_budget}
+    ways = {"other": effort.once, "other_every": effort.every}
     return {
         "fleet": fleet,
         "attack": attack,
@@ -153,20 +158,35 @@ def _effort(effort: Effort) -> dict[str, Any]:
         "images": effort.images,
         "searches": effort.searches,
         "samples": effort.found,
-        "queries_own": effort.own,
-        "queries_other": effort.other,
-        "queries_other_least": effort.other_least,
-        **hours,
-        "overshoot": effort.overshoot,
-        "replication_net": None
-        if net is None
-        else {
-            "hits": net.hits,
-            "trials": net.trials,
-            "images": net.images,
-            "rate": net.share,
-            "wilson": [net.wilson.low, net.wilson.high],
-            "by_image": [net.clustered.low, net.clustered.high],
+        "own": own,
+        **{
+            path: None
+            if of is None
+            else {
+                "mean": None if of.mean is None else _way(of.mean, of.mean.mean, effort.rate),
+                "least": _way(of.least, of.least.least, effort.rate),
+            }
+            for path, of in ways.items()
+        },
+    }
+
+
+def _way(way: Way, queries: float | None, rate: FrameRate) -> dict[str, Any]:
+    """Queries of a way; budget 0 is the end of the search, and no overshoot stands for every one."""
+    shown = way.shown
+    return {
+        "queries": queries,
+        "hours": None if queries is None else rate.hours(queries),
+        "budget": way.budget,
+        "overshoot": way.overshoot,
+        "queries_for_each_sample": way.each,
+        "fooled_net": {
+            "hits": shown.hits,
+            "trials": shown.trials,
+            "images": shown.images,
+            "rate": shown.share,
+            "wilson": [shown.wilson.low, shown.wilson.high],
+            "by_image": [shown.clustered.low, shown.clustered.high],
         },
     }
 
@@ -238,7 +258,6 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
     rows = []
     for effort in costs:
         fleet, attack, profile, norm = effort.group
-        net = effort.replication
         rows.append(
             (
                 fleet,
@@ -246,11 +265,16 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
                 f"{effort.found:,} of {effort.searches:,}",
                 number(effort.images),
                 f"{effort.rate.hertz:g}{'' if effort.rate.stated else ' (assumed)'}",
-                _with_hours(effort.own, effort.rate),
-                "" if effort.overshoot is None else f"{effort.overshoot:g}",
-                "" if net is None else f"{percent(net.share)}, n = {net.trials:,}",
-                "no hit" if effort.other is None and net is not None else _with_hours(effort.other, effort.rate),
-                "" if effort.other_least is None else _with_hours(effort.other_least, effort.rate),
+                Raw(_with_hours(effort.own, effort.rate) + _small(_stopped(effort.own_budget))),
+                *(
+                    cell
+                    for ways in (effort.once, effort.every)
+                    for cell in (
+                        ("", "")
+                        if ways is None
+                        else (_cell(ways.mean, effort.rate), _cell(ways.least, effort.rate, least=True))
+                    )
+                ),
             )
         )
     columns = (
@@ -259,22 +283,39 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
         "samples of searches#",
         "images#",
         "frames/s#",
-        "own copy: queries, hours#",
-        "worst s#",
-        "net replication#",
-        "other copy: queries, hours#",
-        "other copy, at least#",
+        "own copy#",
+        "another copy, shown once#",
+        "the same, at least#",
+        "shown at every s#",
+        "the same, at least#",
     )
     return section(
         "effort",
         "Effort",
         table(
-            "Mean queries for each success, searches without one paid for, and hours without a pause",
+            "Mean queries for each success, searches without one paid for, and hours without a pause; cheapest over "
+            "budgets, and over overshoots where shown once",
             columns,
             rows,
             stacked=True,
         ),
     )
+
+
+def _cell(way: Way | None, rate: FrameRate, *, least: bool = False) -> Raw:
+    if way is None:
+        return Raw("no hit")
+    at = place_words(way.budget, way.overshoot)
+    fooled = "" if least else _small(f"{percent(way.shown.share)}, n = {way.shown.trials:,}")
+    return Raw(_with_hours(way.least if least else way.mean, rate) + _small(at) + fooled)
+
+
+def _stopped(budget: int) -> str:
+    return f"after {budget:,} queries" if budget else ""
+
+
+def _small(words: str) -> str:
+    return f"<small>{html.text(words)}</small>" if words else ""
 
 
 def _with_hours(queries: float | None, rate: FrameRate) -> str:
@@ -284,7 +325,7 @@ def _with_hours(queries: float | None, rate: FrameRate) -> str:
 def _rating_section(costs: Sequence[Effort], assessment: Assessment) -> Raw:
     rows = []
     for effort in costs:
-        for path in _PATHS:
+        for path, words in _PATHS.items():
             rated = _rating(effort, path, assessment)
             if rated is None:
                 continue
@@ -294,7 +335,7 @@ def _rating_section(costs: Sequence[Effort], assessment: Assessment) -> Raw:
                 (
                     fleet,
                     f"{attack}, {profile}, {norm}",
-                    "own copy" if path == "own" else "another copy",
+                    words,
                     f"{days:.2g}",
                     *(_level(factor, rating) for factor in SCALES),
                     str(rating.total),

@@ -6,7 +6,7 @@ from variegate.attack.report import html
 from variegate.attack.report.html import Raw, paragraph
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
-from variegate.attack.report.words import group_words, interval_words, percent
+from variegate.attack.report.words import group_words, interval_words, percent, place_words
 
 GROUPS = 8
 """Groups shown; those with the highest rates."""
@@ -15,7 +15,10 @@ COPIES = 16
 
 
 def matrices(results: Results) -> Raw:
-    """The matrices of the groups with the highest worst rate, two for each: at the least overshoot and at the worst."""
+    """The matrices of the groups with the highest worst rate, two for each: as found, and at the worst place.
+
+    Those places are the least overshoot at the end of the search, and the budget and overshoot of the highest rate.
+    """
     ranked: list[tuple[float, Group]] = []
     for search in results.searches:
         worst = results.worst(search.group)
@@ -24,33 +27,35 @@ def matrices(results: Results) -> Raw:
     ranked.sort()
     if not ranked:
         return paragraph("No pair to show.")
-    by_cell: dict[tuple[Group, float], list[Cell]] = {}
+    by_cell: dict[tuple[Group, float, float], list[Cell]] = {}
     for cell in results.pairs:
         group = (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))
-        by_cell.setdefault((group, float(cell.keys[4])), []).append(cell)
+        by_cell.setdefault((group, float(cell.keys[4]), float(cell.keys[5])), []).append(cell)
     parts = []
     for _, group in ranked[:GROUPS]:
         least, worst = results.least(group), results.worst(group)
-        overshoots = sorted({float(cell.keys[5]) for cell in (least, worst) if cell is not None})
+        places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (least, worst) if of is not None})
         drawn = "".join(
-            f"<figure>{_matrix(group, s, by_cell[group, s])}</figure>" for s in overshoots if (group, s) in by_cell
+            f"<figure>{_matrix(group, place_words(*at), by_cell[group, *at])}</figure>"
+            for at in places
+            if (group, *at) in by_cell
         )
         parts.append(f'<h3>{html.text(group_words(group))}</h3><div class="matrices">{drawn}</div>')
     left = len(ranked) - GROUPS
     if left > 0:
         parts.append(
             paragraph(
-                f"{left} groups with lower rates, and all overshoots, are in tables/replication_pairs.csv.", kind="note"
+                f"{left} groups with lower rates, all budgets and overshoots, are in tables/replication_pairs.csv.",
+                kind="note",
             )
         )
     return Raw("\n".join(parts))
 
 
-def _matrix(group: Group, overshoot: float, cells: list[Cell]) -> Raw:
-    attackers = sorted({int(cell.keys[5]) for cell in cells})
-    victims = sorted({int(cell.keys[6]) for cell in cells} | set(attackers))
-    at = {(int(cell.keys[5]), int(cell.keys[6])): cell for cell in cells}
-    caption = f"s = {overshoot:g}"
+def _matrix(group: Group, caption: str, cells: list[Cell]) -> Raw:
+    attackers = sorted({int(cell.keys[6]) for cell in cells})
+    victims = sorted({int(cell.keys[7]) for cell in cells} | set(attackers))
+    at = {(int(cell.keys[6]), int(cell.keys[7])): cell for cell in cells}
     more = len(attackers) > COPIES or len(victims) > COPIES
     attackers, victims = attackers[:COPIES], victims[:COPIES]
     head = "".join(f'<th scope="col">{victim}</th>' for victim in victims)

@@ -15,7 +15,7 @@ from variegate.attack.report.results import Results
 from variegate.attack.report.statistics import Rate
 from variegate.attack.report.tables import Table
 from variegate.attack.report.weaknesses import HEADINGS, Weakness
-from variegate.attack.report.words import interval_words, number, percent
+from variegate.attack.report.words import interval_words, number, percent, place_words
 
 FIGURES = 12
 """Most figures of one kind."""
@@ -66,7 +66,7 @@ def _page(of: Page) -> bytes:
     body = [
         _top(campaign, results),
         _summary(results),
-        _weak(found),
+        _weak(found, len(results.fleets)),
         section("reading", "How to read it", listed(prose.READING)),
         *_replication(plots, key),
         section(
@@ -93,7 +93,7 @@ def _page(of: Page) -> bytes:
 def _top(campaign: Campaign, results: Results) -> Raw:
     samples = sum(search.found for search in results.searches)
     queries = sum(search.queries_total for search in results.searches)
-    pairs = sum(cell.net.trials for cell in results.tries)
+    pairs = sum(cell.net.trials for cell in results.tries if cell.keys[4] == 0)
     facts = (
         ("fleets", number(len(results.fleets))),
         ("searches", number(sum(search.searches for search in results.searches))),
@@ -128,33 +128,39 @@ def _summary(results: Results) -> Raw:
             (
                 fleet,
                 f"{attack}, {profile}, {norm}",
-                "" if worst is None else _rate(worst.net, f"s = {worst.keys[5]:g}"),
-                "" if least is None else _rate(least.net, f"s = {least.keys[5]:g}"),
-                "" if least is None else _rate(least.raw, f"s = {least.keys[5]:g}"),
+                "" if worst is None else _rate(worst.net, place_words(worst.keys[4], worst.keys[5])),
+                "" if least is None else _rate(least.net, place_words(0, least.keys[5])),
+                "" if least is None else _rate(least.raw, place_words(0, least.keys[5])),
                 Raw(f"{search.found:,} of {search.searches:,}<small>{search.images:,} images</small>"),
                 Raw(f"{middle}<small>{low} to {high}</small>"),
                 number(search.queries[1]),
             )
         )
-    columns = ("fleet", "attack, profile, norm", "net, worst s#", "net, least s#", "raw, least s#",
+    columns = ("fleet", "attack, profile, norm", "net, worst#", "net, least s#", "raw, least s#",
                "samples of searches#", "distance, median#", "queries, median#")  # fmt: skip
     return section(
         "summary",
         "Summary",
-        table("Each fleet and attack, at the end of its search", columns, rows, stacked=True),
+        table(
+            "Each fleet and attack: the worst over budgets and overshoots, else the end of the search",
+            columns,
+            rows,
+            stacked=True,
+        ),
         paragraph(prose.SUMMARY, kind="note"),
     )
 
 
-def _weak(found: Sequence[Weakness]) -> Raw:
+def _weak(found: Sequence[Weakness], fleets: int) -> Raw:
     parts = [paragraph(prose.WEAK)]
     for key, heading in HEADINGS.items():
         of = [weakness.text for weakness in found if weakness.key == key]
         if not of:
             continue
-        parts += [Raw(f"<h3>{html.text(heading)}</h3>"), listed(of[:_ITEMS], kind="columns")]
-        if len(of) > _ITEMS:
-            parts.append(paragraph(f"{len(of) - _ITEMS} more are in evidence/evidence.json.", kind="note"))
+        most = max(_ITEMS, fleets)
+        parts += [Raw(f"<h3>{html.text(heading)}</h3>"), listed(of[:most], kind="columns")]
+        if len(of) > most:
+            parts.append(paragraph(f"{len(of) - most} more are in evidence/evidence.json.", kind="note"))
     return section("weak", "What weakens the claim", *parts, kind="weak")
 
 
@@ -258,7 +264,7 @@ def _ended(results: Results) -> Raw:
     rows = [
         (e.group[0], f"{e.group[1]}, {e.group[2]}, {e.group[3]}", e.status, e.reason[:_MAX_REASON], number(e.searches))
         for e in sorted(results.ended, key=lambda e: (e.status != "failed", e.status != "none", e.group))
-        if e.status != "found"
+        if e.status != "found" or e.reason
     ]
     left = len(rows) - _REASONS
     note = paragraph(f"{left} more are in tables/ended.csv.", kind="note") if left > 0 else Raw("")

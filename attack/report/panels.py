@@ -21,6 +21,7 @@ from variegate.attack.campaign import images
 from variegate.attack.campaign.folder import IMAGES, MAX_INPUT_BYTES
 from variegate.attack.oracle import to_points
 from variegate.attack.report.data import Campaign
+from variegate.attack.report.replication import FOOLS
 from variegate.attack.report.results import Group
 from variegate.keys.errors import VariegateError
 from variegate.keys.files import read_capped
@@ -94,7 +95,7 @@ def panels(campaign: Campaign) -> list[Panel]:
 
 
 def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int, int, float, int, int]]:
-    query = """
+    query = f"""
     WITH shown AS (
         SELECT fleet, attack, profile, norm, attacker, image, count(*) AS victims, count(*) FILTER (c) AS fooled
         FROM pairs WHERE budget = 0 AND overshoot = (SELECT min(overshoot) FROM replays) GROUP BY ALL
@@ -107,11 +108,11 @@ def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int,
             row_number() OVER (PARTITION BY fleet, attack, profile, norm ORDER BY distance, image, attacker) AS place,
             count(*) OVER (PARTITION BY fleet, attack, profile, norm) AS of
         FROM samples LEFT JOIN shown USING (fleet, attack, profile, norm, attacker, image)
-        WHERE status = 'found' AND isfinite(distance) AND image >= 0
+        WHERE status = 'found' AND {FOOLS} AND isfinite(distance) AND image >= 0
     )
     SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance, victims, fooled FROM ranked
     WHERE worst = 1 OR place = (of + 1) // 2
-    ORDER BY worst > 1, fooled DESC, fleet, attack, profile, norm, worst, image LIMIT $most"""
+    ORDER BY worst > 1, fooled DESC, fleet, attack, profile, norm, worst, image LIMIT $most"""  # noqa: S608  only this module's words
     rows = campaign.rows(query, {"most": MOST})
     return [tuple(row) for row in rows]
 

@@ -90,6 +90,7 @@ class Plots:
             least, worst = self.results.least(group), self.results.worst(group)
             if least is None or worst is None:
                 continue
+            # Both keep their line over all budgets, wherever the worst lies.
             kept = {least.keys[5], worst.keys[5]}
             cells += [cell for cell in self.results.overshoot if cell.keys[:4] == group and cell.keys[5] in kept]
 

@@ -2,9 +2,9 @@
 
 LEAD = "How often an adversarial sample found on one copy of a classifier fools another copy, and what it cost to find."
 SUMMARY = (
-    "Rates with the overshoot, |B and C| of |B|, and 95 % intervals: by pair (Wilson), then by image (bootstrap "
-    "over whole images). The least overshoot, normally s = 1, is the least that must be shown and never the whole "
-    "truth: whoever has a sample may scale it."
+    "Rates with the overshoot, the queries where searches were stopped before their end, |B and C| of |B|, and 95 % "
+    "intervals: by pair (Wilson), then by image (bootstrap over whole images). The least overshoot, normally s = 1, is "
+    "the least that must be shown and never the whole truth: whoever has a sample may scale it, or stop earlier."
 )
 WEAK = "Taken from the data by rule, not chosen: the highest figures of each kind, and what was not looked at."
 READING = (
@@ -12,7 +12,8 @@ READING = (
         "B is the samples that fool the copy they were found on, C those that fool the victim. The replication "
         "rate is |B and C| / |B| over all pairs of a sample and a victim other than its attacker (Zhang et al., "
         "ASIA CCS 2023). To fool is to be read as any other class than the true one; for an attack that aims at one "
-        "class, as that class."
+        "class, as that class. A search starts from what its copy says of the clean image; where that is wrong, a "
+        "sample read as the true class does not count as found."
     ),
     (
         "Raw counts every pair. Net counts pairs whose clean image both copies read rightly: a copy that errs on "
@@ -38,12 +39,12 @@ OVERSHOOT = "Net, with the wider 95 % interval as a band; raw as a thin line. At
 DISTANCE = "A far frame fools more copies; a protection must be judged at the distances that an attacker needs."
 BUDGET = (
     "Net, for the best sample after so many queries; the last point is the end of the search. In the fleet's own "
-    "line: at the least overshoot. Dotted with open markers: at the overshoot where the group's rate is highest."
+    "line: at the least overshoot. Dotted with open markers: at the overshoot of the group's highest rate."
 )
 MATRIX = (
-    "Net replication from each copy to each other, at the end of the search: at the least overshoot replayed, and "
-    "where the group's rate is highest. In a cell each image counts once, so that Wilson's interval (95 %) holds; "
-    "below it |B and C| of |B|."
+    "Net replication from each copy to each other: at the end of the search at the least overshoot replayed, and at "
+    "the budget and overshoot where the group's rate is highest. In a cell each image counts once, so that Wilson's "
+    "interval (95 %) holds; below it |B and C| of |B|."
 )
 QUERIES = (
     "Best distance so far: median, and quartiles as a band. Searches without a sample count as infinitely far "

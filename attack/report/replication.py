@@ -24,15 +24,19 @@ _DECADES = range(-4, 4)
 GRID = tuple(float(f"{step}e{decade}") for decade in _DECADES for step in _STEPS)
 """Distances at which bins begin, 1-1.5-2-3-5-7: the same in every report, so that two can be laid side by side."""
 
-_PAIRS = """
+FOOLS = "CASE WHEN target IS NULL THEN label <> true_class ELSE label = target END"
+"""Whether a row's label is wrong, or the one aimed at. A search on a misread image may end on its class."""
+
+_PAIRS = f"""
 CREATE OR REPLACE TABLE pairs AS
 SELECT fleet, attack, profile, norm, attacker, image, budget, overshoot, victim,
-       CASE WHEN own.target IS NULL THEN own.label <> own.true_class ELSE own.label = own.target END AS b,
-       CASE WHEN r.target IS NULL THEN r.label <> r.true_class ELSE r.label = r.target END AS c,
-       own.clean_label = own.true_class AND r.clean_label = r.true_class AS net,
-       r.l2 AS l2, r.linf AS linf
-FROM (SELECT * FROM replays WHERE victim <> attacker) AS r
-JOIN (SELECT * EXCLUDE (victim, l2, linf) FROM replays WHERE victim = attacker) AS own
+       own.fools AS b, r.fools AS c, own.reads AND r.reads AS net, r.l2 AS l2, r.linf AS linf
+FROM (SELECT *, {FOOLS} AS fools, clean_label = true_class AS reads FROM replays WHERE victim <> attacker) AS r
+JOIN (
+    SELECT fleet, attack, profile, norm, attacker, image, budget, overshoot, {FOOLS} AS fools,
+        clean_label = true_class AS reads
+    FROM replays WHERE victim = attacker
+) AS own
 USING (fleet, attack, profile, norm, attacker, image, budget, overshoot)
 """
 
@@ -65,8 +69,8 @@ def by_overshoot(campaign: Campaign) -> list[Cell]:
 
 
 def by_pair(campaign: Campaign) -> list[Cell]:
-    """The matrix at the end of the budget; keys: `GROUP`, overshoot, attacker, victim."""
-    return _cells(campaign, (*GROUP, "overshoot", "attacker", "victim"), "pairs WHERE budget = 0")
+    """The matrices; keys: `GROUP`, budget (0: the end), overshoot, attacker, victim."""
+    return _cells(campaign, (*GROUP, "budget", "overshoot", "attacker", "victim"), "pairs")
 
 
 def by_distance(campaign: Campaign, norm: str) -> list[Cell]:
@@ -124,14 +128,14 @@ def within_distance(campaign: Campaign, norm: str) -> list[Reached]:
 
 
 def at_any_overshoot(campaign: Campaign) -> list[Cell]:
-    """Pairs whose victim is fooled at one overshoot or more, at the end of the budget; keys: `GROUP`.
+    """Pairs whose victim is fooled at one overshoot or more; keys: `GROUP`, budget (0: the end).
 
     This is an attacker who may show the sample once for each overshoot. B: it fools its own copy at some.
     """
-    keys = ", ".join(GROUP)
+    keys = ", ".join((*GROUP, "budget"))
     source = f"""(SELECT {keys}, attacker, image, victim, bool_or(b) AS b, bool_or(c) AS c, bool_or(b AND c) AS hit,
-        bool_and(net) AS net FROM pairs WHERE budget = 0 GROUP BY {keys}, attacker, image, victim)"""
-    return _cells(campaign, GROUP, source, hit="hit")
+        bool_and(net) AS net FROM pairs GROUP BY {keys}, attacker, image, victim)"""
+    return _cells(campaign, (*GROUP, "budget"), source, hit="hit")
 
 
 def _cells(campaign: Campaign, keys: Sequence[str], source: str, *, hit: str = "b AND c") -> list[Cell]:
@@ -146,10 +150,8 @@ def _cells(campaign: Campaign, keys: Sequence[str], source: str, *, hit: str = "
     width, out = len(keys), []
     for key, rows in _grouped(campaign, query, width):
         columns = list(zip(*rows, strict=True))[width + 1 :]
-        raw, net, shown = (
-            rate(columns[2 * i + 1], columns[2 * i], name, *map(str, key))
-            for i, name in enumerate(("raw", "net", "shown"))
-        )
+        # The rate's name is no seed: equal counts have one interval, whatever they count.
+        raw, net, shown = (rate(columns[2 * i + 1], columns[2 * i], *map(str, key)) for i in range(3))
         out.append(Cell(key, raw, net, shown))
     return out
 

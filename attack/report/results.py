@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from variegate.attack.report import replication
 from variegate.attack.report.data import Campaign, table_of
-from variegate.attack.report.replication import GRID, GROUP, Cell, Reached
+from variegate.attack.report.replication import FOOLS, GRID, GROUP, Cell, Reached
 from variegate.attack.report.statistics import Rate, quantile, rate
+from variegate.attack.report.stops import Stop, stops
 
 Group = tuple[str, str, str, str]
 """fleet, attack, profile, norm."""
 _KEYS = ", ".join(GROUP)
 _QUARTILES = (0.25, 0.5, 0.75)
+MOVED_BACK = "the copy misreads the clean image, and the sample is read as its true class"
+"""Why a sample does not count."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Search:
         group: fleet, attack, profile, norm.
         searches: Pairs of attacker and image attacked.
         images: Different images among them.
-        found: Searches that ended with a sample.
+        found: Searches that ended with a sample that fools the copy attacked.
         distance: Quartiles, searches without a sample counted as infinite.
         queries: Quartiles of labels asked for.
         queries_total: Labels asked for in all.
@@ -69,7 +72,7 @@ class Ended:
     Attributes:
         group: fleet, attack, profile, norm.
         status: `attack.outcome.Status`.
-        reason: Of a failure; empty otherwise.
+        reason: Of a failure, or why a sample does not count; empty otherwise.
         searches: How many.
     """
 
@@ -120,6 +123,7 @@ class Results:
     Attributes:
         fleets: Names, in the order of the campaign's file.
         searches: Of each group.
+        stops: Searches stopped at each budget.
         progress: Distance against queries.
         ended: Searches by status and reason.
         overshoot: `replication.by_overshoot`.
@@ -134,6 +138,7 @@ class Results:
 
     fleets: tuple[str, ...]
     searches: tuple[Search, ...]
+    stops: tuple[Stop, ...]
     progress: tuple[Progress, ...]
     ended: tuple[Ended, ...]
     overshoot: tuple[Cell, ...]
@@ -145,9 +150,13 @@ class Results:
     cosines: Mapping[tuple[str, str], NDArray[np.float64]]
     colluding: tuple[Colluding, ...]
 
+    def cells(self, group: Group) -> list[Cell]:
+        """Replication of a group: the end first, then budgets ascending; within each overshoots, ascending."""
+        return [cell for cell in self.overshoot if cell.keys[:4] == group]
+
     def at_end(self, group: Group) -> list[Cell]:
         """Replication at the end of the budget, by overshoot, ascending."""
-        return [cell for cell in self.overshoot if cell.keys[:4] == group and cell.keys[4] == 0]
+        return [cell for cell in self.cells(group) if cell.keys[4] == 0]
 
     def least(self, group: Group) -> Cell | None:
         """At the smallest overshoot replayed: 1, the sample as found."""
@@ -155,9 +164,17 @@ class Results:
         return cells[0] if cells else None
 
     def worst(self, group: Group) -> Cell | None:
-        """At the overshoot with the highest net rate; the smaller overshoot of equals."""
-        cells = [cell for cell in self.at_end(group) if cell.net.trials]
-        return max(cells, key=lambda cell: cell.net.share or 0.0) if cells else None
+        """At the budget and overshoot with the highest net rate; of equals the end, then the least."""
+        return _highest(self.cells(group))
+
+    def worst_at_end(self, group: Group) -> Cell | None:
+        """At the end of the budget, at the overshoot with the highest net rate; the smaller overshoot of equals."""
+        return _highest(self.at_end(group))
+
+
+def _highest(cells: list[Cell]) -> Cell | None:
+    there = [cell for cell in cells if cell.net.trials]
+    return max(there, key=lambda cell: cell.net.share or 0.0) if there else None
 
 
 def compute(campaign: Campaign) -> Results:
@@ -174,11 +191,13 @@ def compute(campaign: Campaign) -> Results:
     return Results(
         fleets=(*(name for name in order if name in there), *sorted(there - set(order))),
         searches=searches,
+        stops=tuple(stops(campaign)),
         progress=progress,
         ended=tuple(
             Ended((fleet, attack, profile, norm), status, reason, count)
             for fleet, attack, profile, norm, status, reason, count in campaign.rows(
-                f"SELECT {_KEYS}, status, coalesce(reason, ''), count(*) FROM samples GROUP BY ALL ORDER BY ALL"
+                f"SELECT {_KEYS}, status, CASE WHEN status = 'found' AND NOT ({FOOLS}) THEN '{MOVED_BACK}' "
+                "ELSE coalesce(reason, '') END, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
             )
         ),
         overshoot=tuple(replication.by_overshoot(campaign)),
@@ -203,13 +222,13 @@ def compute(campaign: Campaign) -> Results:
 def _searches(campaign: Campaign) -> tuple[tuple[Search, ...], tuple[Progress, ...]]:
     """Searches, and their progress on a common grid of queries."""
     rows = campaign.rows(
-        f"SELECT {_KEYS}, image, status, queries, distance, trace_queries, trace_distance "
+        f"SELECT {_KEYS}, image, status = 'found' AND {FOOLS}, queries, distance, trace_queries, trace_distance "
         f"FROM samples ORDER BY {_KEYS}, attacker, image"
     )
     searches, progress = [], []
     for group, members in groupby(rows, lambda row: (row[0], row[1], row[2], row[3])):
         of = list(members)
-        found = [row[5] == "found" for row in of]
+        found = [bool(row[5]) for row in of]
         distances = np.array([row[7] if ok else np.inf for row, ok in zip(of, found, strict=True)], np.float64)
         asked = np.array([row[6] for row in of], np.float64)
         searches.append(
@@ -218,8 +237,9 @@ def _searches(campaign: Campaign) -> tuple[tuple[Search, ...], tuple[Progress, .
                 int(asked.sum()),
             )
         )  # fmt: skip
-        grid = [int(at) for at in (10 * step for step in GRID) if 1 <= at < asked.max(initial=0)]
-        grid.append(int(asked.max(initial=0)))
+        end = int(asked.max(initial=0))
+        # A set: small marks fall on one number of queries.
+        grid = [*sorted({int(10 * step) for step in GRID if 1 <= 10 * step < end}), end]
         traces = [
             _so_far(row[8], row[9], grid) if ok else np.full(len(grid), np.inf)
             for row, ok in zip(of, found, strict=True)
@@ -260,7 +280,7 @@ def _colluding(campaign: Campaign) -> tuple[Colluding, ...]:
     out = []
     for (fleet, method, colluders), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1], row[2])):
         columns = list(zip(*rows, strict=True))
-        raw = rate(columns[5], columns[4], "collusion raw", fleet, method, colluders)
-        net = rate(columns[7], columns[6], "collusion net", fleet, method, colluders)
+        raw = rate(columns[5], columns[4], "collusion", fleet, method, colluders)
+        net = rate(columns[7], columns[6], "collusion", fleet, method, colluders)
         out.append(Colluding(fleet, method, colluders, raw, net))
     return tuple(out)

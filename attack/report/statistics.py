@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from variegate.keys.errors import MisuseError
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % of the normal distribution."""
-RESAMPLES = 1000
+RESAMPLES = 10_000
 """Of each bootstrap."""
+_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,25 @@ def clustered(hits: NDArray[np.int64], trials: NDArray[np.int64], *seed: str | i
     Args:
         hits: Of each image, (m,).
         trials: Of each image, (m,), each at least 1.
-        seed: Words that make the draws repeatable.
+        seed: Words that make the draws repeatable. Equal counts and words give the same interval.
     """
     total, images = int(trials.sum()), len(trials)
     if total == 0:
         return Interval(0.0, 1.0)
     if not hits.any() or (hits == trials).all() or total == images:
         return wilson(int((hits > 0).sum()), images)
-    draws = seeded("report", *seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
-    shares = (draws @ hits) / (draws @ trials)
+    (of, out_of), alike = np.unique(np.stack([hits, trials]), axis=1, return_counts=True)
+    return _resampled(tuple(of.tolist()), tuple(out_of.tolist()), tuple(alike.tolist()), seed)
+
+
+@lru_cache(_KEPT)
+def _resampled(
+    hits: tuple[int, ...], trials: tuple[int, ...], alike: tuple[int, ...], seed: tuple[str | int, ...]
+) -> Interval:
+    """The bootstrap over images, of which so many are alike: how many of each kind are drawn is all that matters."""
+    images, kinds = sum(alike), np.array(alike)
+    draws = seeded("report", *seed).multinomial(images, kinds / images, size=RESAMPLES)
+    shares = (draws @ np.array(hits)) / (draws @ np.array(trials))
     low, high = np.quantile(shares, [0.025, 0.975])
     return Interval(float(low), float(high))
 

@@ -96,11 +96,16 @@ def tables(results: Results) -> list[Table]:
             ("budget", "overshoot"),
             results.overshoot,
         ),
-        _cells("replication_any_overshoot", "Pairs fooled at one overshoot or more", (), results.tries),
+        _cells(
+            "replication_any_overshoot",
+            "Pairs fooled at one overshoot or more, by budget (0: the end of the search)",
+            ("budget",),
+            results.tries,
+        ),
         _cells(
             "replication_pairs",
-            "Attacker by victim, at the end of the search",
-            ("overshoot", "attacker", "victim"),
+            "Attacker by victim, by budget (0: the end of the search) and overshoot",
+            ("budget", "overshoot", "attacker", "victim"),
             results.pairs,
         ),
         *(
@@ -120,6 +125,12 @@ def tables(results: Results) -> list[Table]:
                 tuple((*reached.keys, *_rate(reached.net)) for reached in results.within[norm]),
             )
             for norm in ("l2", "linf")
+        ),
+        Table(
+            "effort",
+            "Labels asked for by searches stopped at a budget (0: the end), and those with a sample by then",
+            (*GROUP, "budget", "queries", "samples_replayed", "samples_that_fool_their_copy"),
+            tuple((*s.group, s.budget, s.queries, s.samples, s.own) for s in results.stops),
         ),
         Table(
             "distance_queries",

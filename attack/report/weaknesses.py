@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from variegate.attack.report.replication import Cell
-from variegate.attack.report.results import Results
+from variegate.attack.report.results import Group, Results
 from variegate.attack.report.statistics import Rate
-from variegate.attack.report.words import group_words, percent, rate_words
+from variegate.attack.report.words import group_words, percent, place_words, rate_words
 
-CELLS = 8
-"""Cells of the matrix that are named."""
+CELLS = 2
+"""Cells of each group's matrix that are named."""
 _ENOUGH = 100
 _DONE = ("done",)
 
 
 HEADINGS = {
     "limits": "What was not looked at",
-    "worst-overshoot": "Highest net replication of each group, and at which overshoot",
+    "worst-overshoot": "Highest net replication of each group, at which overshoot and after how many queries",
+    "worst-budget": "Searches stopped early whose samples replicate more often than those at the end",
     "any-overshoot": "Victims fooled at one overshoot or more: who may show the sample several times",
-    "highest-cell": "Highest cells, from copy to copy",
+    "highest-cell": "Highest cells of each group, from copy to copy",
     "own-copy": "Scaled samples that no longer fool their own copy leave B; fooled victims whatever the own copy says",
     "clean-errors": "Copies that misread clean images: raw rates count this as replication, net rates leave it out",
 }
@@ -35,15 +37,17 @@ class Weakness:
         key: Its kind, of `HEADINGS`.
         text: For people.
         weight: 0 is a plain limit, 1 a figure that contradicts the claim where it is high.
+        fleet: That it is about; empty for all.
     """
 
     key: str
     text: str
     weight: float = 0.0
+    fleet: str = ""
 
 
 def weaknesses(results: Results, units: Mapping[str, int]) -> list[Weakness]:
-    """All findings, the heaviest first within each kind.
+    """All findings. Within a kind fleets take turns, each with its heaviest, so that none crowds out the others.
 
     Args:
         results: Computed.
@@ -51,6 +55,7 @@ def weaknesses(results: Results, units: Mapping[str, int]) -> list[Weakness]:
     """
     out = _incomplete(results, units)
     out += _curves(results)
+    out += _stopped_early(results)
     out += _cells(results.pairs)
     out += _tries(results)
     out += _own(results)
@@ -79,7 +84,7 @@ def _incomplete(results: Results, units: Mapping[str, int]) -> list[Weakness]:
 
 def _curves(results: Results) -> list[Weakness]:
     """For each group, where replication is highest and whether it was looked for beyond s = 1."""
-    out = []
+    out, limits = [], []
     for search in results.searches:
         least, worst = results.least(search.group), results.worst(search.group)
         if least is None or worst is None:
@@ -87,65 +92,83 @@ def _curves(results: Results) -> list[Weakness]:
         name = group_words(search.group)
         if len(results.at_end(search.group)) == 1:
             text = f"{name}: replayed at s = {least.keys[5]:g} only, the least there is."
-            out.append(Weakness("limits", text, 0.5))
-            continue
+            limits.append(Weakness("limits", text, 0.5))
         share = worst.net.share or 0.0
         if share > 0:
-            beside = f"{percent(least.net.share)} at s = {least.keys[5]:g}"
-            text = f"{name}: s = {worst.keys[5]:g}, {rate_words(worst.net)}; {beside}"
-            out.append(Weakness("worst-overshoot", text, share))
-    return sorted(out, key=lambda weakness: -weakness.weight)
+            beside = f"; {percent(least.net.share)} at s = {least.keys[5]:g} at the end" if worst is not least else ""
+            text = f"{name}: {_place(worst)}, {rate_words(worst.net)}{beside}"
+            out.append(Weakness("worst-overshoot", text, share, search.group[0]))
+    return [*limits, *_in_turn(out)]
+
+
+def _stopped_early(results: Results) -> list[Weakness]:
+    """Where a search that goes on makes its sample nearer, and so less of a threat to others."""
+    out = []
+    for search in results.searches:
+        worst, end = results.worst(search.group), results.worst_at_end(search.group)
+        if worst is None or worst.keys[4] == 0:
+            continue
+        beside = "no pair at the end" if end is None else f"{percent(end.net.share)} at the end, {_place(end)}"
+        text = f"{group_words(search.group)}: {_place(worst)}, {rate_words(worst.net)}; {beside}"
+        out.append(Weakness("worst-budget", text, worst.net.share or 0.0, search.group[0]))
+    whole = [search for search in results.searches if not any(cell.keys[4] for cell in results.cells(search.group))]
+    replayed = [search for search in whole if results.cells(search.group)]
+    if replayed:
+        text = (
+            f"{len(replayed)} of {len(results.searches)} groups have no budget: nothing is known of shorter searches."
+        )
+        out.append(Weakness("limits", text))
+    return _in_turn(out)
 
 
 def _cells(pairs: tuple[Cell, ...]) -> list[Weakness]:
+    """The highest of each group, each pair of copies once, where it is highest."""
     hit = [cell for cell in pairs if cell.net.hits]
     # By the interval's lower end, so that one hit of one trial does not stand above 60 of 100.
     hit.sort(key=lambda cell: (-cell.net.wilson.low, -(cell.net.share or 0), cell.keys))
-    seen: set[tuple[object, ...]] = set()
+    seen: dict[Group, set[tuple[object, ...]]] = defaultdict(set)
     out = []
     for cell in hit:
-        pair = (*cell.keys[:4], *cell.keys[5:])
-        if pair in seen:
+        group, pair = _group(cell), cell.keys[6:]
+        if pair in seen[group] or len(seen[group]) == CELLS:
             continue
-        seen.add(pair)
-        fleet, attack, profile, norm, overshoot, attacker, victim = cell.keys
-        text = (
-            f"{group_words((str(fleet), str(attack), str(profile), str(norm)))}: from copy {attacker} to copy {victim} "
-            f"at s = {overshoot:g}, {rate_words(cell.net)}"
-        )
-        out.append(Weakness("highest-cell", text, cell.net.share or 0.0))
-        if len(out) == CELLS:
-            break
-    return out
+        seen[group].add(pair)
+        text = f"{group_words(group)}: from copy {pair[0]} to copy {pair[1]} at {_place(cell)}, {rate_words(cell.net)}"
+        out.append(Weakness("highest-cell", text, cell.net.share or 0.0, group[0]))
+    return _in_turn(out)
 
 
 def _tries(results: Results) -> list[Weakness]:
+    """For each group, at the budget where most victims are fooled."""
     out = []
-    for cell in results.tries:
-        if not cell.shown.hits:
+    for search in results.searches:
+        hit = [cell for cell in results.tries if cell.keys[:4] == search.group and cell.shown.hits]
+        if not hit:
             continue
-        name = group_words((str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3])))
-        text = f"{name}: {rate_words(cell.shown)}"
-        out.append(Weakness("any-overshoot", text, cell.shown.share or 0.0))
-    return sorted(out, key=lambda weakness: -weakness.weight)
+        cell = max(hit, key=lambda cell: cell.shown.share or 0.0)
+        after = f"after {cell.keys[4]:,} queries, " if cell.keys[4] else ""
+        text = f"{group_words(search.group)}: {after}{rate_words(cell.shown)}"
+        out.append(Weakness("any-overshoot", text, cell.shown.share or 0.0, search.group[0]))
+    return _in_turn(out)
 
 
 def _own(results: Results) -> list[Weakness]:
     """Where scaled samples no longer fool their own copy, B shrinks and the rate is of the rest."""
     out = []
     for search in results.searches:
-        ends = [cell for cell in results.at_end(search.group) if cell.shown.trials]
-        kept = [(cell.net.trials / cell.shown.trials, cell) for cell in ends]
+        kept = [
+            (cell.net.trials / cell.shown.trials, cell) for cell in results.cells(search.group) if cell.shown.trials
+        ]
         if not kept:
             continue
         share, cell = min(kept, key=lambda pair: pair[0])
         if share < 1:
             text = (
-                f"{group_words(search.group)}: s = {cell.keys[5]:g}, {percent(share)} of pairs left; of all, "
+                f"{group_words(search.group)}: {_place(cell)}, {percent(share)} of pairs left; of all, "
                 f"{rate_words(cell.shown)}"
             )
-            out.append(Weakness("own-copy", text, 1 - share))
-    return sorted(out, key=lambda weakness: -weakness.weight)
+            out.append(Weakness("own-copy", text, 1 - share, search.group[0]))
+    return _in_turn(out)
 
 
 def _clean(results: Results) -> list[Weakness]:
@@ -180,3 +203,21 @@ def _allows(rate: Rate) -> str:
         f"with {rate.trials} pairs of {rate.images} images the true rate may still be {percent(rate.wilson.high)} "
         f"(pairs taken as independent) or {percent(rate.clustered.high)} (by image)"
     )
+
+
+def _in_turn(found: Iterable[Weakness]) -> list[Weakness]:
+    """The heaviest of each fleet, heaviest first, then their second, and so on."""
+    turns: dict[str, int] = defaultdict(int)
+    out = []
+    for weakness in sorted(found, key=lambda weakness: -weakness.weight):
+        out.append((turns[weakness.fleet], weakness))
+        turns[weakness.fleet] += 1
+    return [weakness for _, weakness in sorted(out, key=lambda pair: pair[0])]
+
+
+def _place(cell: Cell) -> str:
+    return place_words(cell.keys[4], cell.keys[5])
+
+
+def _group(cell: Cell) -> Group:
+    return (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))

@@ -43,6 +43,12 @@ def group_words(group: tuple[str, str, str, str]) -> str:
     return f"{fleet}, {attack} ({profile}, {norm})"
 
 
+def place_words(budget: float | str, overshoot: float | str | None) -> str:
+    """Where a rate was taken: at which overshoot (None: at every one), and after how many queries (0: at the end)."""
+    at = "every s" if overshoot is None else f"s = {float(overshoot):g}"
+    return f"{at}, after {int(budget):,} queries" if budget else at
+
+
 def number(value: float | None) -> str:
     """A number of at least three digits; ∞ and a dash where there is none."""
     if value is None:
