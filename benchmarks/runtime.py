@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,7 +73,7 @@ def candidates(subject: Subject, batch: int) -> Mapping[str, Callable[[], object
     # The cost of dense messages, which the interleaved supports avoid: same B and beta, the nearest step.
     chosen = calibrated(subject.name, Qim.kind)
     if isinstance(chosen, Qim):
-        dense = Qim(grid=(1, 1), repeats=chosen.messages, steps=(512,), beta=chosen.beta)
+        dense = replace(chosen, grid=(1, 1), repeats=chosen.messages, steps=(512,))
         template = fuse(subject.base, dense, "uint8")
         add("dense_qim", template.graph, images, template.values(_SEED))
     return out
