@@ -103,6 +103,7 @@ def _plan_text(made: Any) -> str:
         "queries",
         "clean",
         "replays",
+        "choosing",
         "labels/s",
         "core-hours",
         "device-hours",
@@ -116,6 +117,7 @@ def _plan_text(made: Any) -> str:
             one.queries,
             one.clean_queries,
             one.replay_queries,
+            one.choosing_queries,
             f"{one.labels_per_s:.0f}" if one.labels_per_s else "not measured",
             f"{one.core_hours:.2f}",
             "" if one.device_hours is None else f"{one.device_hours:.1f}",
@@ -124,14 +126,18 @@ def _plan_text(made: Any) -> str:
         for one in made.fleets
     ]
     labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
-    last = f"{made.images} images, at most {labels} labels, about {made.hours:.2f} h with {made.workers} workers"
+    choosing = sum(one.choosing_queries for one in made.fleets)
+    before = f", and at most {choosing} before to choose images" if choosing else ""
+    last = (
+        f"{made.images} images, at most {labels} labels{before}, about {made.hours:.2f} h with {made.workers} workers"
+    )
     return f"{table(rows, header)}\n{last}; attacks' own work comes on top"
 
 
 def _ended_text(ended: runner.Ended) -> str:
     return (
         f"{ended.done} of {ended.units} units; {ended.queries} queries of attacks, {ended.clean_queries} of clean "
-        f"images, {ended.replay_queries} of replays"
+        f"images, {ended.replay_queries} of replays, {ended.choosing_queries} to choose images"
     )
 
 

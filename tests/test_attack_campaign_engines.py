@@ -30,6 +30,8 @@ from variegate.attack.campaign.processes import Processes
 from variegate.attack.campaign.query import query
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.verify import verify
+from variegate.cli.main import main
+from variegate.keys.envelope import SealedKeys
 from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.manifest import Policy
 
@@ -225,6 +227,53 @@ def test_real_devices_are_attacked_and_replayed_on(tmp_path: Path) -> None:
         with serving(ports[1], port=port):
             assert runner.run(tmp_path / "c", workers=0).failed == ()
         assert content(tmp_path / "c") == content(tmp_path / "a")
+
+
+def test_devices_are_asked_for_few_labels_to_choose_images_and_all_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = SealedKeys(bytes(32), bytes(32))
+    with workplace() as place, ExitStack() as stack:
+        ports = [stack.enter_context(device_with(place / name, keys=keys)).boot() for name in ("one", "two")]
+        for port, name in zip(ports, ("a", "b"), strict=True):
+            stack.enter_context(serving(port, socket=place / name))
+        labels = ports[0].classify_batch(frames(30))
+        labels[::2] += 1
+        np.savez(tmp_path / "frames.npz", x=frames(30), y=labels % CLASSES)
+        before = [port.status().answered for port in ports]
+        file = tmp_path / "devices.toml"
+        addresses = f'"socket:{place / "a"}", "socket:{place / "b"}"'
+        file.write_text(DEVICES.replace("ADDRESSES", addresses).replace('"first"', '"right-by-all"'))
+        planned = plan(prepare(config.load(file), tmp_path, choose=False))
+        assert [port.status().answered for port in ports] == before
+        assert planned.fleets[0].choosing_queries == 60
+        assert main(["attack", "run", str(file), "--out", str(tmp_path / "out"), "--workers", "0", "--json"]) == 0
+        said = capsys.readouterr()
+        facts = json.loads(said.out)
+        asked = [port.status().answered - old for port, old in zip(ports, before, strict=True)]
+        counted = sum(facts[key] for key in ("queries", "clean_queries", "replay_queries", "choosing_queries"))
+        assert counted == sum(asked)
+        # Three rightly read of each device, and those that the first misread before there were as many.
+        assert 2 * 3 <= facts["choosing_queries"] < 2 * 12
+        assert f"fleet cars was asked for {facts['choosing_queries']} labels to choose images" in said.err
+        with Ledger(tmp_path / "out", write=False) as ledger:
+            assert ledger.choosing == {"cars": facts["choosing_queries"]}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_device_that_is_not_there_is_named(which: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with workplace() as place, device_with(place / "one") as device, ExitStack() as stack:
+        port = device.boot()
+        np.savez(tmp_path / "frames.npz", x=frames(30), y=port.classify_batch(frames(30)))
+        stack.enter_context(serving(port, socket=place / "a"))
+        addresses = [f'"socket:{place / "b"}"', f'"socket:{place / "a"}"'][:: 1 - 2 * which]
+        file = tmp_path / "devices.toml"
+        file.write_text(DEVICES.replace("ADDRESSES", ", ".join(addresses)).replace('"first"', '"right-by-all"'))
+        assert main(["attack", "run", str(file), "--out", str(tmp_path / "out")]) != 0
+    said = capsys.readouterr().err
+    assert f"variegate: campaign: fleet[0].devices[{which}]: " in said
+    assert ("was asked for 3 labels" in said) == bool(which)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_spent_device_fails_its_units_and_leaves_no_image_half_attacked(tmp_path: Path) -> None:

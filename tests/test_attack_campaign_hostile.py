@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results
 from variegate.attack.campaign.verify import verify
@@ -49,6 +50,20 @@ def test_units_that_no_campaign_has_are_damage_to_everybody(change: str, fresh: 
     for reader in (verify, open_results, lambda folder: write_report(folder, tmp_path / "report")):
         with pytest.raises(RefusedError, match="the ledger is damaged"):
             reader(fresh)
+
+
+@pytest.mark.parametrize("value", ["", "[]", '{"qim": 1.5}', "[" * 60_000])
+def test_labels_to_choose_images_that_are_no_numbers_are_damage(value: str, fresh: Path) -> None:
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'choosing'", (value,))
+        db.commit()
+    with Ledger(fresh, write=False) as ledger, pytest.raises(RefusedError, match="the ledger is damaged"):
+        assert ledger.choosing
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute("DELETE FROM meta WHERE key = 'choosing'")
+        db.commit()
+    with Ledger(fresh, write=False) as ledger:
+        assert ledger.choosing == {}
 
 
 def test_an_outcome_that_is_no_bytes_is_refused(fresh: Path) -> None:

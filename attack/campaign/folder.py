@@ -11,6 +11,7 @@ A campaign needs its file, the data and the bases no more once it is made.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,12 +57,16 @@ def create(folder: Path, prepared: Prepared) -> None:
         for name, data in contents.items():
             write_atomic(made / name, data, mode=PRIVATE if name == COPIES else PUBLIC)
         meta = {name: sha256(data).hex() for name, data in contents.items()}
-        ledger.create(made, units(prepared.campaign), {**meta, KEY: software()})
+        ledger.create(made, units(prepared.campaign), {**meta, KEY: software(), **_asked(prepared)})
         made.rename(folder)
     except OSError as error:
         raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _asked(prepared: Prepared) -> dict[str, str]:
+    return {ledger.CHOOSING: json.dumps(dict(prepared.choosing), sort_keys=True)}
 
 
 def check_new(folder: Path) -> None:

@@ -26,6 +26,8 @@ from variegate.keys.primitives import sha256
 
 NAME = "ledger.sqlite"
 SCHEMA = 1
+CHOOSING = "choosing"
+"""Of the meta: JSON, labels that were asked for to choose the images, by fleet."""
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 _NAME = re.compile(r"[a-z0-9_-]+\.[a-z0-9_-]+\.[0-9]{4,}\.[0-9]{5,}")
 _TABLES = """
@@ -121,8 +123,23 @@ class Ledger:
 
     @property
     def meta(self) -> dict[str, str]:
-        """Digests of what the campaign was made from, by name."""
+        """What the campaign was made from, by name: digests, the software, labels to choose the images."""
         return dict(self._all("SELECT key, value FROM meta"))
+
+    @property
+    def choosing(self) -> dict[str, int]:
+        """Labels that were asked for to choose the images, by fleet; empty in ledgers made before this was noted.
+
+        Raises:
+            RefusedError: `MALFORMED`.
+        """
+        try:
+            asked = json.loads(self.meta.get(CHOOSING, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise _damaged() from error
+        if not isinstance(asked, dict) or not all(type(number) is int for number in asked.values()):
+            raise _damaged()
+        return asked
 
     def entries(self) -> list[Entry]:
         """All units, in order.

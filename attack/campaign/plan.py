@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from variegate.attack.campaign.config import Campaign
-from variegate.attack.campaign.copies import Copies, Opener, opened_device
+from variegate.attack.campaign.copies import Copies, FleetCopies, Opener, opened_device
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, units, victims
 from variegate.attack.oracle import to_frames, to_points
@@ -34,8 +33,9 @@ class FleetPlan:
         queries: Labels for attacks, at most.
         clean_queries: Labels of clean images.
         replay_queries: Labels of replayed samples, at most.
+        choosing_queries: Labels to choose the images, at most: far fewer where the copies read most images rightly.
         labels_per_s: Measured on one core, or of one device; 0 where not measured.
-        core_hours: All labels at that rate; attacks' own work comes on top.
+        core_hours: All labels but those to choose images, at that rate; attacks' own work comes on top.
         device_hours: The attacks' labels at the stated frame rate, of the device that is asked most; None without.
         bytes: Of shards, at most.
     """
@@ -46,6 +46,7 @@ class FleetPlan:
     queries: int
     clean_queries: int
     replay_queries: int
+    choosing_queries: int
     labels_per_s: float
     core_hours: float
     device_hours: float | None
@@ -102,16 +103,16 @@ def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = o
         name=campaign.name,
         images=campaign.data.count,
         fleets=tuple(
-            _fleet(campaign, [unit for unit in every if unit.fleet == fleet.name], fleet.name, rates[fleet.name], shape)
+            _fleet(prepared, fleet, [unit for unit in every if unit.fleet == fleet.name], rates[fleet.name])
             for fleet in prepared.fleets
-            for shape in [int(np.prod(fleet.shape)) * (4 if fleet.dtype == "float32" else 1)]
         ),
         workers=campaign.run.workers,
     )
 
 
-def _fleet(campaign: Campaign, own: list[Unit], name: str, rate: float, frame: int) -> FleetPlan:
-    fleet, overshoots = campaign.fleet(name), len(campaign.replay.overshoots)
+def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float) -> FleetPlan:
+    campaign, frame = prepared.campaign, int(np.prod(made.shape)) * (4 if made.dtype == "float32" else 1)
+    fleet, overshoots = campaign.fleet(made.name), len(campaign.replay.overshoots)
     queries = clean = replays = size = 0
     asked = dict.fromkeys(range(fleet.copies), 0)
     for unit in own:
@@ -125,12 +126,13 @@ def _fleet(campaign: Campaign, own: list[Unit], name: str, rate: float, frame: i
         size += _SHARDS + rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(kept * frame * _COMPRESSED))
     labels = queries + clean + replays
     return FleetPlan(
-        fleet=name,
+        fleet=made.name,
         copies=fleet.copies,
         units=len(own),
         queries=queries,
         clean_queries=clean,
         replay_queries=replays,
+        choosing_queries=fleet.copies * prepared.most_to_choose,
         labels_per_s=rate,
         core_hours=labels / rate / 3600 if rate else 0.0,
         device_hours=max(asked.values()) / fleet.frame_rate / 3600 if fleet.frame_rate else None,

@@ -6,8 +6,9 @@ seller's master secret (`keys`); a device given by its URI has its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener,
 from variegate.attack.campaign.data import read_images, read_set
 from variegate.attack.campaign.images import Images
 from variegate.attack.campaign.schema import wrong
-from variegate.attack.oracle import to_frames, to_points
+from variegate.attack.oracle import Counted, to_frames, to_points
 from variegate.attack.search import seeded
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.primitives import sha256
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 POOL = 512
 """Pictures that attacks may start from, drawn from the data."""
 _BLOCK = 128
+_RIGHT = "right-by-all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,15 @@ class Prepared:
         campaign: The file's content.
         fleets: The copies.
         images: The images.
+        choosing: Labels that were asked for to choose the images, by fleet, where any were.
+        most_to_choose: Most labels that each copy could be asked for to choose them.
     """
 
     campaign: Campaign
     fleets: tuple[FleetCopies, ...]
     images: Images
+    choosing: Mapping[str, int] = field(default_factory=dict)
+    most_to_choose: int = 0
 
 
 def prepare(
@@ -69,31 +75,38 @@ def prepare(
     Raises:
         MisuseError: A file is not there, or too few images are.
         RefusedError: A base or the images are refused, or do not fit one another; the message names the key.
-        DeviceError: A device does not answer.
+        LimitError, DeviceError: A device does not answer; the message names it.
     """
     source = campaign.data
     x, y = read_images(folder / source.images) if source.images else read_set(source.set)
+    if source.count > len(x):
+        raise _too_few(source.count, len(x))
     loaded = cache(_base)  # fleets may share a base
     fleets = []
     for i, fleet in enumerate(campaign.fleets):
         tell(f"fleet {fleet.name}: {fleet.copies} copies")
-        made = _of_devices(fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder, loaded)
+        made = _of_devices(i, fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder, loaded)
         if made.shape != x.shape[1:]:
             raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
         if y.max() >= made.classes:
             raise wrong(f"fleet[{i}]", f"has {made.classes} classes, and the data more")
         fleets.append(made)
-    copies = Copies(tuple(fleets), opened=opened)
+    choice = _Choice(campaign, x, y, Copies(tuple(fleets), opened=opened))
     try:
         tell(f"images: {source.count} of {len(x)}, {source.choose}")
-        chosen = _chosen(campaign, x, y, copies) if choose else np.arange(min(source.count, len(x)))
+        chosen = choice.places() if choose else np.arange(source.count)
     finally:
-        copies.close()
+        choice.copies.close()
+        # Told also when it fails: a device with a budget has answered them.
+        for name, asked in choice.asked.items():
+            tell(f"fleet {name} was asked for {asked} labels to choose images")
     pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]
     return Prepared(
         campaign=campaign,
         fleets=tuple(fleets),
         images=Images(x=x[chosen], y=y[chosen], index=chosen, pool_x=x[pool], pool_y=y[pool]),
+        choosing=choice.asked,
+        most_to_choose=len(x) if source.choose == _RIGHT else 0,
     )
 
 
@@ -141,10 +154,10 @@ def _base(path: Path, spec: InputSpec) -> Base:
     return load_base(path, spec)
 
 
-def _of_devices(fleet: Fleet, folder: Path, opened: Opener) -> FleetCopies:
+def _of_devices(number: int, fleet: Fleet, folder: Path, opened: Opener) -> FleetCopies:
     """Asks the first what it takes; the others are held to it when they are opened."""
     uris = tuple(_absolute(uri, folder) for uri in fleet.devices)
-    with opened(uris[0]) as device:
+    with _named(f"fleet[{number}].devices[0]"), opened(uris[0]) as device:
         return FleetCopies(
             name=fleet.name, dtype=device.dtype, shape=device.shape, classes=device.classes, devices=uris
         )
@@ -156,32 +169,65 @@ def _absolute(uri: str, folder: Path) -> str:
     return f"{kind}:{(folder / path).absolute()}" if kind in ("device", "socket") and path else uri
 
 
-def _chosen(campaign: Campaign, x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies) -> NDArray[np.int64]:
-    """Places of the images to attack, int64 (count,)."""
-    count, choose = campaign.data.count, campaign.data.choose
-    order = np.arange(len(x)) if choose == "first" else seeded(campaign.seed, "images").permutation(len(x))
-    if choose == "right-by-all":
-        order = _right(order, x, y, copies, count)
-    if len(order) < count:
-        every = " that every copy reads rightly" if choose == "right-by-all" else ""
-        raise RefusedError(Refusal.INPUT, f"campaign: data.count is {count}, and there are {len(order)} images{every}")
-    return order[:count].astype(np.int64)
+class _Choice:
+    """Chooses the images.
+
+    Attributes:
+        copies: The copies, opened as they are needed.
+        asked: Labels asked for, by fleet.
+    """
+
+    def __init__(self, campaign: Campaign, x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies) -> None:
+        self._campaign, self._x, self._y = campaign, x, y
+        self.copies = copies
+        self.asked: dict[str, int] = {}
+
+    def places(self) -> NDArray[np.int64]:
+        """Of the images to attack, int64 (count,)."""
+        count, choose = self._campaign.data.count, self._campaign.data.choose
+        every = len(self._x)
+        order = np.arange(every) if choose == "first" else seeded(self._campaign.seed, "images").permutation(every)
+        if choose == _RIGHT:
+            order = self._right(order, count)
+            if len(order) < count:
+                raise _too_few(count, len(order), " that every copy reads rightly")
+        return order[:count].astype(np.int64)
+
+    def _right(self, order: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The first of `order` that all copies read rightly, at least `count` of them where there are."""
+        found = order[:0]
+        # Neither the order of fleets nor the size of blocks changes what is found, but what devices are asked.
+        fleets = sorted(enumerate(self.copies.fleets.values()), key=lambda one: bool(one[1].devices))
+        devices = any(fleet.devices for _, fleet in fleets)
+        while len(order) and len(found) < count:
+            size = min(_BLOCK, count - len(found)) if devices else _BLOCK
+            block, order = order[:size], order[size:]
+            for i, fleet in fleets:
+                for number in range(fleet.count):
+                    if len(block):
+                        block = block[self._labels(i, fleet, number, block) == self._y[block]]
+            found = np.concatenate([found, block])
+        return found
+
+    def _labels(self, i: int, fleet: FleetCopies, number: int, block: NDArray[np.int64]) -> NDArray[np.int64]:
+        with _named(f"fleet[{i}].devices[{number}]" if fleet.devices else f"fleet[{i}]"):
+            oracle = Counted(self.copies.oracle(fleet.name, number))
+            try:
+                return labels_of(oracle, to_frames(to_points(self._x[block]), fleet.dtype))
+            finally:
+                self.asked[fleet.name] = self.asked.get(fleet.name, 0) + oracle.queries
 
 
-def _right(
-    order: NDArray[np.int64], x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies, count: int
-) -> NDArray[np.int64]:
-    """The first of `order` that all copies read rightly, at least `count` of them where there are."""
-    found = order[:0]
-    for start in range(0, len(order), _BLOCK):
-        block = order[start : start + _BLOCK]
-        for fleet in copies.fleets.values():
-            for number in range(fleet.count):
-                frames = to_frames(to_points(x[block]), fleet.dtype)
-                block = block[labels_of(copies.oracle(fleet.name, number), frames) == y[block]]
-                if not len(block):
-                    break
-        found = np.concatenate([found, block])
-        if len(found) >= count:
-            break
-    return found
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts the key in front of what goes wrong, whatever class of error it is."""
+    try:
+        yield
+    except VariegateError as error:
+        error.message = f"campaign: {where}: {error.message}"
+        error.args = (error.message,)
+        raise
+
+
+def _too_few(count: int, there: int, which: str = "") -> RefusedError:
+    return RefusedError(Refusal.INPUT, f"campaign: data.count is {count}, and there are {there} images{which}")

@@ -72,6 +72,7 @@ class Ended:
         queries: Labels that attacks asked for, in units that are done.
         clean_queries: Labels of clean images, likewise.
         replay_queries: Labels of replayed samples, likewise.
+        choosing_queries: Labels that were asked for to choose the images, before the campaign began.
         redone: Name of those that were damaged and went back to be done again, and what was wrong.
     """
 
@@ -81,6 +82,7 @@ class Ended:
     queries: int
     clean_queries: int
     replay_queries: int
+    choosing_queries: int = 0
     redone: tuple[tuple[str, str], ...] = ()
 
 
@@ -223,6 +225,7 @@ class _Run:
             queries=sum(entry.queries or 0 for entry in done),
             clean_queries=sum(entry.clean_queries or 0 for entry in done),
             replay_queries=sum(entry.replay_queries or 0 for entry in done),
+            choosing_queries=sum(self._ledger.choosing.values()),
         )
 
     def _keep(self, images: list[ImageDone]) -> None:
