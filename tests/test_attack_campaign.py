@@ -496,6 +496,16 @@ def test_what_is_no_campaign_is_misuse(tmp_path: Path, inputs: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_work_is_spent(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nobody makes files there, root included.
+    assert main(["attack", "run", str(inputs), "--out", "/proc/campaign"]) == 2
+    (line, hint) = capsys.readouterr().err.splitlines()
+    assert line.startswith("variegate: cannot make /proc/campaign: ")
+    assert hint == "hint: name a folder that you may write in"
+
+
 def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert difference(software(), software()) == ""
     assert difference("not JSON", software()) == "unknown"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from variegate.attack.campaign import config, copies, images, ledger
@@ -28,6 +29,7 @@ CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cb
 SAMPLES, REPLAYS = "samples", "replays"
 MAX_INPUT_BYTES = 4 << 30
 MAX_SHARD_BYTES = 1 << 30
+_SHOWN = 40
 _GLOB = frozenset("*?[]")
 
 
@@ -73,14 +75,22 @@ def check_new(folder: Path) -> None:
     """Looks whether `create` could make a folder, before work is spent on it.
 
     Raises:
-        MisuseError: It is there, or its parent is not, or its name has characters that DuckDB takes for patterns.
+        MisuseError: It is there, or its parent is not, or nothing can be made in that; or its path has characters that
+            DuckDB takes for patterns.
     """
     if _GLOB & set(str(folder.absolute())):
         raise MisuseError(f"{folder} has one of the characters {' '.join(sorted(_GLOB))} in its path")
     if folder.exists() or folder.is_symlink():
         raise MisuseError(f"{folder} is there already", hint="variegate attack resume FOLDER goes on with a campaign")
-    if not folder.absolute().parent.is_dir():
-        raise MisuseError(f"there is no folder {folder.absolute().parent}")
+    parent = folder.absolute().parent
+    if not parent.is_dir():
+        raise MisuseError(f"there is no folder {parent}")
+    try:
+        # Permission bits do not tell of read-only media, nor of what a server thinks of this user.
+        Path(tempfile.mkdtemp(prefix=f".{folder.name[:_SHOWN]}.", dir=parent)).rmdir()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise MisuseError(f"cannot make {folder}: {reason}", hint="name a folder that you may write in") from error
 
 
 def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
