@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from variegate.attack.report.data import opened
 from variegate.attack.report.effort import Effort, efforts
 from variegate.attack.report.manifest import MANIFEST, SIGNATURE, verify_evidence
 from variegate.attack.report.results import compute
+from variegate.attack.report.weaknesses import NO_LEDGER
 from variegate.attack.report.write import write_report
 from variegate.cli.main import main
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -36,14 +39,12 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small(tmp_path_factory.mktemp("campaign"))
 
 
-def small(folder: Path, *, frame_rate: str = "frame_rate = 10.0\n") -> Path:
+def small(folder: Path) -> Path:
     """40 images, each found with 1000 queries; 10 of the 40 samples fool the other copy."""
     samples = [sample(image) for image in range(40)]
     replays = [replay(image, 0, fooled=True) for image in range(40)]
     replays += [replay(image, 1, fooled=image < 10) for image in range(40)]
-    campaigns.write(folder, samples, replays)
-    (folder / "campaign.toml").write_text(f'name = "e"\n[[fleet]]\nname = "qim"\n{frame_rate}')
-    return folder
+    return campaigns.write_whole(folder, samples, replays, frame_rate=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +433,7 @@ def _rows(path: Path) -> list[dict[str, int]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
-@pytest.mark.parametrize("kind", ["missing", "changed", "configuration"])
+@pytest.mark.parametrize("kind", ["missing", "changed", "configuration", "unit", "unit of another", "digest"])
 def test_what_the_ledger_does_not_have_is_refused(kind: str, real: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(real, tmp_path / "c"))
     shards = sorted((folder / "samples").glob("*.parquet"))
@@ -440,6 +441,12 @@ def test_what_the_ledger_does_not_have_is_refused(kind: str, real: Path, tmp_pat
         shards[0].unlink()
     elif kind == "changed":
         shutil.copy(shards[1], shards[0])
+    elif kind == "unit":
+        in_ledger(folder, "DELETE FROM units WHERE number = 3")
+    elif kind == "unit of another":
+        in_ledger(folder, "UPDATE units SET images = '[0, 2]' WHERE number = 3")
+    elif kind == "digest":
+        in_ledger(folder, "DELETE FROM meta WHERE key = 'campaign.toml'")
     else:
         text = (folder / "campaign.toml").read_text()
         (folder / "campaign.toml").write_text(text.replace("seed = 11", "seed = 12"))
@@ -449,14 +456,48 @@ def test_what_the_ledger_does_not_have_is_refused(kind: str, real: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_of_units_that_are_not_done_are_left_out(real: Path, tmp_path: Path) -> None:
-    import sqlite3  # noqa: PLC0415
+def in_ledger(folder: Path, change: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
+        assert db.execute(change).rowcount
 
+
+def test_units_left_out_of_a_ledger_are_not_signed_away(real: Path, tmp_path: Path) -> None:
+    """Whoever deletes the units that went badly must not get the rest signed as the campaign."""
     folder = Path(shutil.copytree(real, tmp_path / "c"))
-    db = sqlite3.connect(folder / "ledger.sqlite")
-    with db:
-        db.execute("UPDATE units SET state = 'waiting' WHERE fleet = 'perm'")
-    db.close()
+    in_ledger(folder, "DELETE FROM units WHERE fleet = 'perm'")
+    for kind in ("samples", "replays"):
+        for path in (folder / kind).glob("perm.*"):
+            path.unlink()
+    with pytest.raises(RefusedError, match="does not have the units") as caught:
+        write_report(folder, tmp_path / "out", signer=SELLER.signer)
+    assert caught.value.refusal is Refusal.MALFORMED
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_ledger_a_report_warns_and_is_not_signed(real: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    (folder / "ledger.sqlite").unlink()
+    with pytest.raises(MisuseError, match="no ledger"):
+        write_report(folder, tmp_path / "out", signer=SELLER.signer)
+    assert not (tmp_path / "out").exists()
+    out = write_report(folder, tmp_path / "out").parent
+    for name in ("index.html", "evidence/evidence.html"):
+        page = (out / name).read_text()
+        assert NO_LEDGER in page[: page.index("</header>")]
+    document = json.loads((out / "evidence/evidence.json").read_text())
+    assert document["has_ledger"] is False
+    assert document["weaknesses"][0] == {"key": "limits", "text": NO_LEDGER}
+
+
+def test_with_a_ledger_nothing_warns(signed: Path) -> None:
+    document = json.loads((signed / "evidence/evidence.json").read_text())
+    assert document["has_ledger"] is True
+    assert NO_LEDGER not in (signed / "index.html").read_text()
+
+
+def test_shards_of_units_that_are_not_done_are_left_out(real: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    in_ledger(folder, "UPDATE units SET state = 'waiting' WHERE fleet = 'perm'")
     with opened(folder) as loaded:
         assert loaded.rows("SELECT DISTINCT fleet FROM samples") == [("qim",)]
     out = write_report(folder, tmp_path / "out")

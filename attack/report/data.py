@@ -20,8 +20,10 @@ from typing import Any
 
 import duckdb
 
+from variegate.attack.campaign import config as campaign_file
 from variegate.attack.campaign import ledger
 from variegate.attack.campaign.folder import CONFIG, REPLAYS, SAMPLES, shard
+from variegate.attack.campaign.units import units as units_of
 from variegate.attack.report.manifest import digest_of
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
@@ -129,6 +131,7 @@ class Campaign:
         config: `campaign.toml`, parsed.
         config_bytes: Its bytes.
         shards: Every file read, by path.
+        has_ledger: Whether there is one. Without it nothing tells whether shards are missing or were changed.
         units: Units of work by state, from the ledger; empty without one. Shards of units not done are left out.
         db: Tables `samples` (without frames), `replays`, and `gradient_cosine` and `collusion`, empty where the study
             was not made.
@@ -138,6 +141,7 @@ class Campaign:
     config: Mapping[str, Any]
     config_bytes: bytes
     shards: tuple[Shard, ...]
+    has_ledger: bool
     units: Mapping[str, int]
     db: duckdb.DuckDBPyConnection
 
@@ -165,7 +169,7 @@ def opened(folder: Path) -> Iterator[Campaign]:
     Raises:
         MisuseError: There is no campaign.
         RefusedError: `MALFORMED`: its configuration, its ledger or a shard is damaged, has other columns, misses what
-            the others refer to, or contradicts itself.
+            the others refer to, or contradicts itself; or the ledger's units are not the configuration's.
         DeviceError: Storage failed.
     """
     config_bytes = read_capped(folder / CONFIG, limit=MAX_CONFIG_BYTES)
@@ -176,27 +180,29 @@ def opened(folder: Path) -> Iterator[Campaign]:
     db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
     try:
         files, units = _files(folder, config_bytes)
-        yield Campaign(folder, config, config_bytes, _loaded(db, folder, files), units, db)
+        shards = _loaded(db, folder, files)
+        yield Campaign(folder, config, config_bytes, shards, has_ledger=units is not None, units=units or {}, db=db)
     finally:
         db.close()
 
 
-def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int]]:
-    """Shards to read, with their kind and the ledger's digest, and the ledger's units by state."""
-    units: Counter[str] = Counter()
+def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int] | None]:
+    """Shards to read, with their kind and the ledger's digest, and the ledger's units by state; None without one."""
     if not (folder / ledger.NAME).exists():
         files = [(kind, path, None) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
-        return list[tuple[str, Path, str | None]](files), dict(units)
+        return list[tuple[str, Path, str | None]](files), None
     done: list[tuple[str, Path, str | None]] = []
     with ledger.Ledger(folder, write=False) as book:
-        stated = book.meta.get(CONFIG)
-        if stated is not None and stated != hashlib.sha256(config_bytes).hexdigest():
+        entries = book.entries()
+        if book.meta.get(CONFIG) != hashlib.sha256(config_bytes).hexdigest():
             raise _malformed(f"{folder / CONFIG} was changed since the campaign was made")
-        for entry in book.entries():
-            units[entry.state] += 1
-            if entry.state == ledger.DONE:
-                done.append((SAMPLES, shard(folder, SAMPLES, entry.unit), entry.samples_sha256))
-                done.append((REPLAYS, shard(folder, REPLAYS, entry.unit), entry.replays_sha256))
+    if [entry.unit for entry in entries] != units_of(campaign_file.parse(config_bytes)):
+        raise _malformed(f"the ledger of {folder} does not have the units of its {CONFIG}")
+    units = Counter(entry.state for entry in entries)
+    for entry in entries:
+        if entry.state == ledger.DONE:
+            done.append((SAMPLES, shard(folder, SAMPLES, entry.unit), entry.samples_sha256))
+            done.append((REPLAYS, shard(folder, REPLAYS, entry.unit), entry.replays_sha256))
     return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units)
 
 

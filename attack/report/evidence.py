@@ -22,7 +22,7 @@ from variegate.attack.report.data import Campaign, table_of
 from variegate.attack.report.effort import Effort, FrameRate, Way, efforts
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
 from variegate.attack.report.results import Results
-from variegate.attack.report.weaknesses import Weakness
+from variegate.attack.report.weaknesses import NO_LEDGER, Weakness
 from variegate.attack.report.words import number, percent, place_words
 
 FORMAT = "variegate/1/attack-evidence"
@@ -69,6 +69,7 @@ def evidence(
         "format": FORMAT,
         "campaign": campaign.name,
         "digests_sha256": digest,
+        "has_ledger": campaign.has_ledger,
         "units": dict(campaign.units),
         "paths": [
             _path(effort, path, assessment) for effort in costs for path in _PATHS if _days(effort, path, assessment)
@@ -91,7 +92,7 @@ def evidence(
     }
     return {
         "evidence.json": (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "evidence.html": _page(campaign.name, costs, tags, assessment, _lead(digest, signed)),
+        "evidence.html": _page(campaign, costs, tags, assessment, _lead(digest, signed)),
     }
 
 
@@ -219,11 +220,13 @@ def _lead(digest: str, signed: bool) -> Raw:
     )
 
 
-def _page(name: str, costs: Sequence[Effort], tags: Sequence[Technique], assessment: Assessment, lead: Raw) -> bytes:
+def _page(
+    campaign: Campaign, costs: Sequence[Effort], tags: Sequence[Technique], assessment: Assessment, lead: Raw
+) -> bytes:
+    title = f"Evidence for assessors: {campaign.name}"
+    warning = "" if campaign.has_ledger else paragraph(NO_LEDGER, kind="warning")
     body = [
-        Raw(
-            f'<header class="top"><h1>Evidence for assessors: {html.text(name)}</h1><p class="lead">{lead}</p></header>'
-        ),
+        Raw(f'<header class="top"><h1>{html.text(title)}</h1><p class="lead">{lead}</p>{warning}</header>'),
         _effort_section(costs),
         _rating_section(costs, assessment),
         section(
@@ -244,7 +247,7 @@ def _page(name: str, costs: Sequence[Effort], tags: Sequence[Technique], assessm
         ),
         section("limits", "Limits", listed(LIMITS), kind="weak"),
     ]
-    return html.document(f"Evidence for assessors: {name}", body)
+    return html.document(title, body)
 
 
 def _time_words(assessment: Assessment) -> str:

@@ -14,7 +14,7 @@ from variegate.attack.report.plots import Plots
 from variegate.attack.report.results import Results
 from variegate.attack.report.statistics import Rate
 from variegate.attack.report.tables import Table
-from variegate.attack.report.weaknesses import HEADINGS, Weakness
+from variegate.attack.report.weaknesses import HEADINGS, NO_LEDGER, Weakness
 from variegate.attack.report.words import interval_words, number, percent, place_words
 
 FIGURES = 12
@@ -111,9 +111,10 @@ def _top(campaign: Campaign, results: Results) -> Raw:
         ("queries", "Distance against queries"), ("samples", "Samples"), ("ended", "Failures"), ("source", "Sources"),
     )  # fmt: skip
     listing = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name in links)
+    warning = "" if campaign.has_ledger else paragraph(NO_LEDGER, kind="warning")
     return Raw(
         f'<header class="top"><h1>Replication report: {html.text(campaign.name)}</h1>'
-        f'<p class="lead">{prose.LEAD}</p><dl class="facts">{entries}</dl>'
+        f'<p class="lead">{prose.LEAD}</p>{warning}<dl class="facts">{entries}</dl>'
         f'<nav aria-label="Sections"><ul>{listing}</ul></nav></header>'
     )
 

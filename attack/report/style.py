@@ -25,6 +25,8 @@ code{overflow-wrap:anywhere;font-size:.92em}
 .note,figcaption{font-size:.9rem}
 section,header.top{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:1.1rem 1.2rem;
 margin:1rem 0;min-width:0}
+p.warning{border:2px solid var(--warn);border-radius:.5rem;background:var(--warnground);padding:.5rem .7rem;
+font-weight:600;max-width:none}
 section.weak{border-left:.35rem solid var(--warn);background:var(--warnground)}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;margin:.6rem 0 0;padding:0;font-size:.92rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0 .3rem;padding:0}

@@ -17,6 +17,11 @@ _ENOUGH = 100
 _DONE = ("done",)
 
 
+NO_LEDGER = (
+    "The campaign has no ledger: nothing tells whether shards are missing, were added or were changed. Its figures are "
+    "whatever lay in the folder."
+)
+"""Said on top of every page of such a campaign."""
 HEADINGS = {
     "limits": "What was not looked at",
     "worst-overshoot": "Highest net replication of each group, at which overshoot and after how many queries",
@@ -46,14 +51,16 @@ class Weakness:
     fleet: str = ""
 
 
-def weaknesses(results: Results, units: Mapping[str, int]) -> list[Weakness]:
+def weaknesses(results: Results, units: Mapping[str, int], *, has_ledger: bool = True) -> list[Weakness]:
     """All findings. Within a kind fleets take turns, each with its heaviest, so that none crowds out the others.
 
     Args:
         results: Computed.
         units: Units of work by state, from the ledger.
+        has_ledger: Whether there is one.
     """
-    out = _incomplete(results, units)
+    out = [] if has_ledger else [Weakness("limits", NO_LEDGER, 1.0)]
+    out += _incomplete(results, units)
     out += _curves(results)
     out += _stopped_early(results)
     out += _cells(results.pairs)

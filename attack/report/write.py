@@ -42,20 +42,25 @@ def write_report(
     Args:
         campaign: The campaign's folder. It may be unfinished: the report says so.
         out: Folder for the report; not there yet, empty, or an earlier report, which is replaced.
-        signer: Signs the evidence; unsigned without one.
+        signer: Signs the evidence; unsigned without one. A campaign without a ledger is not signed.
         assessment: The assessor's judgement; cautious defaults without one.
 
     Returns:
         The page.
 
     Raises:
-        MisuseError: There is no campaign, or `out` holds something else.
+        MisuseError: There is no campaign, `out` holds something else, or what shall be signed has no ledger.
         RefusedError: `MALFORMED`: the campaign is damaged. Nothing is written.
         DeviceError: Storage failed. Nothing is left.
     """
     check_folder(campaign)
     _check_out(out)
     with opened(campaign) as loaded:
+        if signer is not None and not loaded.has_ledger:
+            raise MisuseError(
+                f"{campaign} has no ledger: nothing tells whether its shards are whole",
+                hint="report it without a signature, or sign a campaign that `variegate attack run` made",
+            )
         files = contents(loaded, assessment or Assessment(), signed=signer is not None)
     files |= manifest.files(files, signer)
     _write(out, files)
@@ -72,7 +77,7 @@ def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dic
     """
     results = compute(campaign)
     made = tables(results)
-    found = weaknesses(results, campaign.units)
+    found = weaknesses(results, campaign.units, has_ledger=campaign.has_ledger)
     files: dict[str, bytes] = {CONFIG: campaign.config_bytes}
     for table in made:
         files[f"{TABLES}/{table.name}.csv"] = table.csv()

@@ -13,9 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from variegate.attack.campaign import config, ledger
+from variegate.attack.campaign.folder import CONFIG, shard
 from variegate.attack.campaign.images import Images, to_bytes
+from variegate.attack.campaign.messages import UnitDone
+from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.shards import REPLAYS, SAMPLES
+from variegate.attack.campaign.units import units
 from variegate.attack.whitebox.study import COSINES, REPLICATION
+from variegate.keys.primitives import sha256
 
 TRUE, OTHER = 3, 5
 _UNIT = {"fleet": "qim", "attack": "hopskipjump", "profile": "corrected", "norm": "l2"}
@@ -73,6 +79,58 @@ def write(
         pq.write_table(table, folder / kind / "unit.parquet")
     (folder / "campaign.toml").write_text('schema = 1\nname = "known"\n')
     return folder
+
+
+def write_whole(
+    folder: Path, samples: Sequence[Mapping[str, Any]], replays: Sequence[Mapping[str, Any]], *, frame_rate: float
+) -> Path:
+    """A campaign of one unit, copy 0 of two, with the file and the ledger that the engine would have left."""
+    write(folder, samples, replays)
+    campaign = config.parse(_WHOLE.format(count=len(samples), frame_rate=frame_rate).encode())
+    (unit,) = units(campaign)
+    data = {}
+    for kind in ("samples", "replays"):
+        made = (folder / kind / "unit.parquet").rename(shard(folder, kind, unit))
+        data[kind] = made.read_bytes()
+    resolved = to_toml(campaign).encode()
+    (folder / CONFIG).write_bytes(resolved)
+    ledger.create(folder, [unit], {CONFIG: sha256(resolved).hex()})
+    with ledger.Ledger(folder, write=True) as book:
+        book.finish(
+            UnitDone(
+                unit=unit.name,
+                **data,
+                samples_rows=len(samples),
+                replays_rows=len(replays),
+                queries=sum(row["queries"] for row in samples),
+                clean_queries=3 * len(samples),
+                replay_queries=len(replays),
+            )
+        )
+    return folder
+
+
+_WHOLE = """
+schema = 1
+name = "known"
+seed = 1
+[data]
+images = "images.npz"
+count = {count}
+[[fleet]]
+name = "qim"
+copies = 2
+bases = ["base.onnx"]
+rewriter = {{ kind = "qim" }}
+frame_rate = {frame_rate}
+[[attack]]
+name = "hopskipjump"
+kind = "hopskipjump"
+queries = 1000
+attackers = 1
+[run]
+unit = {count}
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
