@@ -29,7 +29,6 @@ CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cb
 SAMPLES, REPLAYS = "samples", "replays"
 MAX_INPUT_BYTES = 4 << 30
 MAX_SHARD_BYTES = 1 << 30
-_SHOWN = 40
 _GLOB = frozenset("*?[]")
 
 
@@ -87,7 +86,7 @@ def check_new(folder: Path) -> None:
         raise MisuseError(f"there is no folder {parent}")
     try:
         # Permission bits do not tell of read-only media, nor of what a server thinks of this user.
-        Path(tempfile.mkdtemp(prefix=f".{folder.name[:_SHOWN]}.", dir=parent)).rmdir()
+        Path(tempfile.mkdtemp(prefix=f".{folder.name}.preparing.", dir=parent)).rmdir()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise MisuseError(f"cannot make {folder}: {reason}", hint="name a folder that you may write in") from error
