@@ -515,6 +515,36 @@ def test_what_is_no_campaign_or_no_place_is_misuse(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", [".", "..", "../here", "tables/.."])
+def test_the_folder_one_works_in_is_not_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = known(tmp_path / "c")
+    (tmp_path / "here" / "tables").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(MisuseError, match="the folder you work in") as caught:
+        write_report(folder, Path(name))
+    assert caught.value.hint is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "here"]
+
+
+def test_a_place_to_mount_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = known(tmp_path / "c")
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
+    with pytest.raises(MisuseError, match="mounted there"):
+        write_report(folder, tmp_path / "volume")
+
+
+def test_a_report_may_be_named_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = known(tmp_path / "c")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in ("../here/a", "b/../a", "a"):
+        (tmp_path / "here" / "b").mkdir(exist_ok=True)
+        write_report(folder, Path(out))
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["a", "b"]
+    assert (tmp_path / "here/a/index.html").is_file()
+
+
 def test_an_earlier_report_is_replaced_whole(tmp_path: Path) -> None:
     folder = known(tmp_path / "c")
     out = write_report(folder, tmp_path / "out").parent

@@ -41,7 +41,8 @@ def write_report(
 
     Args:
         campaign: The campaign's folder. It may be unfinished: the report says so.
-        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced.
+        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced: neither a place to
+            mount something nor a folder that this process works in.
         signer: Signs the evidence; unsigned without one. A campaign without a ledger is not signed.
         assessment: The assessor's judgement; cautious defaults without one.
 
@@ -105,11 +106,24 @@ def _check_out(out: Path) -> None:
         raise MisuseError(f"{out} is not a folder")
     if not out.absolute().parent.is_dir():
         raise MisuseError(f"cannot write {out}: its parent is no folder", hint="make the folder above it first")
+    if out.exists():
+        _check_replaceable(out)
     if not out.exists() or not any(out.iterdir()) or _is_report(out):
         return
     raise MisuseError(
         f"{out} holds files that are not an earlier report's, or were changed since", hint="choose another folder"
     )
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuses a folder that another cannot take the place of."""
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise MisuseError(
+            f"cannot replace {out}: it is the folder you work in, or above it", hint="name a folder in it, or move out"
+        )
+    if place.is_mount():
+        raise MisuseError(f"cannot replace {out}: something is mounted there", hint="name a folder in it")
 
 
 def _is_report(out: Path) -> bool:
@@ -123,6 +137,7 @@ def _is_report(out: Path) -> bool:
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """All files into a folder beside the last place, synced, then renamed there."""
+    out = out.resolve()
     made: Path | None = None
     old: Path | None = None
     try:
