@@ -19,6 +19,7 @@ from variegate.cli.console import Progress, emit, note, table
 
 _REFUSED = 1
 _MOST_LISTED = 20
+_UNKNOWN = "not known"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -118,8 +119,8 @@ def _plan_text(made: Any) -> str:
             one.clean_queries,
             one.replay_queries,
             one.choosing_queries,
-            f"{one.labels_per_s:.0f}" if one.labels_per_s else "not measured",
-            f"{one.core_hours:.2f}",
+            _UNKNOWN if one.labels_per_s is None else f"{one.labels_per_s:.0f}",
+            _UNKNOWN if one.core_hours is None else f"{one.core_hours:.2f}",
             "" if one.device_hours is None else f"{one.device_hours:.1f}",
             f"{one.bytes / 2**20:.1f}",
         )
@@ -128,10 +129,12 @@ def _plan_text(made: Any) -> str:
     labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
     choosing = sum(one.choosing_queries for one in made.fleets)
     before = f", and at most {choosing} before to choose images" if choosing else ""
-    last = (
-        f"{made.images} images, at most {labels} labels{before}, about {made.hours:.2f} h with {made.workers} workers"
-    )
-    return f"{table(rows, header)}\n{last}; attacks' own work comes on top"
+    workers = f"with {made.workers} workers"
+    long = f"hours {workers} {_UNKNOWN}" if made.hours is None else f"about {made.hours:.2f} h {workers}"
+    last = f"{made.images} images, at most {labels} labels{before}, {long}; attacks' own work comes on top"
+    if made.choose == "right-by-all":
+        last += f"\nrun refuses the campaign if fewer than {made.images} images are read rightly by every copy"
+    return f"{table(rows, header)}\n{last}"
 
 
 def _ended_text(ended: runner.Ended) -> str:

@@ -306,6 +306,7 @@ def test_a_plan_asks_no_more_than_it_says(prepared: Prepared, alone: Path) -> No
         assert sums[1] <= one.queries <= 1.2 * sums[1]
         assert one.clean_queries == sums[2]
         assert sums[3] <= one.replay_queries <= 1.2 * sums[3]
+        assert one.labels_per_s is not None
         assert one.labels_per_s > 0
     perm = by_name["perm"]
     assert perm.device_hours == pytest.approx(6 * (120 + 60) / 30 / 3600)

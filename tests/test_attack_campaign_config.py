@@ -258,10 +258,9 @@ def test_what_does_not_fit_the_bases_is_named(tmp_path: Path, capsys: pytest.Cap
         ("count = 201", "count = 6", "data.count is 201"),
     ):
         file.write_text(TEXT.replace(instead, written, 1))
-        assert main(["attack", "plan" if "count" not in written else "run", str(file), *(
-            ["--out", str(tmp_path / "out")] if "count" in written else []
-        )]) == 1  # fmt: skip
-        assert words in capsys.readouterr().err
+        for command in (["plan", str(file)], ["run", str(file), "--out", str(tmp_path / "out")]):
+            assert main(["attack", *command]) == 1
+            assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -272,4 +271,9 @@ def test_the_schema_is_printed_and_plans_are_json(tmp_path: Path, capsys: pytest
     assert main(["attack", "plan", str(file), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [fleet["units"] for fleet in made["fleets"]] == [13, 9]
+    assert (made["choose"], made["hours"] > 0) == ("right-by-all", True)
+    assert main(["attack", "plan", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "at most 1000 before to choose images" in text
+    assert "refuses the campaign if fewer than 6 images are read rightly by every copy" in text
     assert main(["attack", "plan", str(tmp_path / "missing.toml")]) == 2

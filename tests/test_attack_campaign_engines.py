@@ -294,7 +294,7 @@ def test_a_spent_device_fails_its_units_and_leaves_no_image_half_attacked(tmp_pa
             assert ledger.outcomes(ended.failed[-1][0]) == {}
 
 
-def test_device_folders_open_in_one_process_only(tmp_path: Path) -> None:
+def test_device_folders_open_in_one_process_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with workplace() as place:
         with device_with(place / "one") as device:
             np.savez(tmp_path / "frames.npz", x=frames(30), y=device.boot().classify_batch(frames(30)))
@@ -303,7 +303,18 @@ def test_device_folders_open_in_one_process_only(tmp_path: Path) -> None:
         made = prepare(config.load(file), tmp_path)
         planned = plan(made).fleets[0]
         assert planned.device_hours == pytest.approx(3 * 40 / 10 / 3600)
-        assert planned.labels_per_s == 0
+        assert planned.labels_per_s == 10
+        assert planned.core_hours == pytest.approx((3 * 40 + 6 + 3) / 10 / 3600)
+        file.write_text(file.read_text().replace("frame_rate = 10", ""))
+        assert main(["attack", "plan", str(file), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["hours"], facts["choose"]) == (None, "first")
+        assert [facts["fleets"][0][key] for key in ("labels_per_s", "core_hours", "device_hours")] == [None] * 3
+        assert main(["attack", "plan", str(file)]) == 0
+        text = capsys.readouterr().out
+        assert text.count("not known") == 3
+        assert "hours with 2 workers not known" in text
+        assert "rightly" not in text
         folder.create(tmp_path / "out", made)
         with pytest.raises(MisuseError, match="only one process"):
             runner.run(tmp_path / "out")

@@ -34,8 +34,9 @@ class FleetPlan:
         clean_queries: Labels of clean images.
         replay_queries: Labels of replayed samples, at most.
         choosing_queries: Labels to choose the images, at most: far fewer where the copies read most images rightly.
-        labels_per_s: Measured on one core, or of one device; 0 where not measured.
-        core_hours: All labels but those to choose images, at that rate; attacks' own work comes on top.
+        labels_per_s: Measured on one core; of one device, its stated frame rate; None where nobody knows.
+        core_hours: All labels but those to choose images, at that rate, of one core or one device; attacks' own work
+            comes on top. None without a rate.
         device_hours: The attacks' labels at the stated frame rate, of the device that is asked most; None without.
         bytes: Of shards, at most.
     """
@@ -47,8 +48,8 @@ class FleetPlan:
     clean_queries: int
     replay_queries: int
     choosing_queries: int
-    labels_per_s: float
-    core_hours: float
+    labels_per_s: float | None
+    core_hours: float | None
     device_hours: float | None
     bytes: int
 
@@ -60,19 +61,22 @@ class Plan:
     Attributes:
         name: Of the campaign.
         images: That are attacked.
+        choose: How they are chosen: with "right-by-all" there may be fewer, and the campaign is refused.
         fleets: By fleet.
         workers: That share the core-hours.
     """
 
     name: str
     images: int
+    choose: str
     fleets: tuple[FleetPlan, ...]
     workers: int
 
     @property
-    def hours(self) -> float:
-        """With so many workers, each on a core of its own."""
-        return sum(fleet.core_hours for fleet in self.fleets) / max(1, self.workers)
+    def hours(self) -> float | None:
+        """With so many workers, each on a core or a device of its own; None where a rate is not known."""
+        each = [fleet.core_hours for fleet in self.fleets if fleet.core_hours is not None]
+        return sum(each) / max(1, self.workers) if len(each) == len(self.fleets) else None
 
 
 def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = opened_device) -> Plan:
@@ -93,7 +97,9 @@ def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = o
     copies = Copies(prepared.fleets, opened=opened)
     try:
         rates = {
-            fleet.name: 0.0 if fleet.devices else _rate(prepared, copies, fleet.name, measure_s)
+            fleet.name: campaign.fleet(fleet.name).frame_rate
+            if fleet.devices
+            else _rate(prepared, copies, fleet.name, measure_s)
             for fleet in prepared.fleets
         }
     finally:
@@ -102,6 +108,7 @@ def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = o
     return Plan(
         name=campaign.name,
         images=campaign.data.count,
+        choose=campaign.data.choose,
         fleets=tuple(
             _fleet(prepared, fleet, [unit for unit in every if unit.fleet == fleet.name], rates[fleet.name])
             for fleet in prepared.fleets
@@ -110,7 +117,7 @@ def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = o
     )
 
 
-def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float) -> FleetPlan:
+def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float | None) -> FleetPlan:
     campaign, frame = prepared.campaign, int(np.prod(made.shape)) * (4 if made.dtype == "float32" else 1)
     fleet, overshoots = campaign.fleet(made.name), len(campaign.replay.overshoots)
     queries = clean = replays = size = 0
@@ -134,7 +141,7 @@ def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float) 
         replay_queries=replays,
         choosing_queries=fleet.copies * prepared.most_to_choose,
         labels_per_s=rate,
-        core_hours=labels / rate / 3600 if rate else 0.0,
+        core_hours=labels / rate / 3600 if rate else None,
         device_hours=max(asked.values()) / fleet.frame_rate / 3600 if fleet.frame_rate else None,
         bytes=size,
     )
