@@ -315,6 +315,9 @@ def test_the_bootstrap_hits_the_exact_interval() -> None:
     """Images with 2 or 0 of 2 pairs hit: the resampled number of hit images is binomial, 21 to 39 of 100 at 95 %."""
     found = statistics.rate([2] * 30 + [0] * 70, [2] * 100).clustered
     assert (found.low, found.high) == (0.21, 0.39)
+    # More images are drawn by their kinds. Of 300, 75 to 106 are hit.
+    found = statistics.rate([2] * 90 + [0] * 210, [2] * 300).clustered
+    assert (found.low, found.high) == (pytest.approx(75 / 300, abs=1 / 300), pytest.approx(106 / 300, abs=1 / 300))
 
 
 def test_progress_counts_searches_without_a_sample_as_infinite(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def within_distance(campaign: Campaign, norm: str) -> list[Reached]:
     """
     width = len(GROUP) + 1
     return [
-        Reached(key, rate([row[width + 2] for row in rows], [row[width + 1] for row in rows], norm, *map(str, key)))
+        Reached(key, rate([row[width + 2] for row in rows], [row[width + 1] for row in rows]))
         for key, rows in _grouped(campaign, query, width)
     ]
 
@@ -150,8 +150,8 @@ def _cells(campaign: Campaign, keys: Sequence[str], source: str, *, hit: str = "
     width, out = len(keys), []
     for key, rows in _grouped(campaign, query, width):
         columns = list(zip(*rows, strict=True))[width + 1 :]
-        # The rate's name is no seed: equal counts have one interval, whatever they count.
-        raw, net, shown = (rate(columns[2 * i + 1], columns[2 * i], *map(str, key)) for i in range(3))
+        # All rates share their draws: equal counts have one interval, whatever they count.
+        raw, net, shown = (rate(columns[2 * i + 1], columns[2 * i]) for i in range(3))
         out.append(Cell(key, raw, net, shown))
     return out
 

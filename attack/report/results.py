@@ -280,7 +280,7 @@ def _colluding(campaign: Campaign) -> tuple[Colluding, ...]:
     out = []
     for (fleet, method, colluders), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1], row[2])):
         columns = list(zip(*rows, strict=True))
-        raw = rate(columns[5], columns[4], "collusion", fleet, method, colluders)
-        net = rate(columns[7], columns[6], "collusion", fleet, method, colluders)
+        raw = rate(columns[5], columns[4])
+        net = rate(columns[7], columns[6])
         out.append(Colluding(fleet, method, colluders, raw, net))
     return tuple(out)

@@ -21,7 +21,9 @@ Z_95 = 1.959963984540054
 """Two-sided 95 % of the normal distribution."""
 RESAMPLES = 10_000
 """Of each bootstrap."""
-_KEPT = 4096
+_MANY = 200
+"""Images; draws of no more than these are kept, of `_KEPT` numbers of images."""
+_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -92,27 +94,30 @@ def clustered(hits: NDArray[np.int64], trials: NDArray[np.int64], *seed: str | i
     Args:
         hits: Of each image, (m,).
         trials: Of each image, (m,), each at least 1.
-        seed: Words that make the draws repeatable. Equal counts and words give the same interval.
+        seed: Words for other draws. Equal counts and words give the same interval.
     """
     total, images = int(trials.sum()), len(trials)
     if total == 0:
         return Interval(0.0, 1.0)
     if not hits.any() or (hits == trials).all() or total == images:
         return wilson(int((hits > 0).sum()), images)
-    (of, out_of), alike = np.unique(np.stack([hits, trials]), axis=1, return_counts=True)
-    return _resampled(tuple(of.tolist()), tuple(out_of.tolist()), tuple(alike.tolist()), seed)
+    of = np.stack([hits, trials], axis=1)
+    if images > _MANY:
+        # How many of each kind are drawn is all that matters, and few kinds are quicker than many images.
+        of, alike = np.unique(of, axis=0, return_counts=True)
+        draws = seeded("report", *seed).multinomial(images, alike / images, size=RESAMPLES).astype(np.float64)
+    else:
+        draws = _draws(images, seed)
+    sums = draws @ of.astype(np.float64)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return Interval(float(low), float(high))
 
 
 @lru_cache(_KEPT)
-def _resampled(
-    hits: tuple[int, ...], trials: tuple[int, ...], alike: tuple[int, ...], seed: tuple[str | int, ...]
-) -> Interval:
-    """The bootstrap over images, of which so many are alike: how many of each kind are drawn is all that matters."""
-    images, kinds = sum(alike), np.array(alike)
-    draws = seeded("report", *seed).multinomial(images, kinds / images, size=RESAMPLES)
-    shares = (draws @ np.array(hits)) / (draws @ np.array(trials))
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return Interval(float(low), float(high))
+def _draws(images: int, seed: tuple[str | int, ...]) -> NDArray[np.float64]:
+    """How often each image is drawn, (RESAMPLES, images); integers, so that their sums are exact in any order."""
+    drawn = seeded("report", *seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+    return drawn.astype(np.float64)
 
 
 def rate(hits: Sequence[int], trials: Sequence[int], *seed: str | int) -> Rate:
@@ -121,7 +126,7 @@ def rate(hits: Sequence[int], trials: Sequence[int], *seed: str | int) -> Rate:
     Args:
         hits: Of each image.
         trials: Of each image; images without trials are left out.
-        seed: Words that make the bootstrap repeatable.
+        seed: Words for other draws of the bootstrap; without any, rates over as many images share theirs.
 
     Raises:
         MisuseError: Some image has more hits than trials.
