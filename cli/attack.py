@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,8 @@ def _query(args: argparse.Namespace) -> int:
 
     answer = query(args.campaign, args.sql)
     rows = [[_plain(value) for value in row] for row in answer.rows]
-    data = [dict(zip(answer.columns, row, strict=True)) for row in rows]
-    emit(data, args.json, lambda: table([["" if v is None else v for v in row] for row in rows], answer.columns))
+    data = [dict(zip(_distinct(answer.columns), row, strict=True)) for row in rows]
+    emit(data, args.json, lambda: table([[_cell(v) for v in row] for row in rows], [*map(_cell, answer.columns)]))
     return 0
 
 
@@ -151,12 +153,31 @@ def _verdict_text(found: Any) -> str:
     return "\n".join(lines)
 
 
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """Names of columns as keys: of equal ones, later ones are numbered from 2."""
+    out: list[str] = []
+    for name in columns:
+        tries = (f"{name}_{number}" for number in itertools.count(2) if f"{name}_{number}" not in columns)
+        out.append(next(key for key in itertools.chain([name], tries) if key not in out))
+    return out
+
+
 def _plain(value: object) -> Any:
     """A value of a query in JSON's types; bytes as their length, since a terminal wants no pictures."""
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _cell(value: Any) -> Any:
+    """What `_plain` gives as a cell of a table, fit for a terminal whatever a shard holds."""
+    if isinstance(value, int | float):
+        return value
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else "?" for c in text)

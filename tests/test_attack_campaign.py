@@ -487,6 +487,47 @@ def test_queries_from_the_command_line(alone: Path, capsys: pytest.CaptureFixtur
     assert "status" in capsys.readouterr().out
 
 
+def test_queries_lose_no_column_and_structures_are_json(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(sql: str) -> object:
+        assert main(["attack", "query", str(alone), sql, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert asked("SELECT 1 a, 2 a, 3 a_2, 4 a") == [{"a": 1, "a_3": 2, "a_2": 3, "a_4": 4}]
+    assert asked("SELECT {'x': [1, NULL], 'y': {'z': 'inf'::DOUBLE}} s, map([1], [true]) m") == [
+        {"s": {"x": [1, None], "y": {"z": "inf"}}, "m": {"1": True}}
+    ]
+    assert main(["attack", "query", str(alone), "SELECT {'x': ['a', NULL], 'y': true} s, 1 a, 2 a"]) == 0
+    assert capsys.readouterr().out == 's                              a  a\n{"x": ["a", null], "y": true}  1  2\n'
+
+
+def test_control_characters_in_results_do_not_reach_a_terminal(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clear = "chr(27) || '[2J' || chr(10) || 'x'"
+    assert main(["attack", "query", str(alone), f"SELECT {clear} AS \"a\x1b\", ['{chr(155)}'] b"]) == 0
+    assert capsys.readouterr().out == 'a?      b\n?[2J?x  ["?"]\n'
+    assert main(["attack", "query", str(alone), f"SELECT CAST({clear} AS INTEGER)"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["changed", "lost", "pipe", "folder"])
+def test_queries_do_not_answer_from_shards_that_the_ledger_does_not_know(
+    what: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((copied / "samples").glob("qim.hsj.*.parquet"))[:2]
+    if what == "changed":
+        first.write_bytes(second.read_bytes())
+    else:
+        first.unlink()
+    if what == "pipe":
+        os.mkfifo(first)
+    elif what == "folder":
+        first.mkdir()
+    assert main(["attack", "query", str(copied), "SELECT count(*) FROM samples"]) == 1
+    said = capsys.readouterr()
+    assert first.name in said.err
+    assert "--redo-damaged" in said.err
+    assert said.out == ""
+
+
 def test_what_is_no_campaign_is_misuse(tmp_path: Path, inputs: Path) -> None:
     for verb in (["resume"], ["verify"], ["query"], ["report"]):
         more = ["SELECT 1"] if verb == ["query"] else []

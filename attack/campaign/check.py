@@ -11,7 +11,7 @@ from variegate.attack.campaign import shards
 from variegate.attack.campaign.config import Campaign
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.units import units, victims
-from variegate.keys.errors import RefusedError, VariegateError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
 
@@ -71,6 +71,23 @@ def damaged(folder: Path, ledger: Ledger, campaign: Campaign) -> dict[str, str]:
     return out
 
 
+def shard_bytes(folder: Path, kind: str, entry: Entry) -> bytes:
+    """A shard of a unit that is done, if it is the one that the ledger knows.
+
+    Raises:
+        RefusedError: `MALFORMED`: it is not there, no regular file, or another; `TOO_LARGE`.
+        DeviceError: Storage failed.
+    """
+    path = folders.shard(folder, kind, entry.unit)
+    try:
+        data = read_capped(path, limit=folders.MAX_SHARD_BYTES)
+    except MisuseError as error:
+        raise RefusedError(Refusal.MALFORMED, error.message) from error
+    if sha256(data).hex() != (entry.samples_sha256 if kind == folders.SAMPLES else entry.replays_sha256):
+        raise RefusedError(Refusal.MALFORMED, f"{kind}/{path.name} is not what the ledger knows")
+    return data
+
+
 def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
     """Rows of a unit's shard.
 
@@ -84,14 +101,10 @@ def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
 
 
 def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:
-    for kind, digest in ((folders.SAMPLES, entry.samples_sha256), (folders.REPLAYS, entry.replays_sha256)):
+    for kind in (folders.SAMPLES, folders.REPLAYS):
         path = folders.shard(folder, kind, entry.unit)
         try:
-            data = read_capped(path, limit=folders.MAX_SHARD_BYTES)
-            if sha256(data).hex() != digest:
-                yield f"{kind}/{path.name} is not what the ledger knows"
-                return
-            table = shards.read(_SCHEMAS[kind], data, f"{kind}/{path.name}")
+            table = shards.read(_SCHEMAS[kind], shard_bytes(folder, kind, entry), f"{kind}/{path.name}")
         except VariegateError as error:
             yield error.message
             return

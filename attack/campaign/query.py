@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
-from variegate.attack.campaign.ledger import DONE, Ledger
+from variegate.attack.campaign.check import shard_bytes
+from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.schema import printable
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 _READS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN})
@@ -53,13 +55,16 @@ def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
 
     Raises:
         MisuseError: It is no campaign.
-        RefusedError: `MALFORMED`: the ledger or a shard is damaged.
+        RefusedError: `MALFORMED`: the ledger is damaged, or a shard is lost or not the one that it knows.
         DeviceError: Storage failed.
     """
     with Ledger(folder, write=False) as ledger:
         entries = ledger.entries()
         failures = ledger.failures()
     done = [entry.unit for entry in entries if entry.state == DONE]
+    for entry in entries:
+        if entry.state == DONE:
+            _check(folder, entry)
     connection = duckdb.connect(":memory:")
     try:
         for kind, schema in ((folders.SAMPLES, shards.SAMPLES), (folders.REPLAYS, shards.REPLAYS)):
@@ -117,6 +122,16 @@ def query(folder: Path, statement: str) -> Answer:
             raise MisuseError(f"the query fails: {_first(error)}") from error
 
 
+def _check(folder: Path, entry: Entry) -> None:
+    try:
+        for kind in (folders.SAMPLES, folders.REPLAYS):
+            shard_bytes(folder, kind, entry)
+    except RefusedError as error:
+        raise RefusedError(
+            error.refusal, error.message, hint=f"variegate attack resume {folder} --redo-damaged does the unit again"
+        ) from error
+
+
 def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
     connection.register("given", rows)
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")  # noqa: S608  names are ours
@@ -128,4 +143,4 @@ def _quoted(text: str) -> str:
 
 
 def _first(error: duckdb.Error) -> str:
-    return str(error).partition("\n")[0][:300]
+    return printable(str(error).partition("\n")[0])
