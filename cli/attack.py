@@ -19,7 +19,7 @@ from variegate.cli import attack_report, attack_try
 from variegate.cli.attack_watch import LiveTable
 from variegate.cli.console import Progress, emit, note, table
 
-_REFUSED = 1
+_REFUSED, _INTERRUPTED = 1, 130
 _MOST_LISTED = 20
 _UNKNOWN = "not known"
 
@@ -58,8 +58,13 @@ def _resume(args: argparse.Namespace) -> int:
 
 def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
     engine = args.dask if args.dask is not None else None if args.workers is None else "processes"
-    with LiveTable() as live:
-        ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show, tell=note, **more)
+    try:
+        with LiveTable() as live:
+            ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show, tell=note, **more)
+    except KeyboardInterrupt:
+        # The command's own words would be to run it again, and a folder is made once.
+        note(f"\nvariegate: interrupted; variegate attack resume {campaign} goes on")
+        return _INTERRUPTED
     facts = {**asdict(ended), "failed": dict(ended.failed), "redone": dict(ended.redone)}
     emit(facts, args.json, lambda: _ended_text(ended))
     if not ended.failed:

@@ -30,6 +30,7 @@ from variegate.attack.campaign.software import difference, software
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.verify import verify
 from variegate.attack.campaign.work import Bench
+from variegate.cli.attack_watch import LiveTable
 from variegate.cli.main import main
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import sha256
@@ -274,6 +275,26 @@ def test_a_unit_that_fails_is_tried_again_and_then_reported(inputs: Path, tmp_pa
     )
     assert verify(out).differences == ()
     assert attack("resume", out, "--workers", "0").returncode == 1
+
+
+def test_an_interrupted_campaign_says_how_to_go_on(
+    alone: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(_: LiveTable, standing: runner.Standing) -> None:
+        if sum(row.images for row in standing.values()) >= 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveTable, "show", interrupt)
+        for words in (["run", str(inputs), "--out", str(out)], ["resume", str(out)]):
+            assert main(["attack", *words, "--workers", "0"]) == 130
+            said = capsys.readouterr().err
+            assert said.endswith(f"\nvariegate: interrupted; variegate attack resume {out} goes on\n")
+            assert "run again" not in said
+    assert main(["attack", "resume", str(out), "--workers", "0"]) == 0
+    assert content(out) == content(alone)
 
 
 def test_two_processes_cannot_run_one_campaign(fresh: Path) -> None:
