@@ -283,6 +283,19 @@ def test_cells_are_ranked_within_each_group(tmp_path: Path) -> None:
     assert "to copy 2 at s = 1, 20 % (2 of 10;" in cells[1]
 
 
+def test_a_control_does_not_crowd_out_the_matrices_of_others(tmp_path: Path) -> None:
+    samples, replays = [], []
+    for fleet, attacks in (("control", 10), ("protected", 1)):
+        for number in range(attacks):
+            unit: dict[str, Any] = {"fleet": fleet, "attack": f"a{number}"}
+            samples.append(sample(0, **unit))
+            replays += [replay(0, v, fooled=v == 0 or fleet == "control", **unit) for v in range(2)]
+    page = write_report(campaigns.write(tmp_path / "c", samples, replays), tmp_path / "out").read_text()
+    matrix = page[page.index('<section id="matrix"') : page.index('<section id="queries"')]
+    headings = re.findall(r"<h3>(\w+), ", matrix)
+    assert headings == ["control", "protected", *["control"] * 6]
+
+
 def test_marks_of_queries_are_unique(tmp_path: Path) -> None:
     results = computed(campaigns.write(tmp_path, [sample(0)], []))
     marks = [p.queries for p in results.progress]

@@ -27,6 +27,8 @@ from variegate.keys.errors import Refusal, RefusedError
 MAX_ASSESSMENT_BYTES = 64 * 1024
 _MAX_TEXT = 2000
 _HOURS = 24.0
+_LEAST_HOURS = 0.001
+"""A few seconds a day: with less, days would leave the numbers."""
 _MOST_DAYS = 36500.0
 
 
@@ -43,6 +45,11 @@ class Judgement:
     level: str
     reason: str
     default: bool = False
+
+    @property
+    def basis(self) -> str:
+        """Who says so: "assessor", or "default" for nobody."""
+        return "default" if self.default else "assessor"
 
 
 DEFAULTS: Mapping[Factor, Judgement] = {
@@ -77,7 +84,7 @@ class Assessment:
 
     Attributes:
         assessor: Who judged; empty where nobody did.
-        hours_per_day: That the device answers the attacker, above 0 to 24.
+        hours_per_day: That the device answers the attacker, from 0.001 to 24.
         preparation_days: Before the first query.
         judgements: Of the factors that are not measured.
     """
@@ -109,9 +116,7 @@ def parse(data: bytes) -> Assessment:
     assessor = document.pop("assessor", "")
     if not isinstance(assessor, str) or len(assessor) > _MAX_TEXT:
         raise _wrong("assessor is not a short text")
-    hours = _number(document, "hours_per_day", _HOURS, most=_HOURS)
-    if hours == 0:
-        raise _wrong("hours_per_day is 0")
+    hours = _number(document, "hours_per_day", _HOURS, least=_LEAST_HOURS, most=_HOURS)
     days = _number(document, "preparation_days", 0.0, most=_MOST_DAYS)
     judgements = dict(DEFAULTS)
     for factor in DEFAULTS:
@@ -133,10 +138,10 @@ def _judgement(factor: Factor, table: object) -> Judgement:
     return Judgement(level, reason)
 
 
-def _number(document: dict[str, Any], key: str, default: float, *, most: float) -> float:
+def _number(document: dict[str, Any], key: str, default: float, *, least: float = 0.0, most: float) -> float:
     value = document.pop(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise _wrong(f"{key} is not a number from 0 to {most:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise _wrong(f"{key} is not a number from {least:g} to {most:g}")
     return float(value)
 
 

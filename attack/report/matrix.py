@@ -6,25 +6,26 @@ from variegate.attack.report import html
 from variegate.attack.report.html import Raw, paragraph
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
+from variegate.attack.report.turns import in_turn
 from variegate.attack.report.words import group_words, interval_words, percent, place_words
 
 GROUPS = 8
-"""Groups shown; those with the highest rates."""
+"""Groups shown; those with each fleet's highest rates."""
 COPIES = 16
 """Largest matrix shown; larger ones are in the tables."""
 
 
 def matrices(results: Results) -> Raw:
-    """The matrices of the groups with the highest worst rate, two for each: as found, and at the worst place.
+    """The matrices of each fleet's groups with the highest worst rate, two for each: as found, and at the worst place.
 
     Those places are the least overshoot at the end of the search, and the budget and overshoot of the highest rate.
     """
-    ranked: list[tuple[float, Group]] = []
-    for search in results.searches:
-        worst = results.worst(search.group)
-        if worst is not None:
-            ranked.append((-(worst.net.share or 0.0), search.group))
-    ranked.sort()
+    rates = {
+        search.group: worst.net.share or 0.0
+        for search in results.searches
+        if (worst := results.worst(search.group)) is not None
+    }
+    ranked = in_turn(rates, lambda group: group[0], lambda group: rates[group])
     if not ranked:
         return paragraph("No pair to show.")
     by_cell: dict[tuple[Group, float, float], list[Cell]] = {}
@@ -32,7 +33,7 @@ def matrices(results: Results) -> Raw:
         group = (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))
         by_cell.setdefault((group, float(cell.keys[4]), float(cell.keys[5])), []).append(cell)
     parts = []
-    for _, group in ranked[:GROUPS]:
+    for group in ranked[:GROUPS]:
         least, worst = results.least(group), results.worst(group)
         places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (least, worst) if of is not None})
         drawn = "".join(
@@ -45,7 +46,7 @@ def matrices(results: Results) -> Raw:
     if left > 0:
         parts.append(
             paragraph(
-                f"{left} groups with lower rates, all budgets and overshoots, are in tables/replication_pairs.csv.",
+                f"{left} more groups, and all budgets and overshoots, are in tables/replication_pairs.csv.",
                 kind="note",
             )
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
 from variegate.attack.report.statistics import Rate
+from variegate.attack.report.turns import in_turn
 from variegate.attack.report.words import group_words, percent, place_words, rate_words
 
 CELLS = 2
@@ -213,13 +214,7 @@ def _allows(rate: Rate) -> str:
 
 
 def _in_turn(found: Iterable[Weakness]) -> list[Weakness]:
-    """The heaviest of each fleet, heaviest first, then their second, and so on."""
-    turns: dict[str, int] = defaultdict(int)
-    out = []
-    for weakness in sorted(found, key=lambda weakness: -weakness.weight):
-        out.append((turns[weakness.fleet], weakness))
-        turns[weakness.fleet] += 1
-    return [weakness for _, weakness in sorted(out, key=lambda pair: pair[0])]
+    return in_turn(found, lambda weakness: weakness.fleet, lambda weakness: weakness.weight)
 
 
 def _place(cell: Cell) -> str:
