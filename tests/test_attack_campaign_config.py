@@ -19,6 +19,7 @@ from variegate.attack.campaign.config import Campaign, parse
 from variegate.attack.campaign.images import from_bytes as images_from_bytes
 from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.units import units, victims
+from variegate.attack.report import assessment
 from variegate.cli.main import main
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
@@ -49,7 +50,15 @@ WRONG = [
     ('rewriter = { kind = "none", beta = 1 }', QIM, "fleet[0].rewriter.beta is not known"),
     (f'{QIM}\ndevices = ["socket:/x"]', QIM, "fleet[0].bases makes no sense beside devices"),
     (f"{QIM}\ninput = {{ scale = 2 }}", QIM, "fleet[0].input.scale is not known"),
-    ("frame_rate = 0", "frame_rate = 30", "fleet[1].frame_rate does not keep exclusiveMinimum"),
+    ("frame_rate = 0", "frame_rate = 30", "fleet[1].frame_rate does not keep minimum"),
+    ("frame_rate = 1e-320", "frame_rate = 30", "fleet[1].frame_rate does not keep minimum"),
+    ('images = "a\\u0000b"', 'images = "images.npz"', "data.images must match ^[^\\x00]*$"),
+    ('bases = ["a.onnx", "\\u0000"]', 'bases = ["a.onnx", "b.onnx"]', "fleet[0].bases[1] must match"),
+    (
+        'name = "cars"\ndevices = ["device:\\u0000"]\n\n[[fleet]]\nname = "qim"',
+        'name = "qim"',
+        "fleet[0].devices[0] must match",
+    ),
     ("frame_rate = nan", "frame_rate = 30", "fleet[1].frame_rate is not a finite number"),
     ('kind = "voodoo"\nqueries = 120', 'kind = "hopskipjump"\nqueries = 120', "attack[0].kind: there is no attack"),
     ("queries = 120\nparameters = { mean = 1 }", "queries = 120", "attack[0].parameters.mean: hopskipjump has no such"),
@@ -103,6 +112,13 @@ def test_what_is_wrong_is_named_by_its_path(written: str, instead: str, words: s
     assert caught.value.refusal is Refusal.MALFORMED
     assert len(caught.value.message) <= 320
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("hours", ["1e-320", "0", "0.0009", "-1", "nan"])
+def test_hours_a_day_have_a_least_value(hours: str) -> None:
+    with pytest.raises(RefusedError, match=r"^assessment: hours_per_day is "):
+        assessment.parse(f"schema = 1\nhours_per_day = {hours}".encode())
+    assert assessment.parse(b"schema = 1\nhours_per_day = 0.001").hours_per_day == 0.001
 
 
 def test_a_resolved_campaign_is_read_back_as_it_was() -> None:
