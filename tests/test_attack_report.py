@@ -212,7 +212,7 @@ def test_the_worst_is_over_budgets_and_overshoots(tmp_path: Path) -> None:
     assert "after 200 queries, 90 % (9 of 10;" in found["any-overshoot"]
     page = write_report(folder, tmp_path / "out").read_text()
     summary = page[page.index('id="summary"') : page.index('id="weak"')]
-    assert "s&nbsp;=&nbsp;3, after 200 queries; 9 of 10" in summary
+    assert "s&nbsp;=&nbsp;3; 9 of 10</small><small>after 200 queries</small>" in summary
     assert "<caption>s = 3, after 200 queries;" in page
 
 

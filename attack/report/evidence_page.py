@@ -113,9 +113,9 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
 def _cell(way: Way | None, rate: FrameRate, *, least: bool = False) -> Raw:
     if way is None:
         return Raw("no hit")
-    at = place_words(way.budget, way.overshoot)
+    at = place_words(way.budget, way.overshoot).split(", ")
     fooled = "" if least else _small(f"{percent(way.shown.share)}, n = {way.shown.trials:,}")
-    return Raw(_with_hours(way.least if least else way.mean, rate) + _small(at) + fooled)
+    return Raw(_with_hours(way.least if least else way.mean, rate) + "".join(map(_small, at)) + fooled)
 
 
 def _stopped(budget: int) -> str:

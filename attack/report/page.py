@@ -321,7 +321,9 @@ def _key(results: Results, plots: Plots) -> Raw:
 def _rate(rate: Rate, at: str) -> Raw:
     if not rate.trials:
         return Raw("no pair")
+    overshoot, *stopped = at.split(", ")
+    after = "".join(f"<small>{html.text(words)}</small>" for words in stopped)
     return Raw(
-        f"{percent(rate.share)}<small>{html.text(at)}; {rate.hits:,} of {rate.trials:,}</small>"
+        f"{percent(rate.share)}<small>{html.text(overshoot)}; {rate.hits:,} of {rate.trials:,}</small>{after}"
         f"<small>{interval_words(rate.wilson)} by pair</small><small>{interval_words(rate.clustered)} by image</small>"
     )
