@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.algorithms.table import ATTACKS, CORRECTED, from_config
+from variegate.attack.algorithms.table import ATTACKS, CORRECTED, DEFAULTS, from_config
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
 from variegate.attack.oracle import Oracle, to_frames, to_points
 from variegate.attack.oracles import Patience, opened
@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
         "--images", type=Path, required=True, metavar="NPZ", help="array x (N, C, H, W), and y (classes) if known"
     )
     p.add_argument("--attack", choices=sorted(ATTACKS), default="hopskipjump", help="(default: %(default)s)")
-    p.add_argument("--profile", default=CORRECTED, help="of the attack (default: %(default)s)")
+    p.add_argument("--profile", default=CORRECTED, help=f"{_profiles()} (default: %(default)s)")
     p.add_argument("--queries", type=_whole, default=2000, metavar="N", help="labels for each image (default: 2000)")
     p.add_argument("--count", type=_whole, default=10, metavar="N", help="images, from the file's first (default: 10)")
     p.add_argument("--seed", type=_whole, default=0, metavar="N", help="of all randomness (default: 0)")
@@ -55,6 +55,17 @@ def add_command(commands: Any) -> None:
     tls.add_argument("--cert", type=Path, metavar="PEM", help="client certificate, if it asks for one")
     tls.add_argument("--key", type=Path, metavar="PEM", help="its key")
     p.set_defaults(run=_try)
+
+
+def _profiles() -> str:
+    """Profiles and the attacks that have them."""
+    of: dict[str, list[str]] = {}
+    for kind, profile in sorted(DEFAULTS):
+        of.setdefault(profile, []).append(kind)
+    words = (
+        f"{name} ({'every attack' if len(kinds) == len(ATTACKS) else ', '.join(kinds)})" for name, kinds in of.items()
+    )
+    return " or ".join(words)
 
 
 def _try(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results
 from variegate.attack.campaign.verify import verify
 from variegate.attack.report.write import write_report
+from variegate.cli.main import main
 from variegate.keys.errors import RefusedError
 
 
@@ -50,6 +51,21 @@ def test_units_that_no_campaign_has_are_damage_to_everybody(change: str, fresh: 
     for reader in (verify, open_results, lambda folder: write_report(folder, tmp_path / "report")):
         with pytest.raises(RefusedError, match="the ledger is damaged"):
             reader(fresh)
+
+
+@pytest.mark.parametrize("what", ["empty", "another's tables", "no tables"])
+def test_a_ledger_without_its_tables_is_damage_in_a_folder_that_is_named(
+    what: str, fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fresh / "ledger.sqlite").write_bytes(b"")
+    if what != "empty":
+        with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+            db.executescript("CREATE TABLE meta (a, b)" if what == "another's tables" else "PRAGMA user_version = 1")
+    for words in (["resume"], ["verify"], ["query", "SELECT 1"]):
+        assert main(["attack", words[0], str(fresh), *words[1:]]) == 1
+        said = capsys.readouterr().err
+        assert f"variegate: the ledger is damaged: {fresh / 'ledger.sqlite'}\n" in said
+        assert "space left" not in said
 
 
 @pytest.mark.parametrize("value", ["", "[]", '{"qim": 1.5}', "[" * 60_000])

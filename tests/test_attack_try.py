@@ -108,6 +108,13 @@ def test_a_simulated_device_is_turned_on(place: Path, tmp_path: Path, capsys: py
     assert "budget is spent" in error
 
 
+def test_the_help_lists_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = tried(capsys, "--help")
+    assert status == 0
+    words = "--profile PROFILE art-1.20 (boundary, geoda, hopskipjump) or corrected (every attack) (default: corrected)"
+    assert words in " ".join(text.split())
+
+
 def test_what_cannot_be_is_refused_before_a_query(
     place: Path, url: str, port: LabelPort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ class Ledger:
             RefusedError: `MALFORMED`: it is damaged, or of another version.
             DeviceError: Storage failed.
         """
-        path = folder / NAME
+        path = self._path = folder / NAME
         if not path.is_file():
             raise MisuseError(f"{folder} is no campaign", hint="variegate attack run FILE --out FOLDER makes one")
         self._lock = _locked(folder) if write else None
@@ -136,9 +136,9 @@ class Ledger:
         try:
             asked = json.loads(self.meta.get(CHOOSING, "{}"))
         except (ValueError, RecursionError) as error:
-            raise _damaged() from error
+            raise _damaged(self._path) from error
         if not isinstance(asked, dict) or not all(type(number) is int for number in asked.values()):
-            raise _damaged()
+            raise _damaged(self._path)
         return asked
 
     def entries(self) -> list[Entry]:
@@ -154,7 +154,7 @@ class Ledger:
         try:
             return [_entry(row) for row in rows]
         except (ValueError, TypeError, RecursionError) as error:
-            raise _damaged() from error
+            raise _damaged(self._path) from error
 
     def outcomes(self, unit: str) -> dict[int, bytes]:
         """Outcomes of a unit under way, by the image's place.
@@ -167,7 +167,7 @@ class Ledger:
             if not isinstance(data, bytes) or sha256(data).hex() != digest:
                 raise RefusedError(Refusal.MALFORMED, f"the ledger's outcome of image {image} of {unit} was changed")
             if type(image) is not int:
-                raise _damaged()
+                raise _damaged(self._path)
             out[image] = data
         return out
 
@@ -258,7 +258,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _storage(Path(NAME)):
+        with _storage(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -269,12 +269,12 @@ class Ledger:
                 raise
 
     def _all(self, statement: str, *values: str) -> list[Any]:
-        with _storage(Path(NAME)):
+        with _storage(self._path):
             return self._db.execute(statement, values).fetchall()
 
     def _check(self) -> None:
         if self._db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-            raise _damaged()
+            raise _damaged(self._path)
         if self.meta.get("schema") != str(SCHEMA):
             raise RefusedError(Refusal.MALFORMED, "the ledger is of another version")
 
@@ -330,8 +330,9 @@ def _entry(row: Sequence[Any]) -> Entry:
     )
 
 
-def _damaged() -> RefusedError:
-    return RefusedError(Refusal.MALFORMED, "the ledger is damaged", hint="the shards that are there may still be good")
+def _damaged(path: Path) -> RefusedError:
+    hint = "the shards that are there may still be good"
+    return RefusedError(Refusal.MALFORMED, f"the ledger is damaged: {path}", hint=hint)
 
 
 @contextlib.contextmanager
@@ -340,11 +341,14 @@ def _storage(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        # Our statements fit our tables: where they do not, these are not ours.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise _damaged(path) from error
         raise DeviceError(
             f"cannot use {path}: {error}", hint="check the space left, and who may write there"
         ) from error
     except (sqlite3.DatabaseError, OverflowError) as error:
-        raise _damaged() from error
+        raise _damaged(path) from error
 
 
 def _quoted(path: Path) -> str:
