@@ -162,6 +162,28 @@ def test_a_worker_that_dies_hands_its_unit_back(prepared: Prepared, alone: Path)
         engine.close()
 
 
+def test_what_a_worker_told_before_it_died_is_not_lost_when_none_can_be_had(
+    prepared: Prepared, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Processes(1, alone)
+    try:
+        engine.submit(Job(unit=units(prepared.campaign)[0]))
+        worker = engine._workers[0]
+        assert worker.pipe.poll(60)
+        worker.process.kill()
+        worker.process.join()
+
+        def none() -> None:
+            raise DeviceError("a worker does not start")
+
+        monkeypatch.setattr(engine, "_start", none)
+        assert isinstance(engine.wait(5)[0], ImageDone)
+        with pytest.raises(DeviceError, match="does not start"):
+            engine.wait(5)
+    finally:
+        engine.close()
+
+
 def test_workers_that_never_start_are_given_up(prepared: Prepared, tmp_path: Path) -> None:
     engine = Processes(1, tmp_path)  # no campaign there
     try:

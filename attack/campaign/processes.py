@@ -63,6 +63,7 @@ class Processes:
         self._folder, self._context = folder, mp.get_context("spawn")
         self._jobs: deque[Job] = deque()
         self._deaths = 0
+        self._broken: DeviceError | None = None
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):
@@ -87,14 +88,22 @@ class Processes:
         self._deal()
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """As `Engine.wait`."""
+        """As `Engine.wait`; what has come is told before an error is."""
+        if self._broken is not None:
+            raise self._broken
         ready = set(wait([worker.pipe for worker in self._workers], timeout_s))
         events: list[Event] = []
         for i, worker in enumerate(list(self._workers)):
             if worker.pipe in ready:
                 events += self._received(worker)
             if worker.dead:
-                events += self._replaced(i)
+                try:
+                    events += self._replaced(i)
+                except DeviceError as error:
+                    if not events:
+                        raise
+                    self._broken = error
+                    return events
         self._deal()
         return events
 

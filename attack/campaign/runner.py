@@ -231,10 +231,10 @@ class _Run:
     def _keep(self, images: list[ImageDone]) -> None:
         """Keeps outcomes of units that are not done; a unit that was given up has them when it is tried again."""
         images = [image for image in images if image.unit in self._open or image.unit in self._failed]
+        for image in images:
+            self._count(image)  # first, since it reads them: what cannot be read must not lie in the ledger
         if images:
             self._ledger.keep(images)
-        for image in images:
-            self._count(image)
 
     def _count(self, done: ImageDone) -> None:
         unit = self._units[done.unit]
