@@ -25,11 +25,11 @@ from variegate.keys.primitives import sha256
 TARGET_STEP = 0.05
 """Step d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding."""
 _STRENGTHS = (
-    (32, 4.0), (64, 5.0), (64, 4.5), (64, 4.0), (64, 3.5), (64, 3.0), (64, 2.5), (64, 2.0), (128, 2.0), (256, 2.0),
-    (256, 1.5),
+    (32, 15.0), (64, 27.0), (32, 13.0), (64, 25.0), (64, 23.0), (64, 21.0), (64, 19.0), (64, 17.0), (64, 15.0),
+    (64, 13.0), (128, 20.0), (128, 15.0), (256, 20.0),
 )  # fmt: skip
-"""(B, beta), by falling beta / sqrt(B): both the loss of accuracy and how near attractors are go by that."""
-_SHARPNESSES = (1.0, 2.0)
+"""(B, beta) of the squared form, by falling beta / B: both the loss of accuracy and how near attractors are go by
+that."""
 _ALPHAS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _AMPLITUDES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -87,10 +87,7 @@ def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
     elif kind == SpreadSpectrum.kind:
         yield from (SpreadSpectrum(amplitude=amplitude) for amplitude in _AMPLITUDES)
     elif kind == Qim.kind:
-        for messages, beta in _STRENGTHS:
-            # A surer base costs less accuracy, but hides attractors from a search: only where it must be.
-            for sharpness in _SHARPNESSES:
-                yield qim_near(contract, messages, beta, sharpness)
+        yield from (qim_near(contract, messages, beta) for messages, beta in _STRENGTHS)
     else:
         raise MisuseError(f"rewriter {kind!r} is unknown", hint="known are qim, permutation, spread")
 
@@ -159,8 +156,8 @@ def _try(
     )
 
 
-def qim_near(contract: Contract, messages: int, beta: float, sharpness: float = 1.0) -> Qim:
-    """QIM with B = `messages`, on the grid whose power-of-two step comes nearest to `TARGET_STEP`.
+def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
+    """Squared QIM with B = `messages`, on the grid whose power-of-two step comes nearest to `TARGET_STEP`.
 
     Of grids that come as near (within a tenth, in logarithm), the finest is taken: it is the cheapest.
     """
@@ -177,7 +174,7 @@ def qim_near(contract: Contract, messages: int, beta: float, sharpness: float = 
         if messages % positions == 0:
             step = 2 ** max(1, round(math.log2(TARGET_STEP * 255 * math.sqrt(pixels / positions))))
             repeats = messages // positions
-            fitting.append(Qim(grid=grid, repeats=repeats, steps=(step,), beta=beta, sharpness=sharpness))
+            fitting.append(Qim(grid=grid, repeats=repeats, steps=(step,), beta=beta, squared=True))
     return min(fitting, key=rank)
 
 
