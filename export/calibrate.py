@@ -43,7 +43,7 @@ class Tried:
         accuracy: Mean over copies, in 0..1.
         deviation: Standard deviation over copies.
         loss_points: Mean loss against the base, in percentage points.
-        error_points: Standard error of that mean.
+        error_points: Standard error of that mean, over copies and over images.
         agreement: Mean share of images on which copy and base agree.
     """
 
@@ -144,14 +144,18 @@ def _try(
 ) -> Tried:
     judge = CopyJudge(template)
     labels = np.stack([judge.labels(sha256(b"calibration", bytes([i])), validation) for i in range(copies)])
-    accuracies = (labels == truth).mean(axis=1)
+    right = labels == truth
+    accuracies = right.mean(axis=1)
     deviation = float(accuracies.std(ddof=1)) if copies > 1 else 0.0
+    # Copies meet the same images, so these are an error of their own, however many copies there are.
+    lost = (own == truth) - right.mean(axis=0)
+    error = math.hypot(deviation / math.sqrt(copies), float(lost.std()) / math.sqrt(len(truth)))
     return Tried(
         parameters=to_parameters(template.rewriter),
         accuracy=float(accuracies.mean()),
         deviation=deviation,
         loss_points=100 * float((own == truth).mean() - accuracies.mean()),
-        error_points=100 * deviation / math.sqrt(copies),
+        error_points=100 * error,
         agreement=float((labels == own).mean()),
     )
 
