@@ -13,7 +13,8 @@ A candidate's figure is its **worst** replication over attacks, budgets and over
 most `ALLOWED_REPLICATION`. A search that never comes down to the attractors ends on the base's own boundary, and
 what it finds there fools every copy. So attractors must also be found, and a weak search or a small budget counts
 against a setting like a strong one. Images are read rightly by all copies: rates are net of clean errors.
-The setting with the least is then searched once more in a fleet dealt out over several bases, trained apart.
+The setting whose worst at the full budget is the least is chosen: at the shortest budget settings differ by less than
+their intervals. It is searched once more in a fleet dealt out over several bases, trained apart.
 Beside it stands the worst of samples found within an L2 of 1: what is left when searches that got stuck far away, at
 little more than another picture, do not count.
 
@@ -183,6 +184,12 @@ def worst(rows: Sequence[dict[str, Any]], rate: str = "rate") -> dict[str, Any]:
     return max(rows, key=lambda row: (row[rate], row["overshoot"]))
 
 
+def at_end(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the full budget."""
+    most = max(row["budget"] for row in rows)
+    return [row for row in rows if row["budget"] == most]
+
+
 def studied(study: Study, state: State) -> list[dict[str, Any]]:
     """All candidates of one dataset with what is known of them; the chosen one is marked."""
     bench = Bench(study, state)
@@ -203,7 +210,7 @@ def studied(study: Study, state: State) -> list[dict[str, Any]]:
         row["worst"] = worst(row["search"])
         print(f"{study.subject.name} {row['name']}: worst {row['worst']}", flush=True)
     if finalists:
-        row, rewriter = min(finalists, key=lambda pair: pair[0]["worst"]["rate"])
+        row, rewriter = min(finalists, key=lambda pair: worst(at_end(pair[0]["search"]))["rate"])
         row["chosen"], count = True, len(study.bases)
         row["search_bases"] = [
             one for attack in ATTACKS for one in bench.searched(rewriter, attack, study.search, count)
@@ -221,21 +228,20 @@ def figures_of(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]
             out[f"{dataset}_{row['name']}_worst_replication_to_s3"] = row["worst"]["rate"]
         if row.get("chosen"):
             low, high = row["worst"]["interval"]
-            at_end = [one for one in row["search"] if one["budget"] == max(o["budget"] for o in row["search"])]
+            end = at_end(row["search"])
             out |= {
                 f"{dataset}_accuracy_loss": row["loss_points"],
                 f"{dataset}_accuracy_loss_error": row["error_points"],
                 f"{dataset}_worst_replication_to_s3": row["worst"]["rate"],
                 f"{dataset}_worst_replication_to_s3_low": low,
                 f"{dataset}_worst_replication_to_s3_high": high,
-                f"{dataset}_worst_replication_to_s3_at_full_budget": worst(at_end)["rate"],
+                f"{dataset}_worst_replication_to_s3_at_full_budget": worst(end)["rate"],
                 f"{dataset}_worst_replication_to_s3_within_l2_1": worst(row["search"], "near_rate")["near_rate"],
-                f"{dataset}_worst_replication_to_s3_within_l2_1_at_full_budget": worst(at_end, "near_rate")[
-                    "near_rate"
-                ],
-                f"{dataset}_found_within_l2_1_at_full_budget": min(o["near"] / max(1, o["samples"]) for o in at_end),
-                f"{dataset}_replication_s1_at_full_budget": max(o["rate"] for o in at_end if o["overshoot"] == 1),
+                f"{dataset}_worst_replication_to_s3_within_l2_1_at_full_budget": worst(end, "near_rate")["near_rate"],
+                f"{dataset}_found_within_l2_1_at_full_budget": min(o["near"] / max(1, o["samples"]) for o in end),
+                f"{dataset}_replication_s1_at_full_budget": max(o["rate"] for o in end if o["overshoot"] == 1),
                 f"{dataset}_within_both_bars": int(row["worst"]["rate"] <= ALLOWED_REPLICATION),
+                f"{dataset}_within_both_bars_at_full_budget": int(worst(end)["rate"] <= ALLOWED_REPLICATION),
             }
             for words, rows_of in (("", row["search"]), ("_several_bases", row["search_bases"])):
                 for budget in sorted({one["budget"] for one in rows_of}):

@@ -113,9 +113,9 @@ def calibration() -> list[str]:
     f, n = document["figures"], document["n"]
     lines = [
         (
-            "**Calibration study**: the QIM setting with the least replication at any overshoot up to 3, budget and "
-            "attack, of those that cost at most 0.5 points (`python -m benchmarks.calibration`; all candidates in the "
-            "result file)"
+            "**Calibration study**: of the QIM settings that cost at most 0.5 points, the one with the least "
+            "replication at the full budget, over two attacks and every overshoot up to 3 "
+            "(`python -m benchmarks.calibration`; all candidates in the result file)"
         ),
         "",
         (
