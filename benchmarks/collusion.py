@@ -82,7 +82,7 @@ class Size:
     queries: int
 
 
-FULL, QUICK = Size(40, 8_000), Size(2, 150)
+FULL, QUICK = Size(24, 8_000), Size(2, 150)
 
 
 def attacked_images(size: Size) -> Attacked:
