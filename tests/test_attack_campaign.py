@@ -284,7 +284,7 @@ def test_an_interrupted_campaign_says_how_to_go_on(
 
     def interrupt(_: LiveTable, standing: runner.Standing) -> None:
         if sum(row.images for row in standing.values()) >= 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(LiveTable, "show", interrupt)
