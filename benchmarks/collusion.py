@@ -2,8 +2,8 @@
 
     python -m benchmarks.collusion [--quick] [--out FILE] [--workers N]
 
-Three fleets: permutation and QIM on one base, and QIM dealt out over three bases (copy i has base i mod 3). The first
-copies are the colluders', the last four the victims'. HopSkipJump asks 8,000 labels of each device:
+Two fleets: QIM on one base, and dealt out over three bases (copy i has base i mod 3); permutation falls to one attacker.
+The first copies are the colluders', the last four the victims'. HopSkipJump asks 8,000 labels of each device:
 
 - `alone`: by the first copy.
 - `vote`, `all`: by k colluders, on the answer of most of their copies, or for what fools all of them.
@@ -38,7 +38,7 @@ from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.report.statistics import rate
 from variegate.attack.whitebox.study import ReplicationRow
 from variegate.export.fuse import fuse
-from variegate.export.rewriters import Permutation, Qim, Rewriter
+from variegate.export.rewriters import Qim, Rewriter
 
 NAME: Final = "collusion"
 COPIES, VICTIMS = 12, (8, 9, 10, 11)
@@ -66,7 +66,7 @@ class Fleet:
         return [LocalCopy(templates[i % len(templates)], seed) for i, seed in enumerate(seeds(COPIES))]
 
 
-FLEETS: Final = (Fleet("permutation", Permutation(alpha=0.8)), Fleet("qim", _QIM), Fleet("qim_training", _QIM, bases=3))
+FLEETS: Final = (Fleet("qim", _QIM), Fleet("qim_training", _QIM, bases=3))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Size:
     queries: int
 
 
-FULL, QUICK = Size(24, 8_000), Size(2, 150)
+FULL, QUICK = Size(16, 8_000), Size(2, 150)
 
 
 def attacked_images(size: Size) -> Attacked:
@@ -126,8 +126,7 @@ def studied(fleet: Fleet, attacked: Attacked, size: Size) -> tuple[dict[str, dic
             print(f"{fleet.name} {made.method} of {made.colluders}: done", flush=True)
             if made.method == "alone":
                 tries = several_tries(devices, attacked, made.frames, VICTIMS)
-        if fleet.rewriter.kind == Qim.kind:
-            out |= rates(fleet.name, smoothed(devices[0], attacked, images, 4 * size.queries), devices, attacked)
+        out |= rates(fleet.name, smoothed(devices[0], attacked, images, 4 * size.queries), devices, attacked)
     return out, tries
 
 
