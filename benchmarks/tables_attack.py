@@ -252,8 +252,8 @@ def _collusion() -> list[str]:
         (
             f"**Colluders and adaptive attacks**, GTSRB, HopSkipJump with {n['queries']:,} queries of each copy, "
             f"{n['images']} images, {n['victims']} victims (`python -m benchmarks.collusion`; DeepFool, "
-            f"{inside['n']['images_white']} images: `benchmarks.study`): share of pairs fooled at s = 1 / s = 3 in %, "
-            "net, with the median L2 at s = 1"
+            f"{inside['n']['images_white']} images: `benchmarks.study`): pairs fooled at s = 1 / s = 3, of those whose "
+            "sample fools most of the makers' copies there (none: no sample does), net, with the median L2 at s = 1"
         ),
         "",
         "| copies | method | " + " | ".join(f"k = {k}" for k in sizes) + " |",
@@ -272,8 +272,8 @@ def _near_and_far(raw: Mapping[str, Any], name: str, k: int) -> str:
     near, far = (raw.get(f"{name}_k{k}_{s}", raw.get(f"{name}_{s}_k{k}")) for s in ("s1", "s3"))
     if near is None or far is None:
         return ""
-    shares = [f"{100 * row['hits'] / row['trials']:.0f}" if row["trials"] else "none" for row in (near, far)]
-    return f"{' / '.join(shares)} ({near['median_l2']:.2f})" if near["median_l2"] is not None else "none found"
+    shares = " / ".join(f"{row['hits']} of {row['trials']}" if row["trials"] else "none" for row in (near, far))
+    return shares if near["median_l2"] is None else f"{shares} ({near['median_l2']:.2f})"
 
 
 SECTIONS: tuple[Callable[[], list[str]], ...] = (replication, calibration, study, equivalence, attack, engine)

@@ -36,7 +36,7 @@ PROMISED = {
     "fuzz": {"executions", "targets", "findings", "open_findings", "planted_found"},
     "equivalence": {"max_abs_log_ratio_hsj", "max_abs_log_ratio_boundary", "max_abs_log_ratio_geoda", "n"},
     "calibration": {"gtsrb_accuracy_loss", "gtsrb_worst_replication_to_s3"},
-    "collusion": {f"gtsrb_qim_{made}_s3" for made in ("alone_k1", "vote_k8", "all_k8", "mean_k8", "smoothed_k1")},
+    "collusion": {f"gtsrb_qim_{made}_s3" for made in ("alone_k1", "vote_k8", "all_k8", "smoothed_k1")},
     "replication": {"gtsrb_qim_hsj_net_s1", "gtsrb_qim_hsj_net_s2", "gtsrb_qim_hsj_net_s3"},
     "attractors": {"grid4x8_median_l2", "grid4x8_replication_s1"},
     "resume": {"kills", "different_bytes"},
