@@ -2,21 +2,23 @@
 
     python -m benchmarks.calibration [--quick] [--out FILE] [--state FILE] [--subject NAME]
 
-For each dataset three stages, each narrower and dearer:
+For each dataset four stages, each narrower and dearer:
 
 1. **accuracy**: every candidate over ten copies on the whole test set, from the base's probabilities.
 2. **screen**: those that may be worth it (loss up to `NEAR_POINTS`) are searched a little, by one attack.
-3. **search**: the best of those within `ALLOWED_POINTS` are searched by two attacks with several budgets, and what was
-   found is shown to other copies of the same base, scaled by every overshoot.
+3. **search**: of those within `ALLOWED_POINTS` the best of each form of QIM, and the best of the rest, are searched by
+   three attacks with several budgets, and what was found is shown to other copies of the same base, scaled by every
+   overshoot.
+4. **confirm**: the chosen one is searched on other images, in a fleet of one base and in one dealt out over several
+   bases that were trained apart.
 
 A candidate's figure is its **worst** replication over attacks, budgets and overshoots: the bar is that even this is at
 most `ALLOWED_REPLICATION`. A search that never comes down to the attractors ends on the base's own boundary, and
 what it finds there fools every copy. So attractors must also be found, and a weak search or a small budget counts
 against a setting like a strong one. Images are read rightly by all copies: rates are net of clean errors.
 The setting whose worst at the full budget is the least is chosen: at the shortest budget settings differ by less than
-their intervals. It is searched once more in a fleet dealt out over several bases, trained apart.
-Beside it stands the worst of samples found within an L2 of 1: what is left when searches that got stuck far away, at
-little more than another picture, do not count.
+their intervals. Beside it stands the worst of samples found within an L2 of 1: what is left when searches that got
+stuck far away, at little more than another picture, do not count.
 
 Rows that are done are kept in --state; a run that is stopped goes on from there.
 """
@@ -28,7 +30,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,20 @@ from variegate.attack.search import Attack
 from variegate.export.fuse import fuse
 from variegate.export.parity import CopyJudge, ParitySet
 from variegate.export.release import measure
-from variegate.export.rewriters import Rewriter, to_parameters
+from variegate.export.rewriters import Qim, Rewriter, to_parameters
 from variegate.keys.primitives import sha256
 
 NAME = "calibration"
 ALLOWED_POINTS, NEAR_POINTS, ALLOWED_REPLICATION = 0.5, 0.7, 0.05
-ATTACKS: tuple[Attack, ...] = (HopSkipJump.corrected(), Cgba.corrected())
+ATTACKS: Mapping[str, Attack] = {
+    "hopskipjump": HopSkipJump.corrected(),
+    "cgba": Cgba.corrected(),
+    "hopskipjump_linf": HopSkipJump.corrected("linf"),
+}
+SCREEN = "hopskipjump"
 FINALISTS = 3
+CONFIRM = 1
+"""Seed of the images on which the choice is measured; it is made on those of seed 0."""
 
 
 @dataclass(frozen=True)
@@ -164,19 +173,27 @@ class Bench:
             self.state.put(key, row)
         return row
 
-    def searched(self, rewriter: Rewriter, attack: Attack, effort: Effort, bases: int = 1) -> list[dict[str, Any]]:
-        """Replication by budget and overshoot, in a fleet dealt out over so many of the bases."""
-        fields = {name: getattr(attack, name) for name in sorted(getattr(attack, "__dataclass_fields__", ()))}
+    def searched(
+        self, rewriter: Rewriter, name: str, effort: Effort, *, bases: int = 1, seed: int = 0
+    ) -> list[dict[str, Any]]:
+        """Replication of a named attack by budget and overshoot, in a fleet dealt out over so many of the bases."""
+        attack = ATTACKS[name]
+        fields = {key: getattr(attack, key) for key in sorted(getattr(attack, "__dataclass_fields__", ()))}
         names = [subject.network for subject in self.study.bases[:bases]]
-        key = ["search", names, asdict(effort), attack.name, fields, to_parameters(rewriter)]
+        key = ["search", names, asdict(effort), attack.name, fields, seed, to_parameters(rewriter)]
         rows: list[dict[str, Any]] | None = self.state.get(key)
         if rows is None:
             templates = [fuse(subject.base, rewriter, "uint8") for subject in self.study.bases[:bases]]
             fleet = copies(templates, effort.victims + 1)
-            found: Replication = search(fleet, *self.test, attack, effort)
-            rows = [{"attack": attack.name, **row} for row in found.plain()]
+            found: Replication = search(fleet, *self.test, attack, effort, seed=seed)
+            rows = [{"attack": name, **row} for row in found.plain()]
             self.state.put(key, rows)
         return rows
+
+    def hunted(self, rewriter: Rewriter, *, bases: int = 1, seed: int = 0) -> list[dict[str, Any]]:
+        """What all attacks at the full effort come to."""
+        effort = self.study.search
+        return [row for name in ATTACKS for row in self.searched(rewriter, name, effort, bases=bases, seed=seed)]
 
 
 def worst(rows: Sequence[dict[str, Any]], rate: str = "rate") -> dict[str, Any]:
@@ -190,6 +207,20 @@ def at_end(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["budget"] == most]
 
 
+def finalists(rows: Sequence[tuple[dict[str, Any], Rewriter]]) -> list[tuple[dict[str, Any], Rewriter]]:
+    """Of the QIM settings within the allowance, the best screened of each form, then the best of the rest."""
+    within = [pair for pair in rows if pair[0]["loss_points"] + pair[0]["error_points"] <= ALLOWED_POINTS]
+    ranked = sorted(
+        (pair for pair in within if isinstance(pair[1], Qim)), key=lambda pair: float(pair[0]["screened_worst"])
+    )
+    firsts = [
+        next((pair for pair in ranked if isinstance(pair[1], Qim) and pair[1].squared is form), None)
+        for form in (False, True)
+    ]
+    out = [pair for pair in firsts if pair is not None]
+    return out + [pair for pair in ranked if pair not in out][: FINALISTS - len(out)]
+
+
 def studied(study: Study, state: State) -> list[dict[str, Any]]:
     """All candidates of one dataset with what is known of them; the chosen one is marked."""
     bench = Bench(study, state)
@@ -197,25 +228,21 @@ def studied(study: Study, state: State) -> list[dict[str, Any]]:
     for name, rewriter in candidates():
         row: dict[str, Any] = {"name": name, "parameters": to_parameters(rewriter), **bench.accuracy(rewriter)}
         if row["loss_points"] <= NEAR_POINTS:
-            row["screen"] = bench.searched(rewriter, ATTACKS[0], study.screen)
-            row["screened_worst"] = worst(row["screen"])["rate"]
+            row["screen"] = bench.searched(rewriter, SCREEN, study.screen)
+            row["screened_worst"] = worst(at_end(row["screen"]))["rate"]
         print(f"{study.subject.name} {name}: lost {row['loss_points']:.2f}, {row.get('screened_worst')}", flush=True)
         rows.append((row, rewriter))
-    within = [pair for pair in rows if pair[0]["loss_points"] + pair[0]["error_points"] <= ALLOWED_POINTS]
-    # The simple ones stay in: they show what the others are worth.
-    qims = [pair for pair in within if pair[0]["parameters"]["kind"] == "qim"]
-    finalists = sorted(qims, key=lambda pair: pair[0]["screened_worst"])[:FINALISTS]
-    for row, rewriter in finalists:
-        row["search"] = [one for attack in ATTACKS for one in bench.searched(rewriter, attack, study.search)]
-        row["worst"] = worst(row["search"])
+    found = finalists(rows)
+    for row, rewriter in found:
+        row["search"] = bench.hunted(rewriter)
+        row["worst"] = worst(at_end(row["search"]))
         print(f"{study.subject.name} {row['name']}: worst {row['worst']}", flush=True)
-    if finalists:
-        row, rewriter = min(finalists, key=lambda pair: worst(at_end(pair[0]["search"]))["rate"])
-        row["chosen"], count = True, len(study.bases)
-        row["search_bases"] = [
-            one for attack in ATTACKS for one in bench.searched(rewriter, attack, study.search, count)
-        ]
-        print(f"{study.subject.name}, {count} bases: worst {worst(row['search_bases'])}", flush=True)
+    if found:
+        row, rewriter = min(found, key=lambda pair: float(pair[0]["worst"]["rate"]))
+        row["chosen"], row["confirm"] = True, bench.hunted(rewriter, seed=CONFIRM)
+        print(f"{study.subject.name}, other images: worst {worst(row['confirm'])}", flush=True)
+        row["confirm_bases"] = bench.hunted(rewriter, bases=len(study.bases), seed=CONFIRM)
+        print(f"{study.subject.name}, {len(study.bases)} bases: worst {worst(row['confirm_bases'])}", flush=True)
     return [row for row, _ in rows]
 
 
@@ -224,29 +251,40 @@ def figures_of(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]
     out: dict[str, float] = {}
     for row in rows:
         out[f"{dataset}_{row['name']}_accuracy_loss"] = row["loss_points"]
-        if "worst" in row:
-            out[f"{dataset}_{row['name']}_worst_replication_to_s3"] = row["worst"]["rate"]
+        if "search" in row:
+            for name in ATTACKS:
+                of = worst([one for one in at_end(row["search"]) if one["attack"] == name])
+                out[f"{dataset}_{row['name']}_{name}_to_s3_at_full_budget"] = of["rate"]
         if row.get("chosen"):
-            low, high = row["worst"]["interval"]
-            end = at_end(row["search"])
-            out |= {
-                f"{dataset}_accuracy_loss": row["loss_points"],
-                f"{dataset}_accuracy_loss_error": row["error_points"],
-                f"{dataset}_worst_replication_to_s3": row["worst"]["rate"],
-                f"{dataset}_worst_replication_to_s3_low": low,
-                f"{dataset}_worst_replication_to_s3_high": high,
-                f"{dataset}_worst_replication_to_s3_at_full_budget": worst(end)["rate"],
-                f"{dataset}_worst_replication_to_s3_within_l2_1": worst(row["search"], "near_rate")["near_rate"],
-                f"{dataset}_worst_replication_to_s3_within_l2_1_at_full_budget": worst(end, "near_rate")["near_rate"],
-                f"{dataset}_found_within_l2_1_at_full_budget": min(o["near"] / max(1, o["samples"]) for o in end),
-                f"{dataset}_replication_s1_at_full_budget": max(o["rate"] for o in end if o["overshoot"] == 1),
-                f"{dataset}_within_both_bars": int(row["worst"]["rate"] <= ALLOWED_REPLICATION),
-                f"{dataset}_within_both_bars_at_full_budget": int(worst(end)["rate"] <= ALLOWED_REPLICATION),
-            }
-            for words, rows_of in (("", row["search"]), ("_several_bases", row["search_bases"])):
-                for budget in sorted({one["budget"] for one in rows_of}):
-                    of = worst([one for one in rows_of if one["budget"] == budget])
-                    out[f"{dataset}{words}_worst_replication_to_s3_at_{budget}"] = of["rate"]
+            out |= _chosen(dataset, row)
+    return out
+
+
+def _chosen(dataset: str, row: dict[str, Any]) -> dict[str, float]:
+    """Figures of the chosen setting, on images that had no part in the choice."""
+    replication = f"{dataset}_worst_replication_to_s3"
+    most, end = worst(row["confirm"]), at_end(row["confirm"])
+    out = {
+        f"{dataset}_accuracy_loss": row["loss_points"],
+        f"{dataset}_accuracy_loss_error": row["error_points"],
+        replication: most["rate"],
+        f"{replication}_low": most["interval"][0],
+        f"{replication}_high": most["interval"][1],
+        f"{replication}_at_full_budget": worst(end)["rate"],
+        f"{replication}_within_l2_1": worst(row["confirm"], "near_rate")["near_rate"],
+        f"{replication}_within_l2_1_at_full_budget": worst(end, "near_rate")["near_rate"],
+        f"{dataset}_found_within_l2_1_at_full_budget": min(o["near"] / max(1, o["samples"]) for o in end),
+        f"{dataset}_replication_s1_at_full_budget": max(o["rate"] for o in end if o["overshoot"] == 1),
+        f"{dataset}_within_both_bars": int(most["rate"] <= ALLOWED_REPLICATION),
+        f"{dataset}_within_both_bars_at_full_budget": int(worst(end)["rate"] <= ALLOWED_REPLICATION),
+    }
+    for words, found in (("", row["confirm"]), ("_several_bases", row["confirm_bases"])):
+        for budget in sorted({one["budget"] for one in found}):
+            of = worst([one for one in found if one["budget"] == budget])
+            out[f"{dataset}{words}_worst_replication_to_s3_at_{budget}"] = of["rate"]
+        for name in ATTACKS:
+            of = worst([one for one in at_end(found) if one["attack"] == name])
+            out[f"{dataset}{words}_{name}_to_s3_at_full_budget"] = of["rate"]
     return out
 
 
@@ -270,7 +308,7 @@ def main() -> None:
             figures |= figures_of(study.subject.name, rows)
             n |= {f"{study.subject.name}_{key}": getattr(study.search, key) for key in ("images", "victims", "queries")}
     path = result_path(NAME, quick=args.quick, out=args.out)
-    write_result(NAME, figures=figures, raw=raw, seeds=[0], n=n, path=path)
+    write_result(NAME, figures=figures, raw=raw, seeds=[0, CONFIRM], n=n, path=path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from variegate.export.base import Base
 from variegate.export.calibrate import TARGET_STEP, qim_near
 from variegate.export.contract import Contract
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
-from variegate.export.parity import CopyJudge, check_template, compare, session, softmax
+from variegate.export.parity import CopyJudge, check_template, compare, session
 from variegate.export.release import measure
 from variegate.export.rewriters import (
     Inputs,
@@ -35,7 +35,6 @@ REWRITERS: list[Rewriter] = [
     Qim(grid=(4, 8), steps=(64,), beta=3.0),
     Qim(grid=(2, 2), repeats=4, steps=(64, 256), beta=2.0),
     Qim(grid=(1, 1), repeats=8, steps=(512,), beta=2.0),
-    Qim(grid=(4, 8), steps=(64,), beta=3.0, sharpness=2.0),
     Qim(grid=(4, 8), steps=(64,), beta=12.0, squared=True),
     SpreadSpectrum(amplitude=0.5),
 ]
@@ -171,8 +170,7 @@ def test_parameters_survive_text(rewriter: Rewriter) -> None:
         {"kind": "qim", "beta": "4"},
         {"kind": "qim", "beta": -1.0},
         {"kind": "qim", "repeats": True},
-        {"kind": "qim", "sharpness": 0.5},
-        {"kind": "qim", "sharpness": 5.0},
+        {"kind": "qim", "sharpness": 1.0},
         {"kind": "qim", "squared": 1},
         {"kind": "permutation", "alpha": 1.0},
         {"kind": "permutation", "alpha": float("nan")},
@@ -182,20 +180,6 @@ def test_parameters_survive_text(rewriter: Rewriter) -> None:
 def test_wrong_parameters_are_misuse(parameters: dict[str, object]) -> None:
     with pytest.raises(MisuseError):
         from_parameters(parameters)
-
-
-def test_sharpness_is_a_temperature_and_changes_no_copy_without_it(base: Base) -> None:
-    shown = bases.images(50)
-    logits = np.random.default_rng(3).normal(0, 3, (50, base.contract.classes)).astype(np.float32)
-    plain, sharp = (Qim(grid=(4, 8), steps=(64,), beta=3.0, sharpness=s) for s in (1.0, 2.0))
-    keyed = recipe.expand(plain.tensors(base.contract, "uint8"), SEED)
-    found = reference_scores(sharp, base.contract, shown, softmax(logits), keyed)
-    np.testing.assert_allclose(
-        found, reference_scores(plain, base.contract, shown, softmax(2 * logits), keyed), atol=1e-5
-    )
-    assert from_parameters({"kind": "qim", "grid": [4, 8], "steps": [64], "beta": 3.0}) == plain
-    operators = {node.op_type for node in onnx.load_model_from_string(fuse(base, plain, "uint8").graph).graph.node}
-    assert not operators & {"Pow", "ReduceSum"}
 
 
 def test_the_squared_form_is_the_formula_and_keeps_the_order_of_each_class(base: Base) -> None:

@@ -58,12 +58,6 @@ class NumpyOps:
         """See `Ops`."""
         return value[:, indices]
 
-    def sharpen(self, value: Array, power: float) -> Array:
-        """See `Ops`."""
-        powers = value ** np.float32(power)
-        out: Array = powers / powers.sum(axis=1, keepdims=True)
-        return out
-
     def project(self, image: Array, weight: Array) -> Array:
         """See `Ops`."""
         out: Array = image.reshape(len(image), -1) @ weight

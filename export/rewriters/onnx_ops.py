@@ -66,12 +66,6 @@ class OnnxOps:
         """See `Ops`."""
         return self.node("Gather", value, indices, axis=1)
 
-    def sharpen(self, value: str, power: float) -> str:
-        """See `Ops`."""
-        powers = self.node("Pow", value, self.constant(np.array(power, np.float32)))
-        total = self.node("ReduceSum", powers, self.constant(np.array([1], np.int64)), keepdims=1)
-        return self.node("Div", powers, total)
-
     def project(self, image: str, weight: str) -> str:
         """See `Ops`."""
         return self.node("MatMul", self.node("Flatten", image, axis=1), weight)

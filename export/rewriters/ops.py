@@ -46,10 +46,6 @@ class Ops(Protocol[V]):
         """Columns of (N, n) in the order of int64 indices (n,)."""
         ...
 
-    def sharpen(self, value: V, power: float) -> V:
-        """Probabilities (N, n), each to a power of at least 1, and made to sum to 1 again."""
-        ...
-
     def project(self, image: V, weight: V) -> V:
         """(N, C, H, W) and (l, n) to (N, n), with l = C * H * W."""
         ...

@@ -16,10 +16,6 @@ laws of dense messages hold, at 1 / (gh * gw) of the cost. Each sub-image still 
 no region of it is free of attractors. The sub-images share one sign pattern for a class, each with a dither of
 its own. `grid=(1, 1)` gives dense messages.
 
-**Sharpness.** Attractors turn the label of a clean image where the base itself is unsure, and that is what their
-strength costs. With p to the power `sharpness` and made to sum to 1 again (a softmax of logits times `sharpness`), the
-base is unsure of fewer images, and beta may be larger for the same loss of accuracy. At 1 p is left as it is.
-
 **Squared.** e_j lies near 1/2 for most images. Squared about its middle, R = beta * (1 + w |w|) / 2 with w = 2 e - 1,
 what is usual counts for less and what is rare for more: at the same loss of accuracy, attractors are steeper and hold
 deeper, so that a search comes down to them sooner. beta is then larger: the same loss is at about 0.6 sqrt(B) times
@@ -42,20 +38,17 @@ from variegate.keys.streams import is_modulus
 V = TypeVar("V")
 _SIGNS, _DITHERS = "r0", "r1"
 _EXACT = 1 << 24
-_SHARPEST = 4
-"""So that the power of even 1 / 10^9 is a normal float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qim:
-    """M = p + R, with p sharpened and R = beta * e or squared.
+    """M = p + R, with R = beta * e or squared.
 
     Attributes:
         grid: Sub-images down and across, (gh, gw).
         repeats: Sign patterns for each class and sub-image; B = repeats * gh * gw.
         steps: Step sizes D in grey levels times unsigned pixels, powers of two, cycled over the repeats.
         beta: Strength; above 1 attractors hold on confident samples.
-        sharpness: Power of p, 1 to 4: the inverse of a temperature.
         squared: Whether e is squared about its middle.
     """
 
@@ -63,7 +56,6 @@ class Qim:
     repeats: int = 1
     steps: tuple[int, ...] = (128,)
     beta: float = 4.0
-    sharpness: float = 1.0
     squared: bool = False
     kind = "qim"
 
@@ -76,8 +68,6 @@ class Qim:
             raise MisuseError("repeats must be a multiple of the number of steps")
         if not 0 < self.beta <= 100:  # noqa: PLR2004
             raise MisuseError(f"beta is {self.beta}; it must lie between 0 and 100")
-        if not 1 <= self.sharpness <= _SHARPEST:
-            raise MisuseError(f"sharpness is {self.sharpness}; it must lie between 1 and {_SHARPEST}")
 
     @property
     def messages(self) -> int:
@@ -137,12 +127,9 @@ class Qim:
     def scores(self, ops: Ops[V], inputs: Inputs[V], contract: Contract) -> V:
         """M less the offset, (N, classes)."""
         sums = self.error_sums(ops, inputs, contract)
-        p = inputs.probabilities
-        if self.sharpness != 1:
-            p = ops.sharpen(p, self.sharpness)
         if not self.squared:
-            return ops.subtract(p, ops.scale(sums, 2 * self.beta / self.messages))
+            return ops.subtract(inputs.probabilities, ops.scale(sums, 2 * self.beta / self.messages))
         # v = -w * sqrt(beta / 2), so that no product is left for after the square.
         root = math.sqrt(self.beta / 2)
         v = ops.shift(ops.scale(sums, 4 * root / self.messages), -root)
-        return ops.subtract(p, ops.signed_square(v))
+        return ops.subtract(inputs.probabilities, ops.signed_square(v))

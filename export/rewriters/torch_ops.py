@@ -50,11 +50,6 @@ class TorchOps:
         """See `Ops`."""
         return value[:, indices]
 
-    def sharpen(self, value: Tensor, power: float) -> Tensor:
-        """See `Ops`."""
-        powers = value**power
-        return powers / powers.sum(dim=1, keepdim=True)
-
     def project(self, image: Tensor, weight: Tensor) -> Tensor:
         """See `Ops`."""
         return image.flatten(1) @ weight
