@@ -92,12 +92,12 @@ STUDIES = (
     Study(
         GTSRB_TINY,
         Effort(images=30, victims=3, queries=4_000, budgets=(2_000, 4_000)),
-        Effort(images=60, victims=3, queries=24_000, budgets=(2_000, 8_000, 24_000)),
+        Effort(images=60, victims=3, queries=16_000, budgets=(2_000, 8_000, 16_000)),
     ),
     Study(
         CIFAR10_BASES[::-1],
         Effort(images=20, victims=3, queries=3_000, budgets=(1_500, 3_000)),
-        Effort(images=60, victims=3, queries=12_000, budgets=(2_000, 6_000, 12_000)),
+        Effort(images=60, victims=3, queries=8_000, budgets=(2_000, 8_000)),
     ),
 )
 _LITTLE = Effort(images=3, victims=1, queries=150, budgets=(100, 150))

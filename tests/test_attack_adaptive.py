@@ -398,7 +398,8 @@ def test_with_partners_cancelled_samples_carry_over(tmp_path: Path) -> None:
         return float(np.mean([(answers(victim, shown) != 0).mean() for victim in victims]))
 
     assert (answers(own, past) != 0).all()
-    assert carried(past) > 0.4
-    assert carried(plain, 1.1) < 0.2
+    # Just past the base's own boundary some copies still hold; of samples in the attacker's own partner, all do.
+    assert carried(past) > 0.3
+    assert carried(plain) == carried(plain, 1.1) == 0
     assert carried(past, 1.2) > 0.9
     assert np.array_equal(Cancelled(own, 0, None).labels(clean), answers(own, clean))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import replication
 from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
-from benchmarks.calibration import State, figures_of, worst
+from benchmarks.calibration import ATTACKS, State, figures_of, finalists, worst
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import Effort, search
 from tests.support import bases
@@ -19,7 +19,7 @@ from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.campaign import config
 from variegate.export.calibrate import candidates as calibrated
 from variegate.export.contract import Contract
-from variegate.export.rewriters import Qim
+from variegate.export.rewriters import Permutation, Qim, Rewriter
 
 CONTRACT = Contract(layout="NCHW", channels=3, height=32, width=32, classes=43, class_names=(), outputs="logits")
 
@@ -80,22 +80,24 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert State(None).get("anything") is None
 
 
-def test_figures_are_the_worst_of_the_chosen() -> None:
+def test_figures_are_the_worst_of_the_chosen_on_other_images() -> None:
     searched = [
         {
-            "attack": "cgba",
+            "attack": attack,
             "budget": budget,
             "overshoot": s,
-            "rate": rate,
+            "rate": rate * share,
             "interval": (0.1, 0.3),
             "samples": 60,
             "near": 45,
-            "near_rate": rate / 2,
+            "near_rate": rate * share / 2,
         }
+        for attack, share in zip(ATTACKS, (1, 0.5, 0.25), strict=True)
         for budget, s, rate in ((2000, 1.0, 0.1), (2000, 3.0, 0.2), (8000, 1.0, 0.0), (8000, 3.0, 0.04))
     ]
-    row = {"name": "qim_x", "loss_points": 0.4, "error_points": 0.1, "search": searched, "worst": worst(searched)}
-    row["search_bases"] = searched[:1] + searched[3:]
+    row = {"name": "qim_x", "loss_points": 0.4, "error_points": 0.1, "confirm": searched}
+    row["search"] = [{**one, "rate": one["rate"] / 2} for one in searched]
+    row["confirm_bases"] = [one for one in searched if (one["budget"], one["overshoot"]) != (2000, 3.0)]
     figures = figures_of("gtsrb", [{**row, "chosen": True}, {"name": "spread_1", "loss_points": 3.0}])
     assert figures["gtsrb_accuracy_loss"] == figures["gtsrb_qim_x_accuracy_loss"] == 0.4
     assert figures["gtsrb_worst_replication_to_s3"] == 0.2
@@ -105,6 +107,8 @@ def test_figures_are_the_worst_of_the_chosen() -> None:
     several = [figures[f"gtsrb_several_bases_worst_replication_to_s3_at_{budget}"] for budget in (2000, 8000)]
     assert (by_budget, several) == ([0.2, 0.04], [0.1, 0.04])
     assert figures["gtsrb_worst_replication_to_s3_within_l2_1"] == 0.1
+    assert figures["gtsrb_hopskipjump_linf_to_s3_at_full_budget"] == 0.01
+    assert figures["gtsrb_qim_x_hopskipjump_linf_to_s3_at_full_budget"] == 0.005
     assert figures["gtsrb_found_within_l2_1_at_full_budget"] == 0.75
     assert "gtsrb_spread_1_worst_replication_to_s3" not in figures
 
@@ -140,3 +144,21 @@ def test_committed_campaigns_are_read_and_name_bases_of_the_zoo(name: str) -> No
 
 def test_every_campaign_there_is_run() -> None:
     assert {path.stem for path in replication.CONFIGS.glob("*.toml")} == set(replication.CAMPAIGNS)
+
+
+def test_finalists_are_the_best_of_each_form_then_the_best_of_the_rest() -> None:
+    def tried(name: str, loss: float, screened: float, rewriter: Rewriter) -> tuple[dict[str, Any], Rewriter]:
+        return {"name": name, "loss_points": loss, "error_points": 0.1, "screened_worst": screened}, rewriter
+
+    rows = [
+        tried("linear", 0.3, 0.3, Qim(beta=5.0)),
+        tried("worse linear", 0.3, 0.4, Qim(beta=4.0)),
+        tried("squared", 0.3, 0.2, Qim(beta=23.0, squared=True)),
+        tried("next squared", 0.3, 0.25, Qim(beta=20.0, squared=True)),
+        tried("third squared", 0.3, 0.27, Qim(beta=17.0, squared=True)),
+        tried("dear", 0.45, 0.1, Qim(beta=26.0, squared=True)),
+        tried("permuted", 0.1, 0.1, Permutation(alpha=0.5)),
+    ]
+    assert [row["name"] for row, _ in finalists(rows)] == ["linear", "squared", "next squared"]
+    assert [row["name"] for row, _ in finalists(rows[2:])] == ["squared", "next squared", "third squared"]
+    assert finalists(rows[-2:]) == []

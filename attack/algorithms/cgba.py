@@ -23,6 +23,8 @@ _TRIES = 12
 _HALVINGS = 40
 _FRUITLESS = 20
 """Estimates in a row that lead nowhere before a search ends."""
+_PROGRESS = 0.97
+"""A turn's new distance over its old one that is progress enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,13 @@ class Cgba:
     for the bent boundaries around small regions, as a target class has.
 
     Attributes:
-        first: Probes of the first estimate; estimate t has `first * sqrt(t)` (section 3.3).
-        sigma: Root mean square of a probe's pixel, pixels in 0..1; on a device of bytes at least a quarter of a level.
-            The paper's code has 2e-4: on a network of 3,072 pixels a wider probe sees more of the boundary.
+        first: Probes of the first estimate.
+        growth: Estimate t has `first * t^growth` (section 3.3 has 0.5): more turns come nearer than better normals.
+        sigma: Least root mean square of a probe's pixel, pixels in 0..1; on a device of bytes at least a quarter of a
+            level. The paper's code has 2e-4: on a network of 3,072 pixels a wider probe sees more of the boundary.
+        wide: First radius of the probes as a share of the distance: narrow probes far from the image see the ripples of
+            a copy's attractors alone, and the search stays there.
+        narrower: Factor of that share after a turn that brought little.
         tolerance: L2 length at which a bisection ends, below `sigma`, as a probe moves that far along the normal; the
             code's is 1e-4. On a device of bytes at least one level of one pixel.
         boundary: "flat" is CGBA, "curved" CGBA-H, "auto" the latter for a target, as the paper has it.
@@ -45,7 +51,10 @@ class Cgba:
     """
 
     first: int = 30
+    growth: float = 0.25
     sigma: float = 1e-3
+    wide: float = 0.2
+    narrower: float = 0.5
     tolerance: float = 5e-4
     boundary: Boundary = "auto"
     noises: int = 100
@@ -61,7 +70,10 @@ class Cgba:
             MisuseError: A field is out of range.
         """
         at_least("first", self.first, 1)
+        at_least("growth", self.growth, 0)
         between("sigma", self.sigma, 0, 1)
+        at_least("wide", self.wide, 0)
+        between("narrower", self.narrower, 0, 1)
         between("tolerance", self.tolerance, 0, 1)
         at_least("noises", self.noises, 1)
         if self.boundary not in get_args(Boundary):
@@ -79,51 +91,56 @@ class Cgba:
             return
         grey = grain(problem)
         tolerance = max(self.tolerance, grey)
-        radius = max(self.sigma, grey / 4) * math.sqrt(problem.clean.size)
+        finest = max(self.sigma, grey / 4) * math.sqrt(problem.clean.size)
         curved = self.boundary == "curved" or (self.boundary == "auto" and problem.target is not None)
         point = yield from _straight(problem, start, tolerance)
-        turn = fruitless = 0
+        share, turn, fruitless = self.wide, 0, 0
         while fruitless < _FRUITLESS:
             turn += 1
             fruitless += 1
-            normal = yield from _normal(problem, point, int(self.first * math.sqrt(turn)), radius)
+            before = float(np.linalg.norm(point - problem.clean))
+            radius = max(finest, share * before)
+            normal = yield from _normal(problem, point, int(self.first * turn**self.growth), radius)
             circle = Circle.through(problem.clean, point, normal)
             if circle is None:
                 continue
             if curved:
-                near = yield from _falling(problem, circle)
+                near = yield from _falling(circle)
                 near = yield from _straight(problem, near, tolerance)
             else:
-                near = yield from _bisected(problem, circle, tolerance)
-            if np.linalg.norm(near - problem.clean) < circle.radius:
+                near = yield from _bisected(circle, tolerance)
+            away = float(np.linalg.norm(near - problem.clean))
+            if away < circle.radius:
                 point, fruitless = near, 0
+            if away > _PROGRESS * before:
+                share *= self.narrower
 
 
 def _normal(problem: Problem, point: NDArray[np.float32], count: int, radius: float) -> Step:
     """Estimated into the fooling side, of length 1, or zeros. With the baseline of HopSkipJump's equation 16."""
+    grey = grain(problem)
+    seen = settled(point, grey)
 
     def draw(n: int) -> Points:
-        return probes(problem, point, n, radius, grain(problem))
+        return probes(problem, seen, n, radius, grey)
 
-    return unit((yield from estimate(point, count, draw)).with_baseline())
+    return unit((yield from estimate(seen, count, draw)).with_baseline())
 
 
 def _straight(problem: Problem, far: NDArray[np.float32], tolerance: float) -> Step:
     """The boundary on the segment to the image."""
     length = float(np.linalg.norm(far - problem.clean))
-    near = yield from to_boundary(problem, far, tolerance / max(length, tolerance))
-    return settled(near, grain(problem))
+    return (yield from to_boundary(problem, far, tolerance / max(length, tolerance)))
 
 
-def _bisected(problem: Problem, circle: Circle, tolerance: float) -> Step:
+def _bisected(circle: Circle, tolerance: float) -> Step:
     """CGBA's search: past the boundary in growing steps, then halves of the arc."""
-    grey = grain(problem)
     low, high = 0.0, math.pi / 2
-    best = settled(circle.at(0), grey)
+    best = _inside(circle, 0)
     # 90 (1 - 2^-k) degrees until one does not fool; those before it bound the arc from below.
     for k in range(1, _TRIES):
         angle = math.pi / 2 * (1 - 0.5**k)
-        there = settled(circle.at(angle), grey)
+        there = _inside(circle, angle)
         if not (yield from fools(there)):
             high = angle
             break
@@ -132,7 +149,7 @@ def _bisected(problem: Problem, circle: Circle, tolerance: float) -> Step:
         if (high - low) * circle.radius <= tolerance:
             break
         angle = (low + high) / 2
-        there = settled(circle.at(angle), grey)
+        there = _inside(circle, angle)
         if (yield from fools(there)):
             low, best = angle, there
         else:
@@ -140,12 +157,17 @@ def _bisected(problem: Problem, circle: Circle, tolerance: float) -> Step:
     return best
 
 
-def _falling(problem: Problem, circle: Circle) -> Step:
+def _falling(circle: Circle) -> Step:
     """CGBA-H's search: from the normal's angle in halves until a point fools; at last the point itself."""
-    grey, angle = grain(problem), min(circle.angle, math.pi / 2)
+    angle = min(circle.angle, math.pi / 2)
     for _ in range(_TRIES):
         angle /= 2
-        there = settled(circle.at(angle), grey)
+        there = _inside(circle, angle)
         if (yield from fools(there)):
             return there
-    return settled(circle.at(0), grey)
+    return _inside(circle, 0)
+
+
+def _inside(circle: Circle, angle: float) -> NDArray[np.float32]:
+    """Not rounded on a device of bytes: small moves add up."""
+    return np.clip(circle.at(angle), 0, 1)

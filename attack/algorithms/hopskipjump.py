@@ -22,13 +22,15 @@ _STEPS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class HopSkipJump:
-    """HopSkipJump, profile `corrected`: the paper's algorithm 2, with three changes for rippled copies and bytes.
+    """HopSkipJump, profile `corrected`: the paper's algorithm 2, changed for rippled copies, bytes and few queries.
 
     - **Probes are wide at first.** Narrow probes far from the image see the ripples of attractors alone, and the search
       stays in the first one. Their radius starts at `wide` of the distance and shrinks by `narrower` after each step
       that brought little, down to `finest`. The paper's radius is dist / d.
+    - **Estimates are small**, a quarter of the paper's at first and growing slowly: more steps with a worse direction
+      come down sooner than few with a good one.
     - **Probes are whole grey levels** on a device of bytes (`grid.probes`), where the paper's radius would be rounded
-      away.
+      away; so is the least step. In L2 the search keeps what is smaller than a level, as small steps add up.
     - **The search on the segment ends at `tolerance` of what a probe feels**, radius / sqrt(d); no query goes further.
       On bytes it ends when the pictures between are used up.
 
@@ -36,7 +38,7 @@ class HopSkipJump:
 
     Attributes:
         norm: Of the distance.
-        first: Probes of the first estimate (the paper's B_0).
+        first: Probes of the first estimate (B_0, the paper has 100).
         growth: The count grows as the iteration to this power; the paper's is 0.5, for larger budgets.
         most: Most probes of an estimate (B_max).
         wide: First radius as a share of the distance.
@@ -49,7 +51,7 @@ class HopSkipJump:
     """
 
     norm: Norm = "l2"
-    first: int = 100
+    first: int = 25
     growth: float = 0.25
     most: int = 10_000
     wide: float = 0.5
@@ -92,7 +94,7 @@ class HopSkipJump:
     def search(self, problem: Problem) -> Search:
         """See `attack.search.Attack`."""
         grey = grain(problem)
-        point = yield from first_start(problem, self.noises)
+        point = yield from first_start(problem, self.noises, self.norm)
         if point is None:
             return
         share, t = self.wide, 0
@@ -100,11 +102,13 @@ class HopSkipJump:
         point = yield from to_edge(problem, point, unknown * share, grey, self.norm)
         while (before := self._distance(problem, point)) > 0:
             t += 1
-            point = settled(point, grey)
-            radius = self._radius(problem, point, share, grey)
+            seen = settled(point, grey)
+            if self.norm == "linf":  # The worst pixel counts: a part of a level is worth nothing.
+                point = seen
+            radius = self._radius(problem, seen, share, grey)
             count = min(self.most, int(self.first * t**self.growth))
-            direction = yield from self._direction(problem, point, count, radius, grey)
-            moved = yield from self._step(point, direction, before / math.sqrt(t))
+            direction = yield from self._direction(problem, seen, count, radius, grey)
+            moved = yield from self._step(point, direction, before / math.sqrt(t), grey)
             point = yield from to_edge(problem, moved, unknown * share, grey, self.norm)
             if self._distance(problem, point) > self.progress * before:
                 share = max(self.finest, share * self.narrower)
@@ -118,13 +122,18 @@ class HopSkipJump:
         found = (yield from estimate(point, count, draw)).with_baseline()
         return unit(found) if self.norm == "l2" else np.sign(found)
 
-    def _step(self, point: NDArray[np.float32], direction: NDArray[np.float32], size: float) -> Step:
-        """Halves the step until it stays on the fooling side (algorithm 2, step 3)."""
+    def _step(self, point: NDArray[np.float32], direction: NDArray[np.float32], size: float, grey: float) -> Step:
+        """Halves the step until it stays on the fooling side (algorithm 2, step 3), down to one that moves no pixel."""
+        longest = float(np.abs(direction).max())
+        least = grey / longest if longest > 0 else 0.0
+        size = max(size, least)
         for _ in range(_STEPS):
             moved = np.clip(point + np.float32(size) * direction, 0, 1)
             if (yield from fools(moved)):
                 return moved
             size /= 2
+            if size < least:
+                break
         return point
 
     def _radius(self, problem: Problem, point: NDArray[np.float32], share: float, grey: float) -> float:

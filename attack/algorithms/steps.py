@@ -7,7 +7,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.search import Answers, Points, Problem
+from variegate.attack.search import Answers, Norm, Points, Problem, distance
 
 Step = Generator[Points, Answers, NDArray[np.float32]]
 Asked = Generator[Points, Answers, bool]
@@ -18,12 +18,22 @@ def fools(point: NDArray[np.float32]) -> Asked:
     return bool((yield point[np.newaxis])[0])
 
 
-def first_start(problem: Problem, noises: int = 100) -> Generator[Points, Answers, NDArray[np.float32] | None]:
-    """A point that is answered as wanted: the nearest given start that is, else uniform noise, one by one.
+_ROUNDS = 6
+"""Halvings that compare starts: by then a segment's boundary is known to a sixty-fourth."""
+
+
+def first_start(
+    problem: Problem, noises: int = 100, norm: Norm = "l2"
+) -> Generator[Points, Answers, NDArray[np.float32] | None]:
+    """A point that is answered as wanted: near the boundary from a given start, else uniform noise, one by one.
+
+    Of several starts the one with the nearest boundary is taken: the segments of all are halved at once. What this asks
+    is soon saved, since pictures that are far away may have a boundary close by.
 
     Args:
         problem: The image.
         noises: Draws of noise before giving up; none for a targeted search.
+        norm: In which the boundary is to be near, and segments are walked.
 
     Returns:
         The point (l,), or None.
@@ -32,7 +42,7 @@ def first_start(problem: Problem, noises: int = 100) -> Generator[Points, Answer
         fooled = yield problem.starts
         if fooled.any():
             there = problem.starts[fooled]
-            nearest: NDArray[np.float32] = there[np.linalg.norm(there - problem.clean, axis=1).argmin()]
+            nearest: NDArray[np.float32] = (yield from _nearest(problem, there, norm)) if len(there) > 1 else there[0]
             return nearest
     if problem.target is None:
         for _ in range(noises):
@@ -40,6 +50,17 @@ def first_start(problem: Problem, noises: int = 100) -> Generator[Points, Answer
             if (yield from fools(point)):
                 return point
     return None
+
+
+def _nearest(problem: Problem, starts: Points, norm: Norm) -> Step:
+    low, high = np.zeros(len(starts)), np.ones(len(starts))
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        fooled = yield between(problem.clean, starts, middle, norm)
+        low, high = np.where(fooled, low, middle), np.where(fooled, middle, high)
+    ends = between(problem.clean, starts, high, norm)
+    nearest: NDArray[np.float32] = ends[distance(ends, problem.clean, norm).argmin()]
+    return nearest
 
 
 def to_boundary(problem: Problem, far: NDArray[np.float32], tolerance: float) -> Step:
@@ -63,7 +84,19 @@ def to_boundary(problem: Problem, far: NDArray[np.float32], tolerance: float) ->
     return between(problem.clean, far, high)
 
 
-def between(clean: NDArray[np.float32], far: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-    """The point at `share` of the way from clean to far."""
-    way: NDArray[np.float32] = clean + np.float32(share) * (far - clean)
-    return way
+def between(
+    clean: NDArray[np.float32], far: NDArray[np.float32], share: float | NDArray[np.float64], norm: Norm = "l2"
+) -> NDArray[np.float32]:
+    """Points at shares (float or (n,)) of the way from clean (l,) to far, (l,) or (n, l).
+
+    In L2 they lie on the straight segment; in Linf each pixel is held to a box around the clean one.
+    """
+    way = far - clean
+    shares = np.asarray(share, np.float64)[..., np.newaxis]
+    if norm == "linf":
+        box = (shares * np.abs(way).max(axis=-1, keepdims=True)).astype(np.float32)
+        way = np.clip(way, -box, box)
+    else:
+        way = shares.astype(np.float32) * way
+    out: NDArray[np.float32] = clean + way
+    return out
