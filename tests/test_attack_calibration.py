@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import replication
 from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
-from benchmarks.calibration import ATTACKS, State, figures_of, finalists, worst
+from benchmarks.calibration import ATTACKS, State, figures_of, finalists
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import Effort, search
 from tests.support import bases
@@ -81,7 +81,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_figures_are_the_worst_of_the_chosen_on_other_images() -> None:
-    searched = [
+    searched: list[dict[str, Any]] = [
         {
             "attack": attack,
             "budget": budget,
