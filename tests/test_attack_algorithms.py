@@ -19,6 +19,7 @@ from variegate.attack.algorithms.geoda import GeoDA
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.rays import Rays
+from variegate.attack.algorithms.steps import first_start
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.algorithms.table import ATTACKS, DEFAULTS, from_config, to_config
@@ -208,6 +209,41 @@ def test_seeds_decide_everything(attack: Attack, factor: float) -> None:
     assert [a.trace for a in first] == [a.trace for a in second]
     # RayS draws nothing.
     assert (first[0].trace == first[1].trace) == (attack.name == "rays")
+
+
+def test_small_moves_add_up_on_bytes() -> None:
+    """The nearest point moves no pixel by a level, so that rounding every point would end the search early."""
+    oracle = HalfSpaces(dtype="uint8", offset=0.05)
+    found = searched(Cgba.corrected(), oracle, queries=3_000)
+    assert np.median([outcome.distance for outcome in found]) < 1.35 * oracle.nearest("l2")
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_least_step_is_one_that_a_device_of_bytes_sees(norm: Norm) -> None:
+    direction = smooth(1) if norm == "l2" else np.sign(smooth(1))
+    (asked,) = next(HopSkipJump.corrected(norm)._step(CLEAN, direction, 1e-6, 1 / LEVELS))
+    assert np.rint(LEVELS * np.abs(asked - CLEAN)).max() == 1
+    (exact,) = next(HopSkipJump.corrected(norm)._step(CLEAN, direction, 1e-4, 0.0))
+    assert 0 < np.abs(exact - CLEAN).max() < 1.01e-4
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_of_several_starts_the_one_with_the_nearest_boundary_is_taken(norm: Norm) -> None:
+    oracle = HalfSpaces()
+    far = np.float32(4) * smooth(1)  # Its boundary is at 0.8; the other's, though nearer itself, at 1.2.
+    starts = np.stack([CLEAN + np.float32(1.3) * smooth(2), CLEAN + far, CLEAN])
+    problem = Problem(clean=CLEAN, shape=SHAPE, label=0, starts=starts, queries=100, rng=seeded("starts"))
+    step, answer, asked = first_start(problem, norm=norm), None, 0
+    while True:
+        try:
+            points = next(step) if answer is None else step.send(answer)
+        except StopIteration as end:
+            point = end.value
+            break
+        asked += len(points)
+        answer = oracle.of(points - CLEAN) != 0
+    assert asked == 3 + 6 * 2
+    assert 0.8 < along((point - CLEAN)[np.newaxis], 1)[0] < 0.9
 
 
 @pytest.mark.parametrize("kind", ["boundary", "geoda", "hopskipjump"])
