@@ -19,6 +19,7 @@ from tests.support.campaigns import OTHER, TRUE, replay, sample
 from variegate.attack.report import html, replication, statistics, svg, weaknesses, words
 from variegate.attack.report.data import opened
 from variegate.attack.report.manifest import verify_evidence
+from variegate.attack.report.panels import MOST, panels
 from variegate.attack.report.plots import kernel_density
 from variegate.attack.report.results import Results, compute
 from variegate.attack.report.tables import Table
@@ -294,6 +295,22 @@ def test_a_control_does_not_crowd_out_the_matrices_of_others(tmp_path: Path) -> 
     matrix = page[page.index('<section id="matrix"') : page.index('<section id="queries"')]
     headings = re.findall(r"<h3>(\w+), ", matrix)
     assert headings == ["control", "protected", *["control"] * 6]
+
+
+def test_pictures_of_all_fleets_are_shown_and_the_worst_first(tmp_path: Path) -> None:
+    samples, replays = [], []
+    for fleet, attacks in (("control", 12), ("protected", 1)):
+        for number in range(attacks):
+            for image in range(2):
+                unit: dict[str, Any] = {"fleet": fleet, "attack": f"a{number}"}
+                samples.append(sample(image, **unit))
+                replays += [replay(image, v, fooled=v == 0 or fleet == "control", **unit) for v in range(2)]
+    with opened(campaigns.write(tmp_path, samples, replays)) as campaign:
+        compute(campaign)
+        shown = panels(campaign)
+    assert [panel.group[0] for panel in shown[:3]] == ["control", "protected", "control"]
+    assert len(shown) == MOST
+    assert all(panel.fooled == (panel.group[0] == "control") for panel in shown)
 
 
 def test_marks_of_queries_are_unique(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from variegate.attack.oracle import to_points
 from variegate.attack.report.data import Campaign
 from variegate.attack.report.replication import FOOLS
 from variegate.attack.report.results import Group
+from variegate.attack.report.turns import in_turn
 from variegate.keys.errors import VariegateError
 from variegate.keys.files import read_capped
 
@@ -67,7 +68,9 @@ class Panel:
 
 
 def panels(campaign: Campaign) -> list[Panel]:
-    """For each group the sample that fools most victims and, of the others, the one of median distance; `MOST` in all.
+    """For each group the sample that fools most victims and, after all of these, the one of median distance.
+
+    `MOST` in all; fleets take turns.
 
     Args:
         campaign: Loaded.
@@ -110,11 +113,13 @@ def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int,
         FROM samples LEFT JOIN shown USING (fleet, attack, profile, norm, attacker, image)
         WHERE status = 'found' AND {FOOLS} AND isfinite(distance) AND image >= 0
     )
-    SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance, victims, fooled FROM ranked
-    WHERE worst = 1 OR place = (of + 1) // 2
-    ORDER BY worst > 1, fooled DESC, fleet, attack, profile, norm, worst, image LIMIT $most"""  # noqa: S608  only this module's words
-    rows = campaign.rows(query, {"most": MOST})
-    return [tuple(row) for row in rows]
+    SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance, victims, fooled, worst
+    FROM ranked WHERE worst = 1 OR place = (of + 1) // 2
+    ORDER BY fleet, attack, profile, norm, worst, image"""  # noqa: S608  only this module's words
+    rows = in_turn(
+        campaign.rows(query), fleet=lambda row: str(row[0]), weight=lambda row: int(row[10]) if row[11] == 1 else -1
+    )
+    return [tuple(row[:11]) for row in rows[:MOST]]
 
 
 def _frame(campaign: Campaign, row: Sequence[object], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
