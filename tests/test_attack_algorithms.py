@@ -211,11 +211,16 @@ def test_seeds_decide_everything(attack: Attack, factor: float) -> None:
     assert (first[0].trace == first[1].trace) == (attack.name == "rays")
 
 
-def test_small_moves_add_up_on_bytes() -> None:
+@pytest.mark.parametrize(
+    ("attack", "factor"),
+    [(Cgba.corrected(), 1.35), (Boundary.corrected(), 3), (SurFree.corrected(), 2.15)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_small_moves_add_up_on_bytes(attack: Attack, factor: float) -> None:
     """The nearest point moves no pixel by a level, so that rounding every point would end the search early."""
     oracle = HalfSpaces(dtype="uint8", offset=0.05)
-    found = searched(Cgba.corrected(), oracle, queries=3_000)
-    assert np.median([outcome.distance for outcome in found]) < 1.35 * oracle.nearest("l2")
+    found = searched(attack, oracle, queries=3_000, images=5)
+    assert np.median([outcome.distance for outcome in found]) < factor * oracle.nearest("l2")
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

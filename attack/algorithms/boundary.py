@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from variegate.attack.algorithms.boundary_art import MOST_AT_ONCE, ArtBoundary
 from variegate.attack.algorithms.draws import signs
 from variegate.attack.algorithms.fields import above, at_least, between, within
-from variegate.attack.algorithms.grid import grain, settled
+from variegate.attack.algorithms.grid import grain
 from variegate.attack.algorithms.segment import to_edge
 from variegate.attack.algorithms.steps import first_start
 from variegate.attack.search import Norm, Points, Problem, Result, Search
@@ -31,7 +31,7 @@ class Boundary:
     are asked by themselves: where half of them are answered as wanted the boundary looks flat and they may grow
     (the paper's section 2.3); the step towards the image follows the proposals' own rate. The first point is brought to
     the boundary by bisection. Steps across are drawn from the corners of a cube, which costs a bit of randomness a
-    pixel; on a device of bytes they stay above half a grey level.
+    pixel. On a device of bytes they stay above half a grey level; points are not rounded, so that small steps add up.
 
     Attributes:
         delta: First length of the step across, as a share of the distance.
@@ -82,13 +82,13 @@ class Boundary:
         point = yield from first_start(problem, self.noises)
         if point is None:
             return
-        point = settled((yield from to_edge(problem, point, _FIRST_EDGE, grey)), grey)
+        point = yield from to_edge(problem, point, _FIRST_EDGE, grey)
         delta, epsilon, turn = self.delta, self.epsilon, 0
         while (away := float(np.linalg.norm(point - problem.clean))) > 0:
             turn += 1
             across = max(delta, grey / 2 * math.sqrt(point.size) / away)
             alone = turn % (self.every + 1) == 0
-            moved = settled(_proposed(problem, point, self.proposals, across, 0.0 if alone else epsilon), grey)
+            moved = np.clip(_proposed(problem, point, self.proposals, across, 0.0 if alone else epsilon), 0, 1)
             fooled = yield moved
             share = fooled.mean()
             if alone:

@@ -27,8 +27,8 @@ class SurFree:
 
     The paper's settings are T = 3, rho = 0.98 and l = 10. In thousands of dimensions a random direction is worth about
     a degree: to find its boundary to a thousandth costs more than another direction brings, so that one angle of each
-    sign, and one step of bisection, come nearer at every budget. On a device of bytes the search stalls earlier: one
-    step gains less than the rounding of its point takes or gives.
+    sign, and one step of bisection, come nearer at every budget. On a device of bytes an arc is at least an eighth of a
+    level for every pixel: what shorter ones gain is less than rounding takes or gives.
 
     Attributes:
         theta: First largest angle, in degrees.
@@ -78,10 +78,13 @@ class SurFree:
             return
         length = float(np.linalg.norm(start - problem.clean))
         point = yield from to_boundary(problem, start, self.tolerance / max(length, self.tolerance))
-        widest = math.radians(self.theta)
+        widest, least = math.radians(self.theta), grain(problem) / 8 * math.sqrt(problem.clean.size)
         for direction in _directions(problem, self.block):
             circle = Circle.through(problem.clean, point, direction)
-            if circle is None or widest * circle.radius < max(self.tolerance, grain(problem) / 4):
+            if circle is None:
+                return
+            widest = min(max(widest, least / circle.radius), math.pi / 2)
+            if widest * circle.radius < self.tolerance:
                 return
             angle = yield from self._angle(circle, widest)
             if angle:
