@@ -25,8 +25,8 @@ from benchmarks.bases import SUBJECTS, VALIDATION, Subject
 from benchmarks.cars import flashed
 from benchmarks.result import result_path, source_commit, write_result
 from variegate.export.calibrate import Tried, calibrate
-from variegate.export.parity import TIE
-from variegate.export.release import make_release, measure
+from variegate.export.parity import TIE, measure
+from variegate.export.release import make_release
 from variegate.export.rewriters import KINDS
 from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.seller import Seller

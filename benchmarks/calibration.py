@@ -46,8 +46,7 @@ from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.search import Attack
 from variegate.export.fuse import fuse
-from variegate.export.parity import CopyJudge, ParitySet
-from variegate.export.release import measure
+from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.rewriters import Qim, Rewriter, to_parameters
 from variegate.keys.primitives import sha256
 

@@ -30,8 +30,9 @@ from variegate.export.contract import Contract, InputSpec
 from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport, prepare_folder
 from variegate.export.fleet_list import Wanted, check_buyer, check_number, read_list
 from variegate.export.fuse import frame_shape
+from variegate.export.parity import measure
 from variegate.export.registry import Registry
-from variegate.export.release import CANARIES, check_name, check_new, make_release, measure
+from variegate.export.release import CANARIES, check_name, check_new, make_release
 from variegate.export.rewriters import Qim, Rewriter, from_parameters, to_parameters
 from variegate.export.sealing import Terms
 from variegate.keys.broker import BrokerPublic

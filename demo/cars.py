@@ -17,7 +17,8 @@ from variegate.device_sim.world.dataset import Batch, batch
 from variegate.device_sim.world.network import load_signnet
 from variegate.export.base import Base, from_torch
 from variegate.export.calibrate import Calibration, calibrate
-from variegate.export.release import Release, make_release, measure
+from variegate.export.parity import measure
+from variegate.export.release import Release, make_release
 from variegate.export.rewriters import Qim
 from variegate.export.sealing import CopyOrder, SealedCopy, Terms, seal_copies
 from variegate.keys.errors import MisuseError, RefusedError

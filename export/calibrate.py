@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from variegate.export.base import Base
 from variegate.export.contract import Contract
 from variegate.export.fuse import Template, fuse
-from variegate.export.parity import CopyJudge, ParitySet
+from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.rewriters import Permutation, Qim, Rewriter, SpreadSpectrum, to_parameters
 from variegate.keys.errors import MisuseError
 from variegate.keys.primitives import sha256
 
-TARGET_STEP = 0.05
-"""Step d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding."""
+STEP, FINE_STEP = 0.05, 0.025
+"""Steps d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding. The fine one is for bases
+whose own boundary is near: lattices that are coarse beside it are found no sooner than it, and what lies beyond an
+attractor, pushed on, is beyond the base's boundary as well."""
+_NOISE, _TURNED, _SHOWN = 8 / 255, 0.1, 2_000
+"""A boundary is near where noise of this deviation turns this share of labels, of so many images."""
 _STRENGTHS = (
     (32, 15.0), (64, 27.0), (32, 13.0), (64, 25.0), (64, 23.0), (64, 21.0), (64, 19.0), (64, 17.0), (64, 15.0),
     (64, 13.0), (128, 20.0), (128, 15.0), (256, 20.0),
@@ -66,6 +70,7 @@ class Calibration:
         copies: Copies for each candidate.
         allowed_points: The allowance.
         tried: Every candidate in order; the last one is the choice.
+        turned: Share of the base's labels that noise turns, which decides the step of QIM.
     """
 
     rewriter: Rewriter
@@ -74,10 +79,16 @@ class Calibration:
     copies: int
     allowed_points: float
     tried: tuple[Tried, ...]
+    turned: float
 
 
-def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
+def candidates(kind: str, contract: Contract, step: float = STEP) -> Iterator[Rewriter]:
     """Rewriters of a kind from strong to weak.
+
+    Args:
+        kind: Kind of rewriter.
+        contract: The base's.
+        step: Aimed at by QIM, pixels in 0..1.
 
     Raises:
         MisuseError: For an unknown kind.
@@ -87,7 +98,7 @@ def candidates(kind: str, contract: Contract) -> Iterator[Rewriter]:
     elif kind == SpreadSpectrum.kind:
         yield from (SpreadSpectrum(amplitude=amplitude) for amplitude in _AMPLITUDES)
     elif kind == Qim.kind:
-        yield from (qim_near(contract, messages, beta) for messages, beta in _STRENGTHS)
+        yield from (qim_near(contract, messages, beta, step) for messages, beta in _STRENGTHS)
     else:
         raise MisuseError(f"rewriter {kind!r} is unknown", hint="known are qim, permutation, spread")
 
@@ -124,11 +135,12 @@ def calibrate(
     own = validation.probabilities.argmax(axis=1)
     base_accuracy = float((own == truth).mean())
     tried: list[Tried] = []
-    for rewriter in candidates(kind, base.contract):
+    turned = noise_turns(base, validation.head(_SHOWN))
+    for rewriter in candidates(kind, base.contract, FINE_STEP if turned > _TURNED else STEP):
         tried.append(_try(fuse(base, rewriter, dtype), validation, truth, own, copies))
         progress(tried[-1])
         if tried[-1].loss_points + tried[-1].error_points <= allowed_points:
-            return Calibration(rewriter, base_accuracy, len(truth), copies, allowed_points, tuple(tried))
+            return Calibration(rewriter, base_accuracy, len(truth), copies, allowed_points, tuple(tried), turned)
     raise MisuseError(
         f"no {kind} rewriter keeps within {allowed_points} points; the weakest tried lost {tried[-1].loss_points:.2f}",
         hint="allow a larger loss, or give a larger validation set",
@@ -160,14 +172,25 @@ def _try(
     )
 
 
-def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
-    """Squared QIM with B = `messages`, on the grid whose power-of-two step comes nearest to `TARGET_STEP`.
+def noise_turns(base: Base, shown: ParitySet) -> float:
+    """Share of the base's labels that Gaussian noise of 8 grey levels turns: large where its boundary is near."""
+    noise = np.random.default_rng(0).normal(0, _NOISE, shown.images.shape)
+    if shown.images.dtype == np.uint8:
+        noisy = np.clip(np.rint(shown.images + 255 * noise), 0, 255).astype(np.uint8)
+    else:
+        noisy = np.clip(shown.images + noise, 0, 1).astype(shown.images.dtype)
+    labels = measure(base, noisy).probabilities.argmax(axis=1)
+    return float((labels != shown.probabilities.argmax(axis=1)).mean())
+
+
+def qim_near(contract: Contract, messages: int, beta: float, step: float = STEP) -> Qim:
+    """Squared QIM with B = `messages`, on the grid whose power-of-two step D comes nearest to `step`.
 
     Of grids that come as near (within a tenth, in logarithm), the finest is taken: it is the cheapest.
     """
 
     def rank(qim: Qim) -> tuple[float, int, int]:
-        off = abs(math.log(qim.real_steps(contract)[0] / TARGET_STEP))
+        off = abs(math.log(qim.real_steps(contract)[0] / step))
         return round(off, 1), qim.repeats, abs(qim.grid[0] - qim.grid[1])
 
     grids = [(h, w) for h in _divisors(contract.height) for w in _divisors(contract.width)]
@@ -176,9 +199,9 @@ def qim_near(contract: Contract, messages: int, beta: float) -> Qim:
     for grid in grids:
         positions = math.prod(grid)
         if messages % positions == 0:
-            step = 2 ** max(1, round(math.log2(TARGET_STEP * 255 * math.sqrt(pixels / positions))))
+            grey = 2 ** max(1, round(math.log2(step * 255 * math.sqrt(pixels / positions))))
             repeats = messages // positions
-            fitting.append(Qim(grid=grid, repeats=repeats, steps=(step,), beta=beta, squared=True))
+            fitting.append(Qim(grid=grid, repeats=repeats, steps=(grey,), beta=beta, squared=True))
     return min(fitting, key=rank)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from variegate.export.base import Base
 from variegate.export.fuse import IMAGE, LABEL, PROBABILITIES, Template, fuse_tail, reference_scores
 from variegate.keys import recipe
 from variegate.keys.errors import Refusal, RefusedError
@@ -39,6 +40,16 @@ class ParitySet:
     def head(self, count: int) -> ParitySet:
         """The first `count` images."""
         return ParitySet(self.images[:count], self.probabilities[:count])
+
+
+def measure(base: Base, images: NDArray[Any]) -> ParitySet:
+    """Lets the base answer images (N, C, H, W) once."""
+    floats = images / np.float32(255) if images.dtype == np.uint8 else images
+    if base.contract.layout == "NHWC":
+        floats = floats.transpose(0, 2, 3, 1)
+    scores = base.scores(np.ascontiguousarray(floats, np.float32))
+    probabilities = scores if base.contract.outputs == "probabilities" else softmax(scores)
+    return ParitySet(images, probabilities)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from variegate.export.base import Base
 from variegate.export.calibrate import Calibration
 from variegate.export.contract import Contract
 from variegate.export.fuse import Template, fuse
-from variegate.export.parity import CopyJudge, ParityReport, ParitySet, check_template, softmax
+from variegate.export.parity import CopyJudge, ParityReport, ParitySet, check_template, measure
 from variegate.export.rewriters import Rewriter, from_parameters, to_parameters
 from variegate.keys.artefact import Payload
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -189,16 +189,6 @@ def make_release(
         report = check_template(template, sha256(b"parity", bytes([i])), parity)
         report.require()
     return Release(name, template, parity, base.digest), report
-
-
-def measure(base: Base, images: NDArray[Any]) -> ParitySet:
-    """Lets the base answer images (N, C, H, W) once."""
-    floats = images / np.float32(255) if images.dtype == np.uint8 else images
-    if base.contract.layout == "NHWC":
-        floats = floats.transpose(0, 2, 3, 1)
-    scores = base.scores(np.ascontiguousarray(floats, np.float32))
-    probabilities = scores if base.contract.outputs == "probabilities" else softmax(scores)
-    return ParitySet(images, probabilities)
 
 
 def _read_parity(path: Path) -> ParitySet:

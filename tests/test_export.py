@@ -24,12 +24,12 @@ from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.export.base import Base, from_torch
-from variegate.export.calibrate import calibrate, candidates
+from variegate.export.calibrate import FINE_STEP, STEP, calibrate, candidates
 from variegate.export.fleet import BATCH, COMPONENT_FILE, Exporter, file_name
 from variegate.export.fleet_list import Wanted, read_list
-from variegate.export.parity import CopyJudge
+from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.registry import Registry
-from variegate.export.release import Release, make_release, measure
+from variegate.export.release import Release, make_release
 from variegate.export.rewriters import Permutation, Qim, to_parameters
 from variegate.export.sealing import CopyOrder, Terms, seal_copies, share_component
 from variegate.keys.artefact import Artefact
@@ -188,6 +188,20 @@ def test_calibration_takes_the_strongest_within_the_allowance(base: Base) -> Non
         calibrate(base, "qim", validation, truth, dtype="uint8", allowed_points=-1, copies=2)
     with pytest.raises(MisuseError, match="unknown"):
         calibrate(base, "none", validation, truth, dtype="uint8", allowed_points=1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_lattices_are_finer_where_noise_turns_the_base(base: Base, dtype: str) -> None:
+    shown = measure(base, IMAGES if dtype == "uint8" else IMAGES / np.float32(255))
+    best = np.sort(shown.probabilities, axis=1)
+    order = (best[:, -1] - best[:, -2]).argsort()
+    for rows, step in ((order[-60:], STEP), (order[:12], FINE_STEP)):
+        one = ParitySet(shown.images[rows], shown.probabilities[rows])
+        truth = one.probabilities.argmax(axis=1)
+        found = calibrate(base, "qim", one, truth, dtype=dtype, allowed_points=100, copies=2)
+        assert isinstance(found.rewriter, Qim)
+        assert (found.turned > 0.1) == (step == FINE_STEP)
+        assert 0.7 < found.rewriter.real_steps(base.contract)[0] / step < 1.45
 
 
 def test_a_fleet_is_made_once_and_resumed(folder: Path, tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import torch
 
 from tests.support import bases
 from variegate.export.base import Base
-from variegate.export.calibrate import TARGET_STEP, qim_near
+from variegate.export.calibrate import FINE_STEP, STEP, qim_near
 from variegate.export.contract import Contract
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
-from variegate.export.parity import CopyJudge, check_template, compare, session
-from variegate.export.release import measure
+from variegate.export.parity import CopyJudge, check_template, compare, measure, session
 from variegate.export.rewriters import (
     Inputs,
     Permutation,
@@ -223,7 +222,8 @@ def test_calibration_finds_a_grid_with_a_step_near_the_target(
     )
     qim = qim_near(contract, messages, 4.0)
     assert (qim.grid, qim.repeats, qim.messages) == (grid, repeats, messages)
-    assert 0.7 < qim.real_steps(contract)[0] / TARGET_STEP < 1.45
+    assert 0.7 < qim.real_steps(contract)[0] / STEP < 1.45
+    assert 0.7 < qim_near(contract, messages, 4.0, FINE_STEP).real_steps(contract)[0] / FINE_STEP < 1.45
 
 
 def test_a_torch_copy_gives_normalised_scores_and_gradients(base: Base) -> None:
