@@ -8,6 +8,7 @@ copy of its fleet, both right on the clean image, in which the sample, scaled by
 the other, of those in which it fools its own. Kinds ending in `_training` have several independently trained bases,
 dealt out to the copies; the others have one. Attacks ending in `_art` are those of the profile `art-1.20`.
 
+With --only, the rows of the set's other campaigns are those of the committed result, and `raw.kept` names their commit.
 With --folder, campaigns are kept there, and a run that was stopped goes on. An image of a cell is attacked by one
 copy of the fleet, each copy in turn, so a cell has as many samples as the campaign has images.
 """
@@ -18,12 +19,13 @@ import argparse
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.campaign_bases import write_bases
-from benchmarks.result import result_path, source_commit, write_result
+from benchmarks.result import load, result_path, source_commit, write_result
 from benchmarks.zoo.data import data_root
 from variegate.attack.campaign import config, folder, runner
 from variegate.attack.campaign.config import Campaign
@@ -71,14 +73,13 @@ def cells(made: Path) -> list[Cell]:
         return replication.by_overshoot(campaign)
 
 
-def figures_of(dataset: str, table: list[Cell]) -> dict[str, float]:
+def figures_of(dataset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Flat figures at the end of the budget; a cell in which no sample was found has none."""
-    out: dict[str, float] = {}
-    for cell in table:
-        fleet, attack, _, _, budget, overshoot = cell.keys
-        if budget == 0 and overshoot in _FIGURES_AT and cell.net.share is not None:
-            out[f"{dataset}_{fleet}_{attack}_net_{_FIGURES_AT[float(overshoot)]}"] = cell.net.share
-    return out
+    return {
+        f"{dataset}_{row['fleet']}_{row['attack']}_net_{_FIGURES_AT[row['overshoot']]}": row["net"]["rate"]
+        for row in rows
+        if row["budget"] == 0 and row["overshoot"] in _FIGURES_AT and row["net"]["rate"] is not None
+    }
 
 
 def plain(cell: Cell) -> dict[str, Any]:
@@ -114,12 +115,20 @@ def main() -> None:
     raw: dict[str, Any] = {}
     n: dict[str, int] = {}
     seeds: set[int] = set()
-    for name in args.only or SETS[args.set]:
-        made = worked(name, root, quick=args.quick)
-        table = cells(made)
-        figures |= figures_of(name.partition("_")[0], table)
-        raw[name] = [plain(cell) for cell in table]
-        campaign = config.load(made / folder.CONFIG)
+    earlier = load(args.set) if args.only and not args.quick else None
+    for name in SETS[args.set]:
+        if args.only and name not in args.only:
+            if earlier is None:
+                continue
+            campaign = config.load(CONFIGS / f"{name}.toml")
+            raw[name] = earlier["raw"][name]
+            commit = earlier["raw"].get("kept", {}).get(name, earlier["commit"])
+            raw["kept"] = raw.get("kept", {}) | {name: commit}
+        else:
+            made = worked(name, root, quick=args.quick)
+            campaign = config.load(made / folder.CONFIG)
+            raw[name] = [plain(cell) for cell in cells(made)]
+        figures |= figures_of(name.partition("_")[0], raw[name])
         seeds.add(campaign.seed)
         n[f"{name}_images"] = campaign.data.count
         n[f"{name}_copies"] = max(fleet.copies for fleet in campaign.fleets)

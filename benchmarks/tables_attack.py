@@ -84,7 +84,8 @@ def _tables(result: str) -> list[str]:
     document = load(result)
     lines: list[str] = []
     n = document["n"]
-    for name, rows in document["raw"].items():
+    campaigns = {name: rows for name, rows in document["raw"].items() if name != "kept"}
+    for name, rows in campaigns.items():
         dataset, _, kind = name.partition("_")
         lines += [
             "",

@@ -14,6 +14,7 @@ from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
 from benchmarks.calibration import ATTACKS, State, figures_of, finalists
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import Effort, search
+from benchmarks.result import load
 from tests.support import bases
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.campaign import config
@@ -162,3 +163,13 @@ def test_finalists_are_the_best_of_each_form_then_the_best_of_the_rest() -> None
     assert [row["name"] for row, _ in finalists(rows)] == ["linear", "squared", "next squared"]
     assert [row["name"] for row, _ in finalists(rows[2:])] == ["squared", "next squared", "third squared"]
     assert finalists(rows[-2:]) == []
+
+
+@pytest.mark.parametrize("name", replication.SETS)
+def test_committed_figures_follow_from_their_rows(name: str) -> None:
+    """So that rows which a later run keeps give the figures that they gave."""
+    document = load(name)
+    figures = {}
+    for campaign in replication.SETS[name]:
+        figures |= replication.figures_of(campaign.partition("_")[0], document["raw"][campaign])
+    assert figures == document["figures"]
