@@ -169,7 +169,7 @@ def test_finalists_are_the_best_of_each_form_then_the_best_of_the_rest() -> None
 def test_committed_figures_follow_from_their_rows(name: str) -> None:
     """So that rows which a later run keeps give the figures that they gave."""
     document = load(name)
-    figures = {}
+    figures: dict[str, float] = {}
     for campaign in replication.SETS[name]:
         figures |= replication.figures_of(campaign.partition("_")[0], document["raw"][campaign])
     assert figures == document["figures"]
