@@ -114,6 +114,7 @@ def run_kind(subject: Subject, kind: str, test: Answered, copies: int) -> dict[s
         print(f"  {subject.name} {kind} copy {i + 1}/{copies}: {rows[-1]['accuracy']:.2f} %", flush=True)
     return {
         "parameters": chosen.tried[-1].parameters,
+        "noise_turned": chosen.turned,
         "calibration": [
             {"parameters": t.parameters, "accuracy": t.accuracy, "loss_points": t.loss_points} for t in chosen.tried
         ],
@@ -149,6 +150,7 @@ def main() -> None:
             accuracies = [row["accuracy"] for row in result["copies"]]
             key = f"{subject.name}_{kind}"
             figures[key] = float(np.mean(accuracies))
+            figures[f"{subject.name}_noise_turned"] = result["noise_turned"]
             figures[f"{key}_deviation"] = float(np.std(accuracies, ddof=1))
             figures[f"{key}_loss"] = base - figures[key]
             figures[f"{key}_worst_loss"] = base - min(accuracies)

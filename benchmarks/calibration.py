@@ -38,13 +38,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY, Subject
+from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY, VALIDATION, Subject
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import OVERSHOOTS, Effort, Replication, copies, search
 from benchmarks.result import result_path, source_commit, write_result
 from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.search import Attack
+from variegate.export.calibrate import noise_turns
 from variegate.export.fuse import fuse
 from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.rewriters import Qim, Rewriter, to_parameters
@@ -151,6 +152,10 @@ class Bench:
     def answered(self) -> ParitySet:
         """The base's probabilities of all images."""
         return measure(self.base, self.test[0])
+
+    def noise_turned(self) -> float:
+        """Share of labels that noise turns: what calibration takes its step from."""
+        return noise_turns(self.base, self.answered.head(VALIDATION))
 
     def accuracy(self, rewriter: Rewriter) -> dict[str, Any]:
         """Loss of accuracy over copies, percentage points."""
@@ -305,6 +310,7 @@ def main() -> None:
             rows = studied(study, state)
             raw[study.subject.name] = {"network": study.subject.network, "candidates": rows}
             figures |= figures_of(study.subject.name, rows)
+            figures[f"{study.subject.name}_noise_turned"] = Bench(study, state).noise_turned()
             n |= {f"{study.subject.name}_{key}": getattr(study.search, key) for key in ("images", "victims", "queries")}
     path = result_path(NAME, quick=args.quick, out=args.out)
     write_result(NAME, figures=figures, raw=raw, seeds=[0, CONFIRM], n=n, path=path)

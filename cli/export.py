@@ -111,6 +111,8 @@ def _prepared(out: Path, rewriter: Rewriter, contract: Contract, calibration: Ca
     if isinstance(rewriter, Qim):
         steps = ", ".join(f"{step:.3g}" for step in rewriter.real_steps(contract))
         rows.append(("attractors", f"B = {rewriter.messages} messages for each class, d = {steps}"))
+        if calibration is not None:
+            rows.append(("noise", f"8 grey levels of it turn {100 * calibration.turned:.1f} % of the base's labels"))
     if calibration is not None:
         last = calibration.tried[-1]
         rows.append(("accuracy", f"{100 * last.accuracy:.2f} % over {calibration.copies} copies"))
