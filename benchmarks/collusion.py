@@ -2,7 +2,7 @@
 
     python -m benchmarks.collusion [--quick] [--out FILE] [--workers N]
 
-Two fleets: QIM on one base, and dealt out over three (copy i has base i mod 3); permutation falls to one attacker.
+Two fleets: squared QIM on one base, and dealt out over three (copy i has base i mod 3); permutation falls to one attacker.
 The first copies are the colluders', the last four the victims'. HopSkipJump asks 8,000 labels of each device:
 
 - `alone`: by the first copy.
@@ -43,7 +43,7 @@ from variegate.export.rewriters import Qim, Rewriter
 NAME: Final = "collusion"
 COPIES, VICTIMS = 12, (8, 9, 10, 11)
 OVERSHOOTS: Final = {1.0: "s1", 1.5: "s1p5", 2.0: "s2", 3.0: "s3"}
-_QIM: Final = Qim(grid=(4, 8), repeats=2, steps=(128,), beta=5.0)
+_QIM: Final = Qim(grid=(4, 8), repeats=2, steps=(128,), beta=23.0, squared=True)
 
 
 @dataclass(frozen=True)
