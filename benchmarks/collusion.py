@@ -2,7 +2,8 @@
 
     python -m benchmarks.collusion [--quick] [--out FILE] [--workers N]
 
-Two fleets: squared QIM on one base, and dealt out over three (copy i has base i mod 3); permutation falls to one attacker.
+Two fleets: squared QIM on one base, and dealt out over three (copy i has base i mod 3); permutation falls to one
+attacker.
 The first copies are the colluders', the last four the victims'. HopSkipJump asks 8,000 labels of each device:
 
 - `alone`: by the first copy.
