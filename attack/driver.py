@@ -8,6 +8,7 @@ batch, so neither do the results.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.oracle import LEVELS, Oracle, fill_frames, to_frames, to_points
+from variegate.attack.oracles.frames import check_labels
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Attack, Points, Problem, Search, distance
 from variegate.keys.errors import LimitError, MisuseError, VariegateError
@@ -68,14 +70,15 @@ def run(
         One outcome for each task. An attack that fails with an exception is an outcome too.
 
     Raises:
-        MisuseError: `width` or `batch` below 1, or a task that makes no sense or does not fit the oracle.
-        RefusedError, DeviceError: The oracle's; searches under way are lost.
+        MisuseError: `width` or `batch` below 1, a key that is there twice, or a task that makes no sense or does not
+            fit the oracle.
+        RefusedError, DeviceError: The oracle's, or `MALFORMED` for what are no labels; searches under way are lost.
         LimitError: The device's own rate or budget ended the run with a retry in sight; without one, all
             searches end with what they have, and tasks not begun have no outcome.
     """
     if width < 1 or batch < 1:
         raise MisuseError("width and batch must be at least 1")
-    waiting, lanes = iter(tasks), deque[_Lane]()
+    waiting, lanes = _distinct(tasks), deque[_Lane]()
     asked = _Batch(oracle, min(batch, oracle.batch))
     spent = False
     while True:
@@ -130,13 +133,16 @@ class _Batch:
             count = end
         frames = self._frames[:count]
         fill_frames(self._points[:count], frames)
-        labels = self._oracle.labels(frames.reshape(-1, *self._oracle.shape))
-        if labels.shape != (count,):
-            raise MisuseError(f"the oracle answered {labels.shape} labels for {count} frames")
+        labels = _labels(self._oracle, frames.reshape(-1, *self._oracle.shape))
         at = 0
         for lane, end in taken:
             lane.answer(frames[at:end], labels[at:end])
             at = end
+
+
+def _labels(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
+    """What a device answers, which need not be what it should."""
+    return check_labels(np.asarray(oracle.labels(frames)), len(frames), oracle.classes)
 
 
 @dataclass
@@ -155,6 +161,7 @@ class _Lane:
         problem = task.problem
         if problem.shape != oracle.shape or problem.clean.shape != (int(np.prod(problem.shape)),):
             raise MisuseError(f"an image of shape {problem.shape} does not fit frames of {oracle.shape}")
+        _check(problem, oracle.classes)
         marks = task.checkpoints
         if problem.queries < 1 or any(later <= mark for mark, later in zip((0, *marks), marks, strict=False)):
             raise MisuseError("a task needs at least 1 query, and checkpoints that ascend from 1")
@@ -170,6 +177,7 @@ class _Lane:
         self._best = _Sample()
         self._marks = deque(marks)
         self._checkpoints: dict[int, NDArray[Any] | None] = {}
+        self._fooling: set[int] = set()  # hashes: an iterate need not be a frame that fooled
         self._failure = ""
         self.ended = False
         self._search: Search = attack.search(problem)
@@ -193,6 +201,8 @@ class _Lane:
         self._answers[self._answered : end] = fooled
         self._answered = end
         self._asked += len(labels)
+        if not self._judges_best:
+            self._fooling.update(hash(frame.tobytes()) for frame in frames[fooled])
         self._note_checkpoints(frames, fooled)
         if self._answered < len(self._pending):
             return
@@ -208,14 +218,16 @@ class _Lane:
         self._end()
 
     def judged(self, oracle: Oracle | None) -> Outcome:
-        """The outcome, the sample asked again by itself; without an oracle the last answer has to do."""
+        """The outcome, the sample asked again by itself; without an oracle its answer in the search has to do."""
         sample, label, asked = self._best.frame, None, self._asked
         if sample is not None and oracle is not None:
-            label = int(oracle.labels(sample.reshape(1, *self._problem.shape))[0])
+            label = int(_labels(oracle, sample.reshape(1, *self._problem.shape))[0])
             asked += 1
             wanted = self._problem.target
             if label == self._problem.label if wanted is None else label != wanted:
                 self._failure, sample = "the sample was answered otherwise when asked alone", None
+        elif sample is not None and not self._judges_best and hash(sample.tobytes()) not in self._fooling:
+            self._failure, sample = "the device's budget was spent before the sample was asked", None
         status = Status.FOUND if sample is not None else Status.FAILED if self._failure else Status.NONE
         shape = self._problem.shape
         return Outcome(
@@ -240,6 +252,7 @@ class _Lane:
                 first = False
                 self._note_iterate()
                 points = np.asarray(points, np.float32).reshape(-1, self._clean.size)
+                _check_finite(points)
                 allowed = self._allowed - self._asked
                 self._cut = len(points) > allowed
                 self._pending = points[:allowed]
@@ -305,6 +318,34 @@ class _Lane:
         self._best.frame = frame.copy()
         self._best.distance = float(distance(to_points(frame)[np.newaxis], self._clean_points, self._attack.norm)[0])
         self._best.trace.append((self._asked, self._best.distance))
+
+
+def _distinct(tasks: Iterable[Task]) -> Iterator[Task]:
+    keys: set[int] = set()
+    for task in tasks:
+        if task.key in keys:
+            raise MisuseError(f"two tasks have the key {task.key}")
+        keys.add(task.key)
+        yield task
+
+
+def _check_finite(points: Points) -> None:
+    # One sum is much quicker than a look at each.
+    if not math.isfinite(points.sum()):
+        raise ValueError("the attack asks for points that are not finite")
+
+
+def _check(problem: Problem, classes: int) -> None:
+    clean, starts = problem.clean, problem.starts
+    if starts.ndim != 2 or starts.shape[1:] != clean.shape:  # noqa: PLR2004
+        raise MisuseError(f"starts of shape {starts.shape} are no pictures like an image of {clean.shape}")
+    # The comparison is also false for NaN.
+    if not all(each.min(initial=0) >= 0 and each.max(initial=0) <= 1 for each in (clean, starts)):
+        raise MisuseError("an image or its starts hold values outside of [0, 1]")
+    if not 0 <= problem.label < classes or not (problem.target is None or 0 <= problem.target < classes):
+        raise MisuseError(f"a label or a target is none of the device's {classes} classes")
+    if problem.target == problem.label:
+        raise MisuseError("a search cannot aim at the image's own label")
 
 
 def outcomes(

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.keys.errors import LimitError, MisuseError
+from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 
 LEVELS = 255
+_UNASKED = (Refusal.INPUT, Refusal.TOO_LARGE)
+"""Refusals of frames, which no device answers."""
 
 
 class Oracle(Protocol):
@@ -49,7 +51,7 @@ class Counted:
     """An oracle that counts queries and stops at a budget (`Oracle`). Thread-safe in its count.
 
     Attributes:
-        queries: Frames labelled so far.
+        queries: Frames labelled so far, or that may have been: what the device refused is not among them.
         calls: Calls so far.
     """
 
@@ -105,7 +107,13 @@ class Counted:
                 raise LimitError(f"the attack's budget of {self._budget} queries is spent")
             self.queries += len(frames)
             self.calls += 1
-        return self._oracle.labels(frames)
+        try:
+            return self._oracle.labels(frames)
+        except (LimitError, RefusedError) as error:
+            if isinstance(error, LimitError) or error.refusal in _UNASKED:
+                with self._lock:
+                    self.queries -= len(frames)
+            raise
 
 
 def to_frames(points: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -39,7 +39,7 @@ class Problem:
         label: What the device says of the clean image.
         target: The class wanted; None for any other than `label`.
         starts: Pictures that may be answered as wanted, float32 (n, l), n >= 0: of other classes or of the target.
-        queries: Most points that will be answered; asking for more ends the search.
+        queries: Most labels of the search, the judgement of what it found among them: one less is answered.
         rng: All randomness.
         dtype: Of the device's frames, "float32" or "uint8", told by the driver: on a device of bytes, points are
             rounded to whole grey levels before they are asked.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.attack.campaign.config import STARTS
 from variegate.attack.driver import Task, run
 from variegate.attack.oracle import Oracle, to_points
 from variegate.attack.outcome import Outcome
@@ -127,11 +128,13 @@ class Trial:
     def _tasks(self) -> Iterator[Task]:
         points = to_points(self.frames).reshape(len(self.frames), -1)
         for key, (point, label) in enumerate(zip(points, self.labels.tolist(), strict=True)):
+            others = np.flatnonzero(self.labels != label)
+            starts = seeded(self._seed, self.attack.name, key, "starts").permutation(others)[:STARTS]
             problem = Problem(
                 clean=point,
                 shape=self._oracle.shape,
                 label=label,
-                starts=points[self.labels != label],
+                starts=points[starts],
                 queries=self._each - 1,
                 rng=seeded(self._seed, self.attack.name, key),
             )

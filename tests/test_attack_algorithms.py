@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -19,14 +20,15 @@ from variegate.attack.algorithms.geoda import GeoDA
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.rays import Rays
-from variegate.attack.algorithms.steps import first_start
+from variegate.attack.algorithms.segment import to_edge
+from variegate.attack.algorithms.steps import between, first_start
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.algorithms.table import ATTACKS, DEFAULTS, from_config, to_config
 from variegate.attack.driver import Task, outcomes
-from variegate.attack.oracle import LEVELS, Oracle, to_points
+from variegate.attack.oracle import LEVELS, Oracle, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
-from variegate.attack.search import Attack, Norm, Problem, seeded
+from variegate.attack.search import Answers, Attack, Norm, Points, Problem, seeded
 from variegate.keys.errors import MisuseError
 
 SHAPE = (3, 12, 12)
@@ -315,3 +317,67 @@ def test_wide_probes_leave_the_first_attractor() -> None:
         np.median([outcome.distance for outcome in searched(attack, Rippled(), images=5)]) for attack in (wide, narrow)
     ]
     assert reached[0] < 0.8 * reached[1]
+
+
+def asked_of(
+    search: Generator[Points, Answers, Any], fools: Callable[[Points], NDArray[np.bool_]]
+) -> list[tuple[Points, NDArray[np.bool_]]]:
+    """What a search asks until it ends, and what it is answered."""
+    out: list[tuple[Points, NDArray[np.bool_]]] = []
+    with contextlib.suppress(StopIteration):
+        points = next(search)
+        while True:
+            answers = fools(points)
+            out.append((points, answers))
+            points = search.send(answers)
+    return out
+
+
+def test_a_segment_is_searched_while_a_device_of_bytes_sees_a_picture_in_it() -> None:
+    far = np.clip(CLEAN + np.float32(0.05) * np.random.default_rng(1).uniform(-1, 1, SIZE).astype(np.float32), 0, 1)
+    problem = Problem(clean=CLEAN, shape=SHAPE, label=0, starts=far[np.newaxis], queries=100, rng=seeded("segment"))
+    edge = np.float32(0.5137) * np.linalg.norm(far - CLEAN)
+    asked = asked_of(
+        to_edge(problem, far, 1e-9, 1 / LEVELS), lambda points: np.linalg.norm(points - CLEAN, axis=1) > edge
+    )
+    (low,), (high,) = ([points[0] for points, fooled in asked if fooled[0] == side][-1:] for side in (False, True))
+    seen = {to_frames(between(low, high, share), "uint8").tobytes() for share in np.linspace(0, 1, 1001)}
+    assert len(seen) <= 4
+
+
+@dataclass
+class Ball(Planted):
+    """Label 0 inside a ball around the clean image: no direction leads nearer."""
+
+    def of(self, away: NDArray[np.float32]) -> NDArray[np.int64]:
+        out: NDArray[np.int64] = (np.linalg.norm(away, axis=1) > 0.5).astype(np.int64)
+        return out
+
+
+def test_cgba_ends_where_no_turn_gains_more_than_rounding() -> None:
+    for found in searched(Cgba.corrected(), Ball(), queries=50_000, images=5):
+        assert found.status is Status.FOUND
+        assert found.queries < 5_000
+
+
+@pytest.mark.parametrize("queries", [500, 1_000])
+def test_geoda_has_the_answers_of_its_last_and_largest_estimate(queries: int) -> None:
+    counts: list[int] = []
+
+    class Noting(GeoDA):
+        def _normal(self, problem: Problem, point: NDArray[np.float32], count: int, radius: float) -> Any:
+            normal = yield from super()._normal(problem, point, count, radius)
+            counts.append(count)
+            return normal
+
+    oracle, starts = HalfSpaces(), seeded("starts").random((8, SIZE), np.float32)
+    problem = Problem(clean=CLEAN, shape=SHAPE, label=0, starts=starts, queries=queries, rng=seeded("geoda"))
+    outcomes(Noting.corrected(), [Task(key=0, problem=problem)], oracle)
+    assert counts[-1] == max(counts) >= queries / 4
+
+
+def test_many_starts_leave_most_queries_to_the_search() -> None:
+    starts = seeded("starts").random((2_000, SIZE), np.float32)
+    problem = Problem(clean=CLEAN, shape=SHAPE, label=0, starts=starts, queries=400, rng=seeded("many"))
+    asked = asked_of(first_start(problem), lambda points: np.ones(len(points), np.bool_))
+    assert 50 < sum(len(points) for points, _ in asked) <= 100

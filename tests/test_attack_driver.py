@@ -15,7 +15,7 @@ from variegate.attack.driver import Task, outcomes, run
 from variegate.attack.oracle import Counted, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Norm, Problem, Result, Search, seeded
-from variegate.keys.errors import LimitError, MisuseError
+from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
 
 SHAPE = (1, 4, 4)
 SIZE = 16
@@ -190,8 +190,8 @@ def test_an_iterate_that_moves_away_is_the_later_one() -> None:
 def test_a_failing_attack_is_an_outcome_and_stops_nobody() -> None:
     found = outcomes(Walk(raises=True, result="iterate"), [task(i) for i in range(3)], Plane())
     assert [outcome.status for outcome in found] == [Status.FOUND] * 3
-    without = [task(0, starts=np.zeros((0, SIZE), np.float32), target=7), task(1)]
-    none, found_one = outcomes(Walk(ends=True), without, Plane())
+    without = [task(0, starts=np.zeros((0, SIZE), np.float32), target=2), task(1)]
+    none, found_one = outcomes(Walk(ends=True), without, Plane(classes=3))
     assert none.status is Status.NONE
     assert none.distance == float("inf")
     assert found_one.status is Status.FOUND
@@ -296,3 +296,133 @@ def test_a_task_that_makes_no_sense_is_misuse(queries: int, marks: tuple[int, ..
 def test_seeds_are_words() -> None:
     assert seeded("a", 1).integers(1 << 60) == seeded("a", 1).integers(1 << 60)
     assert len({int(seeded(*parts).integers(1 << 60)) for parts in (("a", 1), ("a", "1"), ("a1",), ("a", 1, 0))}) == 4
+
+
+@dataclass(frozen=True)
+class Off:
+    """Asks a point that fools, then keeps one that does not (as ART's GeoDA may)."""
+
+    name: ClassVar[str] = "off"
+    norm: Norm = "l2"
+    result: Result = "iterate"
+    ends_on: float = 0.4
+
+    def search(self, problem: Problem) -> Search:
+        for level in (0.8, self.ends_on):
+            point = np.full(SIZE, level, np.float32)
+            yield from fools(point)
+            problem.keep(point)
+        while True:
+            yield problem.starts
+
+
+@pytest.mark.parametrize(("level", "status"), [(0.4, Status.FAILED), (0.6, Status.FOUND)])
+def test_an_iterate_counts_without_a_judgement_only_where_it_was_seen_to_fool(level: float, status: Status) -> None:
+    (found,) = outcomes(Off(ends_on=level), [task(0)], Counted(Plane(), 20))
+    assert found.status is status
+    assert (found.sample is not None) == (status is Status.FOUND)
+
+
+CLEAN = np.full(SIZE, 0.25, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"clean": CLEAN * np.float32(np.nan)}, "outside of"),
+        ({"clean": CLEAN * 255}, "outside of"),
+        ({"starts": -np.ones((1, SIZE), np.float32)}, "outside of"),
+        ({"starts": np.ones((1, SIZE - 1), np.float32)}, "no pictures like"),
+        ({"label": 2}, "none of the device's 2 classes"),
+        ({"label": -1}, "none of the device's 2 classes"),
+        ({"target": 2}, "none of the device's 2 classes"),
+        ({"target": 0}, "own label"),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused(more: dict[str, Any], words: str) -> None:
+    oracle = Plane()
+    with pytest.raises(MisuseError, match=words):
+        outcomes(Walk(), [task(0, **more)], oracle)
+    assert oracle.sizes == []
+
+
+def test_two_tasks_with_one_key_are_refused() -> None:
+    with pytest.raises(MisuseError, match="two tasks have the key 3"):
+        outcomes(Walk(), [task(3), task(3)], Plane())
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Asks for what is no number."""
+
+    name: ClassVar[str] = "lost"
+    norm: Norm = "l2"
+    result: Result = "best"
+
+    def search(self, problem: Problem) -> Search:
+        if problem.clean[0] == CLEAN[0]:
+            yield np.full((1, SIZE), np.nan, np.float32)
+        yield problem.starts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_a_point_that_is_no_number_ends_its_own_search_alone(dtype: str) -> None:
+    lost, other = outcomes(Lost(), [task(0, clean=CLEAN), task(1)], Plane(dtype=dtype))
+    assert (lost.status, lost.queries) == (Status.FAILED, 0)
+    assert "not finite" in lost.reason
+    assert other.status is Status.FOUND
+
+
+class Liar(Plane):
+    """Answers well until it is asked alone."""
+
+    def labels(self, frames: NDArray[Any]) -> Any:
+        if len(frames) > 1:
+            return super().labels(frames)
+        return self.answer
+
+    answer: Any = np.zeros(0, np.int64)
+
+
+@pytest.mark.parametrize("answer", [np.zeros(0, np.int64), [[1]], np.array([2]), np.array([-1]), np.array([0.5])])
+def test_a_device_that_answers_what_are_no_labels_is_refused(answer: Any) -> None:
+    device = Liar()
+    device.answer = answer
+
+    @dataclass(frozen=True)
+    class Pairs(Walk):
+        def search(self, problem: Problem) -> Search:
+            yield np.repeat(problem.starts, 2, axis=0)
+
+    with pytest.raises(RefusedError) as refused:
+        outcomes(Pairs(), [task(0)], device)
+    assert refused.value.refusal is Refusal.MALFORMED
+
+
+class Grudging(Plane):
+    """Refuses every other call."""
+
+    error: VariegateError = LimitError("not now", retry_after_s=1.0)
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        out = super().labels(frames)
+        if len(self.sizes) % 2:
+            raise self.error
+        return out
+
+
+def test_what_a_device_refuses_is_not_counted_and_costs_no_budget() -> None:
+    frames = np.zeros((4, *SHAPE), np.float32)
+    for error, each in (
+        (LimitError("not now", retry_after_s=1.0), 0),
+        (RefusedError(Refusal.INPUT, "no picture"), 0),
+        (DeviceError("lost"), 4),
+    ):
+        device = Grudging()
+        device.error = error
+        counted = Counted(device, 8)
+        with pytest.raises(type(error)):
+            counted.labels(frames)
+        assert counted.queries == each
+        counted.labels(frames)
+        assert counted.queries == each + 4

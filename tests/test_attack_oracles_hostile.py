@@ -181,12 +181,13 @@ STATUSES: dict[str, tuple[bytes, type[VariegateError], int]] = {
     "forbidden by someone else": (http_answer(403, b"<html>"), DeviceError, 0),
     "gone": (http_answer(404, b""), DeviceError, 0),
     "rate": (http_answer(429, b"", "Retry-After: 1000000"), LimitError, 0),
-    "rate without a time": (http_answer(429, b""), DeviceError, 0),
+    "rate without a time": (http_answer(429, b""), LimitError, 0),
     "busy": (http_answer(503, b'{"error":"too many queries are waiting"}', "Retry-After: 50"), LimitError, 0),
     "down": (http_answer(503, b'{"error":"it may have been charged"}', "Retry-After: 1"), DeviceError, 3),
     "broken": (http_answer(500, b'{"error":{"deep":1}}'), DeviceError, 3),
     "elsewhere": (http_answer(302, b"", "Location: http://example.com/"), DeviceError, 3),
-    "a date": (http_answer(429, b"", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT"), DeviceError, 0),
+    "a date": (http_answer(503, b"", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT"), LimitError, 0),
+    "no date": (http_answer(503, b"", "Retry-After: Fri, 99 Dec 1999"), DeviceError, 3),
 }
 
 

@@ -94,7 +94,7 @@ def fool_all(attack: Attack, tasks: Sequence[Task], oracles: Sequence[Oracle]) -
     """Searches samples that fool every one of the colluders' devices; outcomes in the order of the tasks.
 
     Raises:
-        MisuseError, RefusedError, DeviceError, LimitError: As `driver.run`.
+        MisuseError, RefusedError, DeviceError, LimitError: As `driver.outcomes`.
     """
     groups: dict[tuple[int, int | None], list[Task]] = {}
     for task in tasks:
@@ -102,7 +102,7 @@ def fool_all(attack: Attack, tasks: Sequence[Task], oracles: Sequence[Oracle]) -
     found: dict[int, Outcome] = {}
     for (label, target), group in groups.items():
         joint = Unanimous(oracles, label, target)
-        found |= {outcome.key: outcome for outcome in driver.run(attack, group, joint)}
+        found |= {outcome.key: outcome for outcome in driver.outcomes(attack, group, joint)}
     return [found[task.key] for task in tasks]
 
 

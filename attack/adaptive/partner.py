@@ -185,7 +185,7 @@ def fool_base(attack: Attack, tasks: Sequence[Task], own: Oracle, partners: Part
     """Attacks through `Cancelled`, each image with its class's partner; outcomes in the order of the tasks.
 
     Raises:
-        MisuseError, RefusedError, DeviceError, LimitError: As `driver.run`.
+        MisuseError, RefusedError, DeviceError, LimitError: As `driver.outcomes`.
     """
     groups: dict[int, list[Task]] = {}
     for task in tasks:
@@ -193,5 +193,5 @@ def fool_base(attack: Attack, tasks: Sequence[Task], own: Oracle, partners: Part
     found: dict[int, Outcome] = {}
     for label, group in groups.items():
         cancelled = Cancelled(own, label, partners.partner(label))
-        found |= {outcome.key: outcome for outcome in driver.run(attack, group, cancelled)}
+        found |= {outcome.key: outcome for outcome in driver.outcomes(attack, group, cancelled)}
     return [found[task.key] for task in tasks]

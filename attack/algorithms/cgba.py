@@ -25,6 +25,8 @@ _FRUITLESS = 20
 """Estimates in a row that lead nowhere before a search ends."""
 _PROGRESS = 0.97
 """A turn's new distance over its old one that is progress enough."""
+_GAIN = 1e-4
+"""Share of the distance that a turn must gain to have led anywhere: less may be rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,10 @@ class Cgba:
             else:
                 near = yield from _bisected(circle, tolerance)
             away = float(np.linalg.norm(near - problem.clean))
-            if away < circle.radius:
-                point, fruitless = near, 0
+            if away < (1 - _GAIN) * before:
+                fruitless = 0
+            if away < before:
+                point = near
             if away > _PROGRESS * before:
                 share *= self.narrower
 

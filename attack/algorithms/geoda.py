@@ -16,7 +16,7 @@ from variegate.attack.algorithms.fields import above, at_least, between, known_n
 from variegate.attack.algorithms.geoda_art import ArtGeoDA, untargeted_only
 from variegate.attack.algorithms.grid import grain, settled
 from variegate.attack.algorithms.segment import to_edge
-from variegate.attack.algorithms.steps import first_start, fools
+from variegate.attack.algorithms.steps import counted, first_start, fools
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.search import Answers, Norm, Points, Problem, Result, Search, distance
 
@@ -91,7 +91,7 @@ class GeoDA:
         return cls(norm=norm)
 
     def schedule(self, queries: int) -> Sequence[int]:
-        """Probes of each iteration, for so many queries in all."""
+        """Probes of each iteration, for so many queries in all of them."""
         rounds, total = 1, float(self.first)
         while True:
             # A step and its search take about `_OVERHEAD` queries.
@@ -110,14 +110,14 @@ class GeoDA:
         """
         untargeted_only(problem)
         grey = grain(problem)
-        point = yield from first_start(problem, self.noises)
+        point, asked = yield from counted(first_start(problem, self.noises))
         if point is None:
             return
         share = self.wide
         unknown = self.tolerance / math.sqrt(math.prod(self._coefficients(problem)))
-        point = yield from to_edge(problem, point, unknown * share, grey)
+        point, halvings = yield from counted(to_edge(problem, point, unknown * share, grey))
         total = np.zeros_like(point)
-        for count in self.schedule(problem.queries):
+        for count in self.schedule(problem.queries - asked - halvings):
             point = settled(point, grey)
             away = float(np.linalg.norm(point - problem.clean))
             if away == 0:

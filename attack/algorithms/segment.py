@@ -16,18 +16,18 @@ def to_edge(problem: Problem, far: NDArray[np.float32], tolerance: float, grey: 
         problem: The image.
         far: The fooling point.
         tolerance: Ends when what is unknown is at most this share of the distance found.
-        grey: `grid.grain` of the device; the search also ends when the pictures between both ends are used up.
+        grey: `grid.grain` of the device; the search also ends when the device sees no picture between both ends.
         norm: How points move, see `steps.between`.
 
     Returns:
         The fooling end.
     """
     clean = problem.clean
-    length = float(np.abs(far - clean).max())
-    if length == 0:
+    away = np.abs(far - clean)
+    if not away.any():
         return far
-    # No pixel moves by half a level between both ends: what is between looks like one of them.
-    least = grey / (2 * length)
+    # In Linf the pixels that move pass from level to level together; in L2 each does so at a place of its own.
+    least = grey / float(2 * away.max() if norm == "linf" else away.sum())
     low, high = 0.0, 1.0
     while high - low > max(tolerance * high, least, _LEAST):
         middle = (low + high) / 2

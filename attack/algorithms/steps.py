@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from variegate.attack.search import Answers, Norm, Points, Problem, distance
 
 Step = Generator[Points, Answers, NDArray[np.float32]]
 Asked = Generator[Points, Answers, bool]
+Result = TypeVar("Result")
 
 
 def fools(point: NDArray[np.float32]) -> Asked:
@@ -18,8 +20,23 @@ def fools(point: NDArray[np.float32]) -> Asked:
     return bool((yield point[np.newaxis])[0])
 
 
+def counted(step: Generator[Points, Answers, Result]) -> Generator[Points, Answers, tuple[Result, int]]:
+    """A step's result, and how many points it asked."""
+    asked = 0
+    try:
+        points = next(step)
+        while True:
+            answers = yield points
+            asked += len(points)
+            points = step.send(answers)
+    except StopIteration as end:
+        return end.value, asked
+
+
 _ROUNDS = 6
 """Halvings that compare starts: by then a segment's boundary is known to a sixty-fourth."""
+_OPENING = 4
+"""One part in so many of the queries may go to comparing starts."""
 
 
 def first_start(
@@ -28,7 +45,8 @@ def first_start(
     """A point that is answered as wanted: near the boundary from a given start, else uniform noise, one by one.
 
     Of several starts the one with the nearest boundary is taken: the segments of all are halved at once. What this asks
-    is soon saved, since pictures that are far away may have a boundary close by.
+    is soon saved, since pictures that are far away may have a boundary close by. Starts that would take more than
+    a quarter of the queries to compare are left out.
 
     Args:
         problem: The image.
@@ -38,10 +56,11 @@ def first_start(
     Returns:
         The point (l,), or None.
     """
-    if len(problem.starts):
-        fooled = yield problem.starts
+    starts = problem.starts[: max(1, problem.queries // (_OPENING * (1 + _ROUNDS)))]
+    if len(starts):
+        fooled = yield starts
         if fooled.any():
-            there = problem.starts[fooled]
+            there = starts[fooled]
             nearest: NDArray[np.float32] = (yield from _nearest(problem, there, norm)) if len(there) > 1 else there[0]
             return nearest
     if problem.target is None:

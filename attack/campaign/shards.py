@@ -20,6 +20,8 @@ _KEYS = [
     ("true_class", pa.int32()),
     ("target", pa.int32()),
 ]
+KEYS = tuple(name for name, _ in _KEYS)
+"""Columns that both kinds have."""
 SAMPLES = pa.schema(
     [
         *_KEYS,

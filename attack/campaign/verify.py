@@ -1,8 +1,13 @@
-"""Verifies a finished campaign: ledger against shards, then stored samples against the copies, asked again."""
+"""Verifies a finished campaign: ledger against shards, these against inputs, stored samples against copies asked again.
+
+What a search asked and met on its way (`queries`, `trace_queries`, `trace_distance`, and when a sample of a budget was
+found) only the search itself could tell again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +15,22 @@ from typing import Any
 import numpy as np
 
 from variegate.attack.campaign import folder as folders
+from variegate.attack.campaign import rows
 from variegate.attack.campaign.check import against_shards, rows_of
-from variegate.attack.campaign.copies import Opener, opened_device
+from variegate.attack.campaign.copies import FleetCopies, Opener, opened_device
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.prepare import Prepared
+from variegate.attack.campaign.replay import Answer
+from variegate.attack.campaign.shards import KEYS
 from variegate.attack.campaign.work import Bench
+from variegate.attack.oracle import to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
-from variegate.attack.search import seeded
+from variegate.attack.search import distance, seeded
 from variegate.keys.errors import MisuseError, VariegateError
 
 _REPLAY_KEYS = ("budget", "overshoot", "victim", "label", "clean_label", "l2", "linf")
+_ROUNDING = 1e-9
+"""Relative: of sums whose terms a machine may add in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +70,7 @@ def verify(
     Raises:
         MisuseError: It is no campaign, or `sample` is negative.
         RefusedError: `MALFORMED`: the ledger or an input is damaged, so that nothing can be compared.
-        DeviceError: Storage or a device failed.
+        DeviceError: Storage failed. What a copy does not answer is a difference.
     """
     if sample is not None and sample < 0:
         raise MisuseError("a number of samples cannot be negative")
@@ -72,8 +83,7 @@ def verify(
     again = _Again(folder, prepared, opened)
     try:
         for i, entry in enumerate(done):
-            if wanted[entry.unit.name]:
-                again.unit(entry, wanted[entry.unit.name])
+            again.unit(entry, wanted[entry.unit.name])
             progress(i + 1, len(done))
     finally:
         again.close()
@@ -99,11 +109,12 @@ def _drawn(prepared: Prepared, done: list[Entry], sample: int | None) -> dict[st
 
 
 class _Again:
-    """Asks the copies again."""
+    """Derives again what follows from the inputs, and asks the copies again."""
 
     def __init__(self, folder: Path, prepared: Prepared, opened: Opener) -> None:
         self._folder, self._prepared = folder, prepared
         self._bench = Bench(prepared, opened=opened)
+        self._silent: set[str] = set()
         self.samples = self.replays = 0
         self.differences: list[str] = []
 
@@ -112,7 +123,7 @@ class _Again:
         self._bench.close()
 
     def unit(self, entry: Entry, places: set[int]) -> None:
-        """One unit's images at these places."""
+        """One unit; its images at these places are shown to the copies."""
         try:
             stored = rows_of(self._folder, folders.SAMPLES, entry)
             replays = rows_of(self._folder, folders.REPLAYS, entry)
@@ -123,9 +134,18 @@ class _Again:
             return
         if len(outcomes) != len(entry.unit.images):
             return  # the ledger's check has told of it
+        self.differences += _unfounded(self._prepared, entry, stored, replays, outcomes)
+        fleet = entry.unit.fleet
+        if not places or fleet in self._silent:
+            return
         chosen = [outcome if i in places else _without(outcome) for i, outcome in enumerate(outcomes)]
-        self._samples(entry, chosen)
-        self._replays(entry, chosen, places, replays)
+        try:
+            self._samples(entry, chosen)
+            found = self._replays(entry, chosen, places, replays)
+            self.differences += self._misjudged(entry, stored, found)
+        except VariegateError as error:
+            self._silent.add(fleet)
+            self.differences.append(f"{entry.unit.name}: fleet {fleet} is asked no more: {error.message}")
 
     def _samples(self, entry: Entry, outcomes: list[Outcome]) -> None:
         oracle = self._bench.copies.oracle(entry.unit.fleet, entry.unit.attacker)
@@ -140,16 +160,17 @@ class _Again:
                     f"{entry.unit.name}: the sample of image {place} is answered {label}, not {outcome.label}"
                 )
 
-    def _replays(self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: list[dict[str, Any]]) -> None:
+    def _replays(
+        self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: list[dict[str, Any]]
+    ) -> list[Answer]:
         index = self._prepared.images.index
         by_image = {int(index[entry.unit.images[i]]) for i in places}
         kept = [row for row in stored if row["image"] in by_image]
-        dtype = self._prepared_dtype(entry)
-        found = self._bench.replays(entry.unit, outcomes, dtype)
+        found = self._bench.replays(entry.unit, outcomes, _fleet(self._prepared, entry).dtype)
         self.replays += len(found)
         if len(found) != len(kept):
             self.differences.append(f"{entry.unit.name}: {len(kept)} replays are stored, and {len(found)} are due")
-            return
+            return found
         for answer, row in zip(found, kept, strict=True):
             shown = answer.shown
             values = (
@@ -163,13 +184,58 @@ class _Again:
                         f"{row['overshoot']}: {key} is {value}, not {row[key]}"
                     )
 
-    def _prepared_dtype(self, entry: Entry) -> str:
-        return next(fleet.dtype for fleet in self._prepared.fleets if fleet.name == entry.unit.fleet)
+        return found
+
+    def _misjudged(self, entry: Entry, stored: list[dict[str, Any]], found: list[Answer]) -> Iterator[str]:
+        """Targets, and samples that are called found, against what the attacker's own copy says of the clean image."""
+        unit, index = entry.unit, self._prepared.images.index
+        own = {answer.shown.image: answer.clean_label for answer in found if answer.victim == unit.attacker}
+        for i, clean in own.items():
+            row, place = stored[i], int(index[unit.images[i]])
+            target = self._bench.target(unit, unit.images[i], clean)
+            if row["target"] != target:
+                yield f"{unit.name}: image {place} is aimed at {row['target']}, not {target}"
+            fooled = row["label"] != clean if target is None else row["label"] == target
+            if row["status"] == Status.FOUND and not fooled:
+                yield f"{unit.name}: the sample of image {place} is answered {row['label']}, and called found"
+
+
+def _unfounded(
+    prepared: Prepared,
+    entry: Entry,
+    stored: Sequence[Mapping[str, Any]],
+    replays: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[Outcome],
+) -> Iterator[str]:
+    """What a unit's shards say that does not follow from the inputs and the samples, one sentence for each column."""
+    unit = entry.unit
+    columns = rows.given(prepared, unit)
+    dtype, norm = columns["dtype"][0], columns["norm"][0]
+    clean = to_points(to_frames(to_points(prepared.images.x[list(unit.images)]), dtype))
+    lengths = [
+        math.inf
+        if outcome.sample is None
+        else float(distance(to_points(outcome.sample).reshape(1, -1), clean[i].reshape(-1), norm)[0])
+        for i, outcome in enumerate(outcomes)
+    ]
+    for name, values in columns.items():
+        if [row[name] for row in stored] != values:
+            yield f"{unit.name}: {name} of the samples is not what the campaign says"
+    if not all(
+        math.isclose(row["distance"], length, rel_tol=_ROUNDING) for row, length in zip(stored, lengths, strict=True)
+    ):
+        yield f"{unit.name}: distance of the samples is not theirs"
+    if any((row["status"] == Status.FOUND) != (row["sample"] is not None) for row in stored):
+        yield f"{unit.name}: status of the samples does not fit them"
+    by_image = dict(zip(columns["image"], stored, strict=True))
+    for name in KEYS:
+        if any(row["image"] not in by_image or row[name] != by_image[row["image"]][name] for row in replays):
+            yield f"{unit.name}: {name} of the replays is not that of the samples"
 
 
 def _outcome(row: Mapping[str, Any], prepared: Prepared, entry: Entry) -> Outcome:
     """A stored row as an outcome, as far as replays need one."""
-    fleet = next(fleet for fleet in prepared.fleets if fleet.name == entry.unit.fleet)
+    fleet = _fleet(prepared, entry)
 
     def frame(raw: bytes | None) -> Any:
         return None if raw is None else np.frombuffer(raw, fleet.dtype).reshape(fleet.shape)
@@ -199,3 +265,7 @@ def _without(outcome: Outcome) -> Outcome:
         trace=(),
         checkpoints={},
     )
+
+
+def _fleet(prepared: Prepared, entry: Entry) -> FleetCopies:
+    return next(fleet for fleet in prepared.fleets if fleet.name == entry.unit.fleet)

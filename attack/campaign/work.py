@@ -6,7 +6,7 @@ own generator, and outcomes that are known already are taken as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from variegate.attack.algorithms.table import from_config
-from variegate.attack.campaign import replay, shards
+from variegate.attack.campaign import replay, rows, shards
 from variegate.attack.campaign.config import AttackRun
 from variegate.attack.campaign.copies import Copies, Opener, labels_of, opened_device
 from variegate.attack.campaign.messages import (
@@ -31,7 +31,7 @@ from variegate.attack.campaign.units import Unit, victims
 from variegate.attack.driver import Task, run
 from variegate.attack.oracle import Counted, Oracle, to_frames, to_points
 from variegate.attack.outcome import Outcome
-from variegate.attack.search import Attack, Points, Problem, seeded
+from variegate.attack.search import Points, Problem, seeded
 from variegate.keys.errors import DeviceError, LimitError, VariegateError
 
 _MAX_REASON = 500
@@ -82,10 +82,7 @@ class Bench:
         labels = labels_of(oracle, clean)
         asked_before = oracle.queries
         outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in job.known.items()}
-        targets = [
-            self._target(self._word(unit, place), int(images.y[place]), int(label)) if attack_run.targeted else None
-            for place, label in zip(places, labels, strict=True)
-        ]
+        targets = [self.target(unit, place, int(label)) for place, label in zip(places, labels, strict=True)]
         tasks = (
             self._task(unit, attack_run, place, int(label), target)
             for place, label, target in zip(places, labels, targets, strict=True)
@@ -100,12 +97,12 @@ class Bench:
             raise DeviceError(f"{oracle.queries - asked_before} labels were asked for and {asked} accounted for")
         ordered = [outcomes[place] for place in places]
         shown_to = victims(campaign, unit)
-        rows = {**self._rows(unit, attack_run, attack, ordered, dtype), "target": targets}
         found = self.replays(unit, ordered, dtype)
+        columns = rows.samples(self._prepared, unit, ordered, targets)
         yield UnitDone(
             unit=unit.name,
-            samples=shards.to_bytes(shards.SAMPLES, rows),
-            replays=shards.to_bytes(shards.REPLAYS, self._replay_rows(rows, found)),
+            samples=shards.to_bytes(shards.SAMPLES, columns),
+            replays=shards.to_bytes(shards.REPLAYS, rows.replays(columns, found)),
             samples_rows=len(ordered),
             replays_rows=len(found),
             queries=sum(outcome.queries for outcome in ordered),
@@ -155,12 +152,24 @@ class Bench:
             checkpoints=attack.budgets,
         )
 
-    def _target(self, word: tuple[str | int, ...], true_class: int, label: int) -> int:
-        """A class of the pool other than the image's own."""
-        others = np.setdiff1d(self._prepared.images.pool_y, [true_class, label])
+    def target(self, unit: Unit, place: int, label: int) -> int | None:
+        """The class that a unit's attack aims at: one of the pool other than the image's own; None for any.
+
+        Args:
+            unit: The unit.
+            place: The image's, in the campaign's.
+            label: What the copy attacked says of the clean image.
+
+        Raises:
+            DeviceError: No class is left.
+        """
+        if not self._prepared.campaign.attack(unit.attack).targeted:
+            return None
+        images = self._prepared.images
+        others = np.setdiff1d(images.pool_y, [int(images.y[place]), label])
         if not len(others):
             raise DeviceError("no class is left to aim at: the data has too few")
-        return int(seeded(*word, "target").choice(others))
+        return int(seeded(*self._word(unit, place), "target").choice(others))
 
     def _starts(self, word: tuple[str | int, ...], count: int, label: int, target: int | None) -> Points:
         images = self._prepared.images
@@ -168,46 +177,6 @@ class Bench:
         drawn = seeded(*word, "starts").permutation(fit)[:count]
         points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), images.x[0].size)
         return points
-
-    def _rows(
-        self, unit: Unit, run_: AttackRun, attack: Attack, outcomes: list[Outcome], dtype: str
-    ) -> dict[str, list[Any]]:
-        images, count = self._prepared.images, len(outcomes)
-        places = list(unit.images)
-        budgets = list(run_.budgets)
-        return {
-            "fleet": [unit.fleet] * count,
-            "attack": [unit.attack] * count,
-            "profile": [run_.profile] * count,
-            "norm": [attack.norm] * count,
-            "attacker": [unit.attacker] * count,
-            "image": images.index[places].tolist(),
-            "true_class": images.y[places].tolist(),
-            "status": [outcome.status.value for outcome in outcomes],
-            "reason": [outcome.reason for outcome in outcomes],
-            "label": [outcome.label for outcome in outcomes],
-            "queries": [outcome.queries for outcome in outcomes],
-            "distance": [outcome.distance for outcome in outcomes],
-            "dtype": [dtype] * count,
-            "sample": [_raw(outcome.sample) for outcome in outcomes],
-            "trace_queries": [[asked for asked, _ in outcome.trace] for outcome in outcomes],
-            "trace_distance": [[length for _, length in outcome.trace] for outcome in outcomes],
-            "budgets": [budgets] * count,
-            "budget_samples": [[_raw(outcome.checkpoints.get(at)) for at in budgets] for outcome in outcomes],
-        }
-
-    def _replay_rows(self, rows: Mapping[str, list[Any]], found: list[replay.Answer]) -> dict[str, list[Any]]:
-        keys = ("fleet", "attack", "profile", "norm", "attacker", "image", "true_class", "target")
-        return {
-            **{key: [rows[key][one.shown.image] for one in found] for key in keys},
-            "budget": [one.shown.budget for one in found],
-            "overshoot": [one.shown.overshoot for one in found],
-            "victim": [one.victim for one in found],
-            "label": [one.label for one in found],
-            "clean_label": [one.clean_label for one in found],
-            "l2": [one.shown.l2 for one in found],
-            "linf": [one.shown.linf for one in found],
-        }
 
 
 class _Unspent:
@@ -222,7 +191,3 @@ class _Unspent:
             return self._oracle.labels(frames)
         except LimitError as error:
             raise DeviceError(error.message) from error
-
-
-def _raw(frame: NDArray[Any] | None) -> bytes | None:
-    return None if frame is None else np.ascontiguousarray(frame).tobytes()

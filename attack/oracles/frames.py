@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from variegate.attack.oracle import Oracle
 from variegate.keys.errors import Refusal, RefusedError
 
+MAX_CLASSES = 1 << 16
+"""That a device may announce: scores of so many are what toolkits are given."""
+
 
 def check_frames(frames: object, oracle: Oracle) -> None:
     """Refuses, as a device does, what it was not announced to take.

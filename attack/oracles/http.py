@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.oracles import oip
-from variegate.attack.oracles.frames import check_frames
+from variegate.attack.oracles.frames import MAX_CLASSES, check_frames
 from variegate.attack.oracles.http_line import Answer, Line, Trust, parsed
 from variegate.attack.oracles.patience import NONE, Patience
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
 
 TIMEOUT_S = 60.0
-"""Most seconds of one exchange, connecting included."""
+"""Most seconds of one exchange, and of connecting before it."""
 BATCH = 64
 """Most frames of one call where neither the server nor the caller says."""
 _MAX_METADATA_BYTES = 64 << 10
@@ -30,6 +30,8 @@ _ANSWER_ROOM, _LABEL_BYTES = 4096, 24
 _OK, _INPUT, _FORBIDDEN, _TOO_LARGE, _TOO_MANY, _UNAVAILABLE = 200, 400, 403, 413, 429, 503
 _REFUSED = {_INPUT, 401, _FORBIDDEN, 404, 405, _TOO_LARGE, 415, _TOO_MANY, 431}
 """What says that nothing was answered."""
+_WAIT_S = 1.0
+"""Before a server is asked again that answers 429 and does not say when (RFC 6585, section 4)."""
 _CHARGED, _SPENT = "may have been charged", "budget is spent"
 """How our server's sentences say it; 503 and 403 alone do not."""
 
@@ -72,8 +74,8 @@ class HttpOracle:
         """
         if not 0 < timeout_s < math.inf:
             raise MisuseError("the time of an exchange is a positive number of seconds")
-        if (classes is not None and classes < 1) or (batch is not None and batch < 1):
-            raise MisuseError("classes and batch must be at least 1")
+        if (classes is not None and not 1 <= classes <= MAX_CLASSES) or (batch is not None and batch < 1):
+            raise MisuseError(f"classes and batch must be at least 1, and classes at most {MAX_CLASSES}")
         address, self._path = parsed(url)
         if trust is not None and not address.secured:
             raise MisuseError("certificates belong to an https:// address")
@@ -150,8 +152,8 @@ def _error(answer: Answer) -> VariegateError:
     text = oip.error_text(answer.body)
     hint = f"the server says: {text}" if text else None
     wait = answer.retry_after_s
-    if answer.status == _TOO_MANY and wait is not None:
-        return LimitError("the device's query rate is exceeded", retry_after_s=wait)
+    if answer.status == _TOO_MANY:
+        return LimitError("the device's query rate is exceeded", retry_after_s=_WAIT_S if wait is None else wait)
     if answer.status == _UNAVAILABLE and wait is not None and _CHARGED not in text:
         return LimitError("the server is busy", retry_after_s=wait)
     if answer.status == _FORBIDDEN and _SPENT in text:

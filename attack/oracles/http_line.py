@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import re
 import select
 import socket
 import ssl
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +20,8 @@ from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedErro
 MODEL = "copy"
 """Name of the model where the address gives none: what `variegate device serve` calls it."""
 _MAX_RETRY_S = 3600
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
+"""A name, or a number of IPv4 or IPv6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ def parsed(url: str) -> tuple[Address, str]:
     plain = name.isascii() and name.isprintable() and not set(name) & set("/ ?#%")
     if parts.query or parts.fragment or parts.username or parts.password:
         plain = False
-    if parts.scheme not in ("http", "https") or not host or not plain:
+    if parts.scheme not in ("http", "https") or not host or not _HOST.fullmatch(host) or port == 0 or not plain:
         raise MisuseError("the device's address is not valid", hint=hint)
     secured = parts.scheme == "https"
     return Address(host, port or (443 if secured else 80), secured), f"/v2/models/{name}"
@@ -97,7 +102,7 @@ class Answer:
         status: Of HTTP.
         body: All of it.
         split: Value of `Inference-Header-Content-Length`; -1 for one that is no number, None without one.
-        retry_after_s: Value of `Retry-After` in seconds; None without one.
+        retry_after_s: `Retry-After` in seconds, given so or as a date (RFC 9110, section 10.2.3); None without.
     """
 
     status: int
@@ -191,6 +196,14 @@ def _number(text: str | None) -> int | None:
 
 
 def _seconds(text: str | None) -> float | None:
-    if text is None or not text.isascii() or not text.isdigit():
+    if text is None or not text.isascii():
         return None
-    return float(min(int(text[:9]), _MAX_RETRY_S))
+    if text.isdigit():
+        return float(min(int(text[:9]), _MAX_RETRY_S))
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if at.tzinfo is None:
+        return None
+    return min(max(0.0, at.timestamp() - time.time()), _MAX_RETRY_S)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.oracles.frames import check_labels
+from variegate.attack.oracles.frames import MAX_CLASSES, check_labels
 from variegate.keys.errors import Refusal, RefusedError
 
 BINARY = "binary_tensor_data"
@@ -84,7 +84,7 @@ def model_of(body: bytes) -> Model:
         output=_name(given),
         dtype=_DTYPES[str(taken["datatype"])],
         shape=(channels, height, width),
-        classes=_count(more.get("classes")),
+        classes=_classes(more.get("classes")),
         batch=_count(more.get("max_batch")),
     )
 
@@ -185,6 +185,13 @@ def _name(tensor: dict[str, Any]) -> str:
 
 def _count(found: object) -> int | None:
     return found if type(found) is int and 0 < found < math.inf else None
+
+
+def _classes(found: object) -> int | None:
+    count = _count(found)
+    if count is not None and count > MAX_CLASSES:
+        raise RefusedError(Refusal.CONTRACT, f"the model has more than {MAX_CLASSES} classes")
+    return count
 
 
 def _json(text: bytes) -> object:

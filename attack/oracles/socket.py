@@ -19,12 +19,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.oracles.frames import check_frames, check_labels
+from variegate.attack.oracles.frames import MAX_CLASSES, check_frames, check_labels
 from variegate.attack.oracles.patience import NONE, Patience
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
 
 TIMEOUT_S = 30.0
-"""Most seconds of one exchange, connecting included."""
+"""Most seconds of one exchange, and of connecting before it."""
 _HELLO, _QUERY, _ANSWER = struct.Struct("<4sHBB3IIII"), struct.Struct("<4sIII"), struct.Struct("<4sIIIII")
 _VERSION, _SIDES, _NEVER = 1, 3, 0xFFFFFFFF
 _DTYPES = {1: "uint8", 2: "float32"}
@@ -219,8 +219,10 @@ def _hello(data: bytes) -> _Hello:
         raise RefusedError(Refusal.MALFORMED, "this is no label socket of version 1")
     dtype = _DTYPES[kind]
     values = channels * height * width
-    if size != values * np.dtype(dtype).itemsize or not 0 < size <= _MAX_FRAME_BYTES or classes < 1 or batch < 1:
+    if size != values * np.dtype(dtype).itemsize or not 0 < size <= _MAX_FRAME_BYTES or batch < 1:
         raise RefusedError(Refusal.MALFORMED, "the device announces frames that cannot be")
+    if not 1 <= classes <= MAX_CLASSES:
+        raise RefusedError(Refusal.MALFORMED, f"the device announces {classes} classes")
     return _Hello(dtype, (channels, height, width), classes, min(batch, _MAX_BATCH))
 
 
