@@ -16,6 +16,7 @@ from variegate.attack.algorithms.table import ATTACKS, CORRECTED, DEFAULTS, from
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
 from variegate.attack.oracle import Oracle, to_frames, to_points
 from variegate.attack.oracles import Patience, opened
+from variegate.attack.oracles.frames import MAX_CLASSES
 from variegate.attack.oracles.http_line import Trust
 from variegate.attack.oracles.opened import FORMS
 from variegate.cli.attack_options import command
@@ -78,7 +79,7 @@ def _try(args: argparse.Namespace) -> int:
     trust = Trust(ca=args.ca, certificate=args.cert, key=args.key) if args.ca or args.cert or args.key else None
     patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
     with opened(args.device, patience=patience, trust=trust) as oracle:
-        frames = _fitting(given, oracle)
+        frames = _fitting(given, true, oracle)
         trial = Trial(oracle, attack, frames, true, queries=args.queries, seed=args.seed)
         try:
             with Progress("queries", len(frames) * args.queries) as line:
@@ -117,24 +118,28 @@ def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> N
 def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """The first images of a file, and their classes if it has them."""
     data = read_capped(path, limit=MAX_BYTES)
-    images = read_npz(data, ("x",), str(path))["x"][:count]
+    images = read_npz(data, ("x",), str(path))["x"]
     if images.ndim != _RANK or not images.size or images.dtype not in (np.uint8, np.float32):
         raise RefusedError(Refusal.MALFORMED, f"x of {path} is not uint8 or float32 of shape (N, C, H, W)")
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise RefusedError(Refusal.MALFORMED, f"x of {path} holds values outside of [0, 1]")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "y.npy" not in archive.namelist():
-            return images, None
-    true = read_npz(data, ("y",), str(path))["y"][:count]
+            return images[:count], None
+    true = read_npz(data, ("y",), str(path))["y"]
     if true.shape != (len(images),) or not np.issubdtype(true.dtype, np.integer):
         raise RefusedError(Refusal.MALFORMED, f"y of {path} is not one class for each image")
-    return images, true.astype(np.int64)
+    if true.min() < 0 or true.max() >= MAX_CLASSES:
+        raise RefusedError(Refusal.MALFORMED, f"y of {path} holds what are no classes")
+    return images[:count], true[:count].astype(np.int64)
 
 
-def _fitting(images: NDArray[Any], oracle: Oracle) -> NDArray[Any]:
-    """Images as frames of the device."""
+def _fitting(images: NDArray[Any], true: NDArray[np.int64] | None, oracle: Oracle) -> NDArray[Any]:
+    """Images as frames of the device, which has their classes."""
     if images.shape[1:] != oracle.shape:
         raise MisuseError(f"the images are {images.shape[1:]}, and the device takes {oracle.shape}")
+    if true is not None and true.max() >= oracle.classes:
+        raise MisuseError(f"an image is of class {true.max()}, and the device has {oracle.classes}")
     return images if images.dtype == oracle.dtype else to_frames(to_points(images), oracle.dtype)
 
 

@@ -17,13 +17,13 @@ from variegate.attack.adaptive.assignment import assigned
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Unanimous, Vote, combined, firmest, fool_all
 from variegate.attack.adaptive.overshoot import stretched
-from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, fool_base, recover
+from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, fool_base, recover
 from variegate.attack.adaptive.replay import answers, replayed
 from variegate.attack.adaptive.smoothed import SmoothedAttack
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.driver import Task
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Counted, Oracle, to_frames, to_points
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Problem, seeded
@@ -32,7 +32,7 @@ from variegate.attack.whitebox.pgd import Pgd
 from variegate.export.fuse import fuse
 from variegate.export.rewriters import Permutation
 from variegate.keys import recipe
-from variegate.keys.errors import MisuseError
+from variegate.keys.errors import LimitError, MisuseError
 from variegate.keys.primitives import sha256
 
 SHAPE = (3, 8, 8)
@@ -161,6 +161,16 @@ def test_votes_and_unanimity_of_colluders_find_what_carries_over() -> None:
     # Nearer to the shared plane, and behind it.
     assert depth[0] + 0.05 < depth[1] < depth[2]
     assert depth[0] < 0 < depth[2]
+
+
+def test_what_a_spent_budget_leaves_not_begun_is_said() -> None:
+    clean, fleet = dark(40), [Rippled(i) for i in range(2)]
+    given = tasks(fleet[0], clean, BRIGHT, 100)
+    unknown = Partners(np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2), 0)
+    with pytest.raises(LimitError, match="images not begun"):
+        fool_all(HopSkipJump(), given, [Counted(fleet[0], 300), fleet[1]])
+    with pytest.raises(LimitError, match="images not begun"):
+        fool_base(HopSkipJump(), given, Counted(fleet[0], 300), unknown)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,7 @@ def test_the_socket_too(name: str, tmp_path: Path) -> None:
         HELLO[:20] + bytes(4) + HELLO[24:],
         HELLO[:24] + bytes(4) + HELLO[28:],
         struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 0, 2, 2, CLASSES, 16, 0),
+        struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, *SHAPE, 1 << 30, 16, 4),
         struct.pack("<4sHBB3IIII", b"VGH1", 1, 1, 3, 1 << 16, 1 << 8, 1 << 8, CLASSES, 16, 0),
     ],
 )
@@ -374,3 +376,23 @@ def test_mutated_answers_raise_nothing_but_refusals() -> None:
             except RefusedError:
                 refused += 1
     assert refused > 3000
+
+
+def test_a_device_cannot_announce_so_many_classes_that_scores_would_not_fit() -> None:
+    told = json.dumps({**METADATA, "parameters": {"classes": 10**12}}).encode()
+    with (
+        listening(device(lambda client, _: client.close(), told)) as (host, port),
+        pytest.raises(RefusedError, match="more than 65536 classes"),
+    ):
+        HttpOracle(f"http://{host}:{port}")
+
+
+def test_a_date_to_come_is_waited_for() -> None:
+    at = formatdate(time.time() + 1.2, usegmt=True)
+    answers = [http_answer(429, b"", f"Retry-After: {at}"), plain()]
+    with (
+        listening(device(lambda client, n: client.sendall(answers[n - 1]))) as (host, port),
+        HttpOracle(f"http://{host}:{port}", patience=Patience(longest_s=5)) as oracle,
+    ):
+        assert oracle.labels(SHOWN).tolist() == [1, 2, 3]
+        assert oracle.asked == 3

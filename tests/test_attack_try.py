@@ -128,6 +128,9 @@ def test_what_cannot_be_is_refused_before_a_query(
         "none": {"x": frames(2)[:0]},
         "empty": {"x": to_points(frames(2))[:, :, :0]},
         "short": {"x": frames(2), "y": np.arange(1)},
+        "long": {"x": frames(40), "y": np.zeros(41, np.int64)},
+        "negative": {"x": frames(2), "y": np.array([0, -1])},
+        "huge": {"x": frames(2), "y": np.array([0, (1 << 64) - 1], np.uint64)},
         "words": {"x": frames(2), "y": np.array([0.5, 1.5])},
         "other": {"images": frames(2)},
     }
@@ -138,8 +141,10 @@ def test_what_cannot_be_is_refused_before_a_query(
     assert tried(capsys, url, "--images", tmp_path / "noise.npz")[0] == 1
     np.savez(tmp_path / "small.npz", x=frames(2)[:, :, :2])
     (tmp_path / "there.npz").touch()
+    np.savez(tmp_path / "beyond.npz", x=frames(2), y=np.array([0, CLASSES]))
     for words in (
         (url, "--images", tmp_path / "small.npz"),
+        (url, "--images", tmp_path / "beyond.npz"),
         (url, "--images", tmp_path / "nothing.npz"),
         (url, "--images", good, "--queries", 1),
         (url, "--images", good, "--count", 0),
@@ -160,7 +165,7 @@ def test_what_cannot_be_is_refused_before_a_query(
 def test_a_device_that_stops_before_any_search_leaves_no_file(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    policy = Policy(rate_per_hour=3600 * 50, burst=5)
+    policy = Policy(rate_per_hour=3600, burst=5)
     with device_with(tmp_path, policy=policy) as device, serving(device.boot(), socket=tmp_path / "labels"):
         words = ("--images", place / "val.npz", "--queries", 200, "--wait", 0.02, "--out", tmp_path / "out.npz")
         status, text, error = tried(capsys, f"socket:{tmp_path / 'labels'}", *words)
@@ -292,3 +297,34 @@ def test_images_that_are_misread_when_clean_are_marked_and_not_counted(
     assert found["median_distance"] == np.median(lengths)
     with np.load(out) as samples:
         assert samples["misread"].tolist() == [False, True, False, False]
+
+
+def test_a_search_has_few_starts_however_many_images_there_are() -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (300, *SHAPE), np.uint8)
+
+    class Halves:
+        """Reads every other image of another class, and then everything of the first."""
+
+        shape, dtype, classes, batch = SHAPE, "uint8", 2, 512
+
+        def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+            return (frames.reshape(len(frames), -1)[:, 0] > 127).astype(np.int64)
+
+    class Noting:
+        """An attack that only looks at what it is given."""
+
+        name: ClassVar[str] = "noting"
+        norm: Norm = "l2"
+        result: Result = "best"
+
+        def __init__(self) -> None:
+            self.starts: list[NDArray[Any]] = []
+
+        def search(self, problem: Problem) -> Search:
+            self.starts.append(problem.starts)
+            yield problem.clean[np.newaxis]
+
+    attack = Noting()
+    Trial(Halves(), attack, frame, queries=10, seed=1).run(lambda _: None)
+    assert {len(starts) for starts in attack.starts} == {8}
+    assert not np.array_equal(attack.starts[0], attack.starts[2])
