@@ -43,7 +43,7 @@ def firmness(
         MisuseError: `votes` below 1 or `sigma` below 0.
         LimitError, RefusedError, DeviceError: The device's.
     """
-    if votes < 1 or sigma < 0:
+    if votes < 1 or not sigma >= 0:
         raise MisuseError("firmness needs a vote and a sigma from 0 up")
     out = np.zeros(len(samples))
     for _ in range(votes):

@@ -30,8 +30,9 @@ class Boundary:
     are asked at once and the nearest that is answered as wanted is the next point. Every few rounds the steps across
     are asked by themselves: where half of them are answered as wanted the boundary looks flat and they may grow
     (the paper's section 2.3); the step towards the image follows the proposals' own rate. The first point is brought to
-    the boundary by bisection. Steps across are drawn from the corners of a cube, which costs a bit of randomness a
-    pixel. On a device of bytes they stay above half a grey level; points are not rounded, so that small steps add up.
+    the boundary by bisection, from the nearest of several starts. Steps across are drawn from the corners of a cube,
+    which costs a bit of randomness a pixel. On a device of bytes they stay above half a grey level; points are not
+    rounded, so that small steps add up.
 
     Attributes:
         delta: First length of the step across, as a share of the distance.

@@ -38,6 +38,10 @@ class Cgba:
     CGBA-H (`curved`) halves the angle from the normal's until a point fools, and goes straight to the image from there:
     for the bent boundaries around small regions, as a target class has.
 
+    What differs from the paper: probes are corners of a cube (`grid.probes`) and narrow as the search goes, their
+    answers are weighted less their mean (HopSkipJump's equation 16), and of several starts the one with the nearest
+    boundary is taken.
+
     Attributes:
         first: Probes of the first estimate.
         growth: Estimate t has `first * t^growth` (section 3.3 has 0.5): more turns come nearer than better normals.

@@ -29,10 +29,12 @@ class HopSkipJump:
       that brought little, down to `finest`. The paper's radius is dist / d.
     - **Estimates are small**, a quarter of the paper's at first and growing slowly: more steps with a worse direction
       come down sooner than few with a good one.
-    - **Probes are whole grey levels** on a device of bytes (`grid.probes`), where the paper's radius would be rounded
+    - **Probes are corners of a cube** (`grid.probes`), not points of a sphere, and of several starts the one with the
+      nearest boundary is taken.
+    - **Probes are whole grey levels** on a device of bytes, where the paper's radius would be rounded
       away; so is the least step. In L2 the search keeps what is smaller than a level, as small steps add up.
     - **The search on the segment ends at `tolerance` of what a probe feels**, radius / sqrt(d); no query goes further.
-      On bytes it ends when the pictures between are used up.
+      On bytes it ends when no picture is left between.
 
     Every point asked counts, so a step that ends early costs nothing found before.
 

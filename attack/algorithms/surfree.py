@@ -28,7 +28,8 @@ class SurFree:
     The paper's settings are T = 3, rho = 0.98 and l = 10. In thousands of dimensions a random direction is worth about
     a degree: to find its boundary to a thousandth costs more than another direction brings, so that one angle of each
     sign, and one step of bisection, come nearer at every budget. On a device of bytes an arc is at least an eighth of a
-    level for every pixel: what shorter ones gain is less than rounding takes or gives.
+    level for every pixel: what shorter ones gain is less than rounding takes or gives. Points are clipped as they are
+    asked, not as they are kept, so that what lies outside may come back.
 
     Attributes:
         theta: First largest angle, in degrees.

@@ -25,7 +25,8 @@ class DeepFool:
 
     Attributes:
         iterations: Most steps.
-        overshoot: Share by which the whole perturbation is taken further in the end; the paper's eta.
+        overshoot: Share by which the whole perturbation is taken further at every step, as the authors' code does; the
+            paper's eta, which it adds in the end.
         candidates: Best classes that are looked at, the own among them.
         bounded: Whether points are clipped to [0, 1] as they go; the paper does not.
     """
