@@ -482,6 +482,10 @@ def test_a_changed_outcome_under_way_is_refused_or_asked_again(alone: Path, fres
     [
         "SELECT * FROM read_csv('/etc/passwd')",
         "COPY samples TO 'x.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 42 AS a) TO '{}'",
+        "WITH x AS (COPY (SELECT 42 AS a) TO '{}') SELECT * FROM x",
+        "SELECT * FROM read_parquet('{}')",
+        "WITH x AS (DELETE FROM samples RETURNING *) SELECT * FROM x",
         "SELECT 1; SELECT 2",
         "DROP VIEW samples",
         "SET enable_external_access = true",
@@ -495,7 +499,7 @@ def test_a_changed_outcome_under_way_is_refused_or_asked_again(alone: Path, fres
 def test_a_query_only_reads_results(statement: str, alone: Path) -> None:
     before = content(alone)
     with pytest.raises(MisuseError):
-        query(alone, statement)
+        query(alone, statement.format(next((alone / "samples").glob("*.parquet"))))
     assert content(alone) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.schema import printable
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-_READS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN})
 _UNITS = pa.schema(
     [
         ("unit", pa.string()),
@@ -32,6 +32,7 @@ _UNITS = pa.schema(
         ("replays_sha256", pa.string()),
     ]
 )
+_FAILURES = pa.schema([("unit", pa.string()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Answer:
 
 
 def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with views of what is done; it can neither write nor read any file but these shards.
+    """A connection over what is done, held in memory; it can neither write nor read any file.
 
     Args:
         folder: The campaign's; it may be under way.
@@ -61,36 +62,28 @@ def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
     with Ledger(folder, write=False) as ledger:
         entries = ledger.entries()
         failures = ledger.failures()
-    done = [entry.unit for entry in entries if entry.state == DONE]
-    for entry in entries:
-        if entry.state == DONE:
-            _check(folder, entry)
+    units = [
+        {
+            **{k: v for k, v in asdict(entry).items() if k in _UNITS.names},
+            "unit": entry.unit.name,
+            "fleet": entry.unit.fleet,
+            "attack": entry.unit.attack,
+            "attacker": entry.unit.attacker,
+            "images": len(entry.unit.images),
+        }
+        for entry in entries
+    ]
+    failed = [{"unit": unit, "reason": why} for unit, why in failures]
+    tables = {
+        folders.SAMPLES: _done(folder, folders.SAMPLES, shards.SAMPLES, entries),
+        folders.REPLAYS: _done(folder, folders.REPLAYS, shards.REPLAYS, entries),
+        "units": pa.Table.from_pylist(units, schema=_UNITS),
+        "failures": pa.Table.from_pylist(failed, schema=_FAILURES),
+    }
     connection = duckdb.connect(":memory:")
     try:
-        for kind, schema in ((folders.SAMPLES, shards.SAMPLES), (folders.REPLAYS, shards.REPLAYS)):
-            paths = [str(folders.shard(folder.absolute(), kind, unit)) for unit in done]
-            if paths:
-                listed = ", ".join(_quoted(path) for path in paths)
-                connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet([{listed}])")  # noqa: S608
-            else:
-                _table(connection, kind, schema.empty_table())
-        rows = [
-            {
-                **{k: v for k, v in asdict(entry).items() if k in _UNITS.names},
-                "unit": entry.unit.name,
-                "fleet": entry.unit.fleet,
-                "attack": entry.unit.attack,
-                "attacker": entry.unit.attacker,
-                "images": len(entry.unit.images),
-            }
-            for entry in entries
-        ]
-        _table(connection, "units", pa.Table.from_pylist(rows, schema=_UNITS))
-        schema = pa.schema([("unit", pa.string()), ("reason", pa.string())])
-        failed = pa.Table.from_pylist([{"unit": unit, "reason": why} for unit, why in failures], schema=schema)
-        _table(connection, "failures", failed)
-        allowed = ", ".join(_quoted(f"{folder.absolute() / kind}/") for kind in (folders.SAMPLES, folders.REPLAYS))
-        connection.execute(f"SET allowed_directories = [{allowed}]")
+        for name, table in tables.items():
+            connection.register(name, table)
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
@@ -113,7 +106,7 @@ def query(folder: Path, statement: str) -> Answer:
     with open_results(folder) as connection:
         try:
             statements = connection.extract_statements(statement)
-            if len(statements) != 1 or statements[0].type not in _READS:
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise MisuseError("only one SELECT is answered")
             relation = connection.execute(statements[0])
             columns = tuple(str(column[0]) for column in relation.description or ())
@@ -122,24 +115,19 @@ def query(folder: Path, statement: str) -> Answer:
             raise MisuseError(f"the query fails: {_first(error)}") from error
 
 
-def _check(folder: Path, entry: Entry) -> None:
+def _done(folder: Path, kind: str, schema: pa.Schema, entries: Sequence[Entry]) -> pa.Table:
+    """Shards of units that are done, as the ledger knows them."""
     try:
-        for kind in (folders.SAMPLES, folders.REPLAYS):
-            shard_bytes(folder, kind, entry)
+        parts = [
+            shards.read(schema, shard_bytes(folder, kind, entry), f"{kind}/{entry.unit.name}.parquet")
+            for entry in entries
+            if entry.state == DONE
+        ]
     except RefusedError as error:
         raise RefusedError(
             error.refusal, error.message, hint=f"variegate attack resume {folder} --redo-damaged does the unit again"
         ) from error
-
-
-def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
-    connection.register("given", rows)
-    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")  # noqa: S608  names are ours
-    connection.unregister("given")
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return pa.concat_tables([schema.empty_table(), *parts])
 
 
 def _first(error: duckdb.Error) -> str:
