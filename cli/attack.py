@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from variegate.attack.campaign import config, folder, runner
-from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.attack.campaign.engine import chosen
+from variegate.attack.campaign.prepare import prepare
 from variegate.attack.campaign.schema import schema_text
 from variegate.cli import attack_options as options
 from variegate.cli import attack_report, attack_try
@@ -40,14 +41,18 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from variegate.attack.campaign.plan import plan  # noqa: PLC0415
 
-    made = plan(_prepared(args.file, choose=False))
+    planned = config.load(args.file)
+    chosen(planned, None, None)
+    made = plan(prepare(planned, args.file.parent, choose=False, tell=note))
     emit({**asdict(made), "hours": made.hours}, args.json, lambda: _plan_text(made))
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     folder.check_new(args.out)
-    folder.create(args.out, _prepared(args.file))
+    campaign = config.load(args.file)
+    chosen(campaign, args.workers, _engine(args))  # before devices are asked for labels
+    folder.create(args.out, prepare(campaign, args.file.parent, tell=note))
     note(f"made {args.out}; if this is interrupted: variegate attack resume {args.out}")
     return _worked(args, args.out)
 
@@ -57,7 +62,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
-    engine = args.dask if args.dask is not None else None if args.workers is None else "processes"
+    engine = _engine(args)
     try:
         with LiveTable() as live:
             ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show, tell=note, **more)
@@ -73,6 +78,10 @@ def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
         note(f"unit {unit} failed {runner.ATTEMPTS} times: {reason}")
     note(f"{len(ended.failed)} units failed; variegate attack resume {campaign} tries them again")
     return _REFUSED
+
+
+def _engine(args: argparse.Namespace) -> str | None:
+    return args.dask if args.dask is not None else None if args.workers is None else "processes"
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -97,10 +106,6 @@ def _query(args: argparse.Namespace) -> int:
 def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001
     print(json.dumps(json.loads(schema_text()), indent=2))
     return 0
-
-
-def _prepared(file: Path, *, choose: bool = True) -> Prepared:
-    return prepare(config.load(file), file.parent, choose=choose, tell=note)
 
 
 def _plan_text(made: Any) -> str:
@@ -136,7 +141,7 @@ def _plan_text(made: Any) -> str:
     labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
     choosing = sum(one.choosing_queries for one in made.fleets)
     before = f", and at most {choosing} before to choose images" if choosing else ""
-    workers = f"with {made.workers} workers"
+    workers = f"with {made.workers} worker" + ("s" if made.workers != 1 else "")
     long = f"hours {workers} {_UNKNOWN}" if made.hours is None else f"about {made.hours:.2f} h {workers}"
     last = f"{made.images} images, at most {labels} labels{before}, {long}; attacks' own work comes on top"
     if made.choose == "right-by-all":

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.bases import CLASSES
 from tests.support.small_campaign import attack, command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger
@@ -435,26 +437,61 @@ def test_damage_beyond_units_is_refused_also_when_they_are_done_again(copied: Pa
         runner.run(copied, engine="serial", redo_damaged=True)
 
 
-@pytest.mark.parametrize("kind", ["sample", "replay"])
-def test_a_shard_forged_together_with_its_digest_is_found_by_asking(kind: str, copied: Path) -> None:
-    unit = "qim.hsj.0001.00001"
-    which, schema = (folder.SAMPLES, shards.SAMPLES) if kind == "sample" else (folder.REPLAYS, shards.REPLAYS)
-    path = folder.shard(copied, which, unit)
-    rows = shards.from_bytes(schema, path.read_bytes(), "it")
-    if kind == "sample":
-        rows[0]["sample"] = bytes(len(rows[0]["sample"]))
-        rows[0]["label"] = 4 - rows[0]["label"]
-    else:
-        rows[5]["label"] = 4 - rows[5]["label"] if rows[5]["label"] != 2 else 0
+Row = dict[str, Any]
+FORGED: dict[str, tuple[str, Callable[[Row], Row]]] = {
+    "sample": (folder.SAMPLES, lambda row: {"sample": bytes(len(row["sample"])), "label": 4 - row["label"]}),
+    "distance": (folder.SAMPLES, lambda row: {"distance": row["distance"] / 2}),
+    "true class": (folder.SAMPLES, lambda row: {"true_class": row["true_class"] + 1}),
+    "image": (folder.SAMPLES, lambda row: {"image": row["image"] + 1000}),
+    "attacker": (folder.SAMPLES, lambda row: {"attacker": row["attacker"] + 1}),
+    "fleet": (folder.SAMPLES, lambda row: {"fleet": row["fleet"] + "x"}),
+    "profile": (folder.SAMPLES, lambda _: {"profile": "art-1.20"}),
+    "norm": (folder.SAMPLES, lambda row: {"norm": {"l2": "linf", "linf": "l2"}[row["norm"]]}),
+    "target": (folder.SAMPLES, lambda row: {"target": 4 if row["target"] is None else None}),
+    "status": (folder.SAMPLES, lambda _: {"status": "none"}),
+    "budgets": (folder.SAMPLES, lambda row: {"budgets": [at + 1 for at in row["budgets"]] or [1]}),
+    "label shown": (folder.REPLAYS, lambda row: {"label": 4 - row["label"] if row["label"] != 2 else 0}),
+    "true class shown": (folder.REPLAYS, lambda row: {"true_class": row["true_class"] + 1}),
+    "attacker shown": (folder.REPLAYS, lambda row: {"attacker": row["attacker"] + 1}),
+    "target shown": (folder.REPLAYS, lambda row: {"target": 4 if row["target"] is None else None}),
+    "length shown": (folder.REPLAYS, lambda row: {"l2": row["l2"] * 2}),
+}
+
+
+def forged(made: Path, unit: str, which: str, change: Callable[[Row], Row]) -> None:
+    """Changes a unit's rows, and the digest that the ledger has of them."""
+    schema = shards.SAMPLES if which == folder.SAMPLES else shards.REPLAYS
+    path = folder.shard(made, which, unit)
+    rows = [row | change(row) for row in shards.from_bytes(schema, path.read_bytes(), "it")]
     data = shards.to_bytes(schema, {name: [row[name] for row in rows] for name in schema.names})
     path.write_bytes(data)
-    with closing(sqlite3.connect(copied / "ledger.sqlite")) as db:
+    with closing(sqlite3.connect(made / "ledger.sqlite")) as db:
         db.execute(f"UPDATE units SET {which}_sha256 = ? WHERE name = ?", (sha256(data).hex(), unit))
         db.commit()
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_shard_forged_together_with_its_digest_is_found(name: str, copied: Path) -> None:
+    unit = "qim.hsj.0001.00001"
+    forged(copied, unit, *FORGED[name])
     assert runner.run(copied, engine="serial").failed == ()  # digests agree, so it is not seen
     found = verify(copied).differences
     assert found
     assert all(unit in line for line in found)
+
+
+def test_targets_forged_in_both_shards_are_found_by_asking(copied: Path) -> None:
+    unit = "perm.aimed.0000.00000"
+    for which in (folder.SAMPLES, folder.REPLAYS):
+        forged(copied, unit, which, lambda row: {"target": (row["target"] + 1) % CLASSES})
+    assert any("is aimed at" in line for line in verify(copied).differences)
+    assert verify(copied, sample=0).differences == ()
+
+
+def test_what_follows_from_the_inputs_is_compared_where_no_copy_is_asked(copied: Path) -> None:
+    unit = "qim.hsj.0001.00001"
+    forged(copied, unit, *FORGED["true class shown"])
+    assert verify(copied, sample=0).differences == (f"{unit}: true_class of the replays is not that of the samples",)
 
 
 def test_a_changed_outcome_under_way_is_refused_or_asked_again(alone: Path, fresh: Path) -> None:

@@ -196,7 +196,9 @@ def test_workers_that_never_start_are_given_up(prepared: Prepared, tmp_path: Pat
 def test_an_address_without_a_scheme_is_no_engine(prepared: Prepared, tmp_path: Path) -> None:
     folder.create(tmp_path / "c", prepared)
     with pytest.raises(MisuseError, match="no engine"):
-        runner.run(tmp_path / "c", engine="localhost:8786")
+        runner.run(tmp_path / "c", workers=0, engine="localhost:8786")
+    with pytest.raises(MisuseError, match="0 to 1024 workers"):
+        runner.run(tmp_path / "c", workers=1025)
 
 
 def test_a_copy_keeps_no_memory_of_the_batches_it_has_seen(prepared: Prepared) -> None:
@@ -243,6 +245,12 @@ def test_real_devices_are_attacked_and_replayed_on(tmp_path: Path) -> None:
             assert verify(tmp_path / "a").differences == ()
             folder.create(tmp_path / "c", made)
             port = second.address[1]
+        # What needs no device is told all the same.
+        shard = max((tmp_path / "b" / "samples").glob("*.parquet"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+        found = verify(tmp_path / "b").differences
+        assert sum("fleet cars is asked no more" in line for line in found) == 1
+        assert any(f"{shard.name} is not what the ledger knows" in line for line in found)
         ended = runner.run(tmp_path / "c", workers=0)
         assert [unit for unit, _ in ended.failed] == [f"cars.hsj.{a:04d}.{i:05d}" for a in range(2) for i in range(2)]
         assert {count for (count,) in query(tmp_path / "c", "SELECT count(*) FROM failures GROUP BY unit").rows} == {3}
@@ -328,6 +336,11 @@ def test_device_folders_open_in_one_process_only(tmp_path: Path, capsys: pytest.
         assert planned.labels_per_s == 10
         assert planned.core_hours == pytest.approx((3 * 40 + 6 + 3) / 10 / 3600)
         file.write_text(file.read_text().replace("frame_rate = 10", ""))
+        for words in (["plan", str(file)], ["run", str(file), "--out", str(tmp_path / "none")]):
+            assert main(["attack", *words]) == 2
+            assert "only one process" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+        file.write_text(file.read_text().replace("workers = 2", "workers = 1"))
         assert main(["attack", "plan", str(file), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert (facts["hours"], facts["choose"]) == (None, "first")
@@ -335,7 +348,7 @@ def test_device_folders_open_in_one_process_only(tmp_path: Path, capsys: pytest.
         assert main(["attack", "plan", str(file)]) == 0
         text = capsys.readouterr().out
         assert text.count("not known") == 3
-        assert "hours with 2 workers not known" in text
+        assert "hours with 1 worker not known" in text
         assert "rightly" not in text
         folder.create(tmp_path / "out", made)
         with pytest.raises(MisuseError, match="only one process"):

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from variegate.attack.campaign.config import Campaign
 from variegate.attack.campaign.copies import Opener, opened_device
 from variegate.attack.campaign.messages import Event, Job
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.work import Bench
 from variegate.keys.errors import MisuseError
+
+MOST_WORKERS = 1024
+"""As in a campaign's file."""
 
 
 class Engine(Protocol):
@@ -85,17 +89,35 @@ class Serial:
         self._bench.close()
 
 
+def chosen(campaign: Campaign, workers: int | None, engine: str | None) -> tuple[str, int]:
+    """Engine and number of workers of a run, the campaign's own where None.
+
+    Raises:
+        MisuseError: There is no such engine, or so many processes cannot share a fleet's devices.
+    """
+    number, name = campaign.run.workers if workers is None else workers, engine or campaign.run.engine
+    if "://" not in name and name not in ("processes", "serial"):
+        raise MisuseError(f"{name!r} is no engine", hint="the address of a Dask scheduler is tcp://HOST:PORT")
+    if not 0 <= number <= MOST_WORKERS:
+        raise MisuseError(f"there can be 0 to {MOST_WORKERS} workers")
+    # A simulated device's folder opens in one process at a time.
+    shared = next((f.name for f in campaign.fleets if any(uri.startswith("device:") for uri in f.devices)), None)
+    if shared is not None and name != "serial" and (number > 1 or "://" in name):
+        message = f"fleet {shared} has devices that only one process can open"
+        raise MisuseError(message, hint="give --workers 1, or serve the devices: variegate device serve")
+    return name, number
+
+
 def started(engine: str, workers: int, prepared: Prepared, folder: Path) -> Engine:
     """The engine of a name, with its workers.
 
     Args:
-        engine: "processes", "serial", or the address of a Dask scheduler.
+        engine: "processes", "serial", or the address of a Dask scheduler, as `chosen` gives it.
         workers: Processes; 0 makes "processes" serial.
         prepared: The campaign.
         folder: Its folder.
 
     Raises:
-        MisuseError: There is no engine of this name.
         DeviceError: The scheduler cannot be reached, or a process does not start.
     """
     if "://" in engine:
@@ -104,8 +126,6 @@ def started(engine: str, workers: int, prepared: Prepared, folder: Path) -> Engi
         return Cluster(engine, folder)
     if engine == "serial" or workers == 0:
         return Serial(prepared)
-    if engine != "processes":
-        raise MisuseError(f"{engine!r} is no engine", hint="the address of a Dask scheduler is tcp://HOST:PORT")
     from variegate.attack.campaign.processes import Processes  # noqa: PLC0415
 
     return Processes(workers, folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign.check import against_shards, damaged
-from variegate.attack.campaign.engine import Engine, started
+from variegate.attack.campaign.engine import Engine, chosen, started
 from variegate.attack.campaign.ledger import DONE, Ledger
 from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFailed, outcome_from_bytes
 from variegate.attack.campaign.prepare import Prepared
@@ -124,14 +124,12 @@ def run(
             raise RefusedError(Refusal.MALFORMED, f"the campaign was changed: {differences[0]}", hint=hint)
         folders.tidy(folder)
         ledger.revive()
-        running = prepared.campaign.run
         made = _Run(folder, ledger, prepared, watch)
         if made.left:
             if not any_software:
                 _refuse_other_software(ledger.meta.get(KEY, ""))
-            number, name = running.workers if workers is None else workers, engine or running.engine
-            _refuse_sharing(prepared, number, name)
-            hands = started(name, number, prepared, folder)
+            name, number = chosen(prepared.campaign, workers, engine)
+            hands = started(name, min(number, made.left), prepared, folder)
             try:
                 made.to_end(hands)
             finally:
@@ -162,14 +160,6 @@ def _refuse_other_software(began: str) -> None:
         raise MisuseError(f"the campaign was begun with other software: {differs}", hint=hint)
 
 
-def _refuse_sharing(prepared: Prepared, workers: int, engine: str) -> None:
-    """A simulated device's folder opens in one process at a time."""
-    shared = next((f.name for f in prepared.fleets if any(uri.startswith("device:") for uri in f.devices)), None)
-    if shared is not None and engine != "serial" and (workers > 1 or "://" in engine):
-        message = f"fleet {shared} has devices that only one process can open"
-        raise MisuseError(message, hint="choose one worker, or serve the devices: variegate device serve")
-
-
 class _Run:
     """One run of a campaign."""
 
@@ -192,9 +182,9 @@ class _Run:
             row.images += len(entry.unit.images) if entry.state == DONE else counts.get(entry.unit.name, 0)
 
     @property
-    def left(self) -> bool:
-        """Whether units are left."""
-        return bool(self._open)
+    def left(self) -> int:
+        """Units that are left."""
+        return len(self._open)
 
     def to_end(self, engine: Engine) -> None:
         """Until no unit is left that may be tried."""
