@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -17,7 +19,7 @@ from variegate.attack.campaign.query import open_results
 from variegate.attack.campaign.verify import verify
 from variegate.attack.report.write import write_report
 from variegate.cli.main import main
-from variegate.keys.errors import RefusedError
+from variegate.keys.errors import MisuseError, RefusedError
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,23 @@ def test_inputs_that_do_not_fit_one_another_are_refused(what: str, prepared: Pre
     folder.create(tmp_path / "c", made)
     with pytest.raises(RefusedError, match="are not those of its"):
         runner.run(tmp_path / "c", engine="serial")
+
+
+def test_of_two_that_make_one_folder_one_is_told_that_it_is_there(prepared: Prepared, tmp_path: Path) -> None:
+    for number in range(8):
+        out, both = tmp_path / str(number), Barrier(2)
+
+        def made(out: Path = out, both: Barrier = both) -> str:
+            both.wait()
+            try:
+                folder.create(out, prepared)
+            except MisuseError as error:
+                return error.message
+            return "made"
+
+        with ThreadPoolExecutor(2) as pool:
+            said = sorted(one.result() for one in [pool.submit(made), pool.submit(made)])
+        assert said == [f"{out} is there already", "made"]
+        with Ledger(out, write=False) as ledger:
+            folder.read(out, ledger.meta)
+    assert not list(tmp_path.glob(".*"))

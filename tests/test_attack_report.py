@@ -107,6 +107,9 @@ def test_where_the_bootstrap_has_no_width_images_count_as_trials() -> None:
     assert statistics.rate([0] * 20, [50] * 20).clustered == statistics.wilson(0, 20)
     assert statistics.rate([50] * 20, [50] * 20).clustered == statistics.wilson(20, 20)
     assert statistics.rate([1, 0, 1, 0, 0], [1, 1, 1, 1, 0]).clustered == statistics.wilson(2, 4)
+    third = statistics.rate([2] * 12, [6] * 12).clustered
+    assert third == statistics.wilson(4, 12)
+    assert statistics.rate([2] * 11, [6] * 11).clustered.low < 1 / 3 < third.high
 
 
 def test_quantiles_take_infinite_values_for_the_largest() -> None:
@@ -179,10 +182,10 @@ def test_any_overshoot_counts_a_pair_once_and_b_at_each_overshoot(tmp_path: Path
     assert by_s == {1.0: (0, 2, 0), 2.0: (1, 1, 2), 3.0: (0, 0, 2)}
     (tries,) = results.tries
     assert (tries.net.hits, tries.net.trials, tries.shown.hits) == (1, 2, 2)
-    least, worst = results.least(GROUP), results.worst(GROUP)
-    assert least is not None
+    as_found, worst = results.as_found(GROUP), results.worst(GROUP)
+    assert as_found is not None
     assert worst is not None
-    assert (least.keys[5], worst.keys[5]) == (1.0, 2.0)
+    assert (as_found.keys[5], worst.keys[5]) == (1.0, 2.0)
     found = weaknesses.weaknesses(results, {})
     assert any(w.key == "own-copy" and "s = 3" in w.text and "0 %" in w.text for w in found)
 
@@ -577,6 +580,23 @@ def test_a_report_may_be_named_from_where_one_is(tmp_path: Path, monkeypatch: py
         write_report(folder, Path(out))
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["a", "b"]
     assert (tmp_path / "here/a/index.html").is_file()
+
+
+def test_what_is_shown_as_found_is_at_the_overshoot_nearest_1(tmp_path: Path) -> None:
+    """At s = 0.5 no frame fools the other copy, at s = 1 all do, at s = 2 half."""
+    replays = []
+    for image in range(4):
+        for s, other in ((0.5, False), (1.0, True), (2.0, image < 2)):
+            where: dict[str, Any] = {"overshoot": s, "l2": s}
+            replays += [replay(image, 0, fooled=True, **where), replay(image, 1, fooled=other, **where)]
+    with opened(campaigns.write(tmp_path, [sample(image) for image in range(4)], replays)) as campaign:
+        results = compute(campaign)
+        found = results.as_found(GROUP)
+        assert found is not None
+        assert (found.keys[5], found.net.hits) == (1.0, 4)
+        assert [(panel.fooled, panel.victims) for panel in panels(campaign)] == [(1, 1)] * 2
+        (stop,) = results.stops
+        assert (stop.distances, stop.distance) == ({0.5: 0.5, 1.0: 1.0, 2.0: 2.0}, 1.0)
 
 
 def test_an_earlier_report_is_replaced_whole(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from tests.support import campaigns
 from tests.support.campaigns import replay, sample
 from tests.support.small_campaign import write_inputs
-from variegate.attack.campaign import config, runner
+from variegate.attack.campaign import config, images, runner
 from variegate.attack.campaign import folder as campaign_folder
 from variegate.attack.campaign.prepare import prepare
 from variegate.attack.report import attack_potential
@@ -24,7 +25,7 @@ from variegate.attack.report.data import opened
 from variegate.attack.report.effort import Effort, efforts
 from variegate.attack.report.manifest import MANIFEST, SIGNATURE, verify_evidence
 from variegate.attack.report.results import compute
-from variegate.attack.report.weaknesses import NO_LEDGER
+from variegate.attack.report.weaknesses import CHOSEN, NO_LEDGER
 from variegate.attack.report.write import write_report
 from variegate.cli.main import main
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -125,7 +126,7 @@ def test_the_cheapest_budget_is_rated(tmp_path: Path) -> None:
     hours = {path["path"]: path["query_hours"] for path in document["paths"]}
     assert hours == dict.fromkeys(("own", "other", "other_every"), each / 30 / 3600)
     (entry,) = document["effort"]
-    assert entry["own"] == {"queries": each, "hours": each / 30 / 3600, "budget": 200}
+    assert entry["own"] == {"queries": each, "hours": each / 30 / 3600, "budget": 200, "distance": 0.5}
     assert (entry["other"]["least"]["budget"], entry["other"]["least"]["queries"]) == (200, each)
     assert "after 200 queries" in (out / "evidence/evidence.html").read_text()
 
@@ -454,6 +455,40 @@ def test_what_the_ledger_does_not_have_is_refused(kind: str, real: Path, tmp_pat
         write_report(folder, tmp_path / "out")
     assert caught.value.refusal is Refusal.MALFORMED
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_were_changed_are_not_shown_nor_signed(real: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    path = folder / "inputs" / "images.npz"
+    known = images.from_bytes(path.read_bytes())
+    path.write_bytes(images.to_bytes(replace(known, x=255 - known.x)))
+    with pytest.raises(RefusedError, match="was changed since") as caught:
+        write_report(folder, tmp_path / "out", signer=SELLER.signer)
+    assert caught.value.refusal is Refusal.MALFORMED
+    assert not (tmp_path / "out").exists()
+    path.unlink()  # may be left out of what is handed on
+    document = json.loads((write_report(folder, tmp_path / "out").parent / "digests.json").read_text())
+    assert list(document["inputs"]) == ["inputs/images.npz"]
+
+
+def test_a_signed_report_is_replaced_by_a_signed_one_alone(real: Path, tmp_path: Path) -> None:
+    out = write_report(real, tmp_path / "out", signer=SELLER.signer).parent
+    with pytest.raises(MisuseError, match="is signed, and this report would not be"):
+        write_report(real, out)
+    assert verify_evidence(out, SELLER.root).signed
+    write_report(real, out, signer=SELLER.signer)
+    assert verify_evidence(out, SELLER.root).signed
+
+
+def test_what_was_not_looked_at_stands_on_the_assessors_page(real: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real, tmp_path / "c"))
+    in_ledger(folder, "UPDATE units SET state = 'waiting' WHERE fleet = 'perm'")
+    out = write_report(folder, tmp_path / "out").parent
+    page = (out / "evidence/evidence.html").read_text()
+    assert "Units of work: 13 done, 9 waiting." in page
+    assert "is not finished" in page
+    assert CHOSEN in page
+    assert CHOSEN in (out / "index.html").read_text()
 
 
 def in_ledger(folder: Path, change: str) -> None:

@@ -41,7 +41,7 @@ def against_shards(folder: Path, ledger: Ledger, campaign: Campaign) -> list[str
     for kind in (folders.SAMPLES, folders.REPLAYS):
         for path in sorted((folder / kind).glob("*.parquet")):
             if path.stem not in known:
-                out.append(f"{kind}/{path.name} is the shard of no unit")
+                out.append(f"{kind}/{path.name} is the shard of no unit: remove it")
     return out
 
 

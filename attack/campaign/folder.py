@@ -11,9 +11,13 @@ A campaign needs its file, the data and the bases no more once it is made.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from variegate.attack.campaign import config, copies, images, ledger
@@ -43,15 +47,20 @@ def create(folder: Path, prepared: Prepared) -> None:
         MisuseError: It is there, or cannot be made.
         DeviceError: Storage failed; nothing is left.
     """
-    check_new(folder)
-    made = folder.with_name(f".{folder.name}.preparing")
     contents = {
         CONFIG: to_toml(prepared.campaign).encode(),
         IMAGES: images.to_bytes(prepared.images),
         COPIES: copies.to_bytes(prepared.fleets),
     }
+    made = folder.with_name(f".{folder.name}.preparing")
+    with _held(folder.absolute().parent):
+        _create(folder, made, contents, prepared)
+
+
+def _create(folder: Path, made: Path, contents: dict[str, bytes], prepared: Prepared) -> None:
+    check_new(folder)
     try:
-        # A killed process may have left one.
+        # A killed process may have left one; a living one would hold the parent.
         shutil.rmtree(made, ignore_errors=True)
         for name in ("inputs", SAMPLES, REPLAYS):
             (made / name).mkdir(parents=True)
@@ -64,6 +73,20 @@ def create(folder: Path, prepared: Prepared) -> None:
         raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _held(parent: Path) -> Iterator[None]:
+    """A lock on the folder that a campaign is made in: of two processes one waits, and then finds it there."""
+    try:
+        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MisuseError(f"there is no folder {parent}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _asked(prepared: Prepared) -> dict[str, str]:

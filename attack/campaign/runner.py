@@ -117,10 +117,9 @@ def run(
         redone = _redone(folder, ledger, prepared, tell, any_software=any_software) if redo_damaged else {}
         differences = against_shards(folder, ledger, prepared.campaign)
         if differences:
-            hint = (
-                f"variegate attack verify {folder} lists all {len(differences)} differences; "
-                f"variegate attack resume {folder} --redo-damaged does damaged units again"
-            )
+            hint = f"variegate attack verify {folder} lists all {len(differences)} differences"
+            if damaged(folder, ledger, prepared.campaign):
+                hint += f"; variegate attack resume {folder} --redo-damaged does damaged units again"
             raise RefusedError(Refusal.MALFORMED, f"the campaign was changed: {differences[0]}", hint=hint)
         folders.tidy(folder)
         ledger.revive()

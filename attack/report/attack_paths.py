@@ -21,6 +21,10 @@ LIMITS = (
         "not rule out. The rate is of net pairs whose victim is fooled, whatever the own copy says of the frame."
     ),
     "The path to the own copy is rated at the mean, at the budget where it is least.",
+    (
+        "A frame counts at whatever distance it lies: the cheapest ones may be other pictures, as those that a search "
+        "starts from are. The median distance beside each effort says which."
+    ),
     "The mean to another copy takes tries with new images as independent.",
     "Attacks, budgets and overshoots that were not run are not covered.",
 )

@@ -22,7 +22,7 @@ import duckdb
 
 from variegate.attack.campaign import config as campaign_file
 from variegate.attack.campaign import ledger
-from variegate.attack.campaign.folder import CONFIG, REPLAYS, SAMPLES, shard
+from variegate.attack.campaign.folder import CONFIG, IMAGES, REPLAYS, SAMPLES, shard
 from variegate.attack.campaign.units import units as units_of
 from variegate.attack.report.manifest import digest_of
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -98,8 +98,9 @@ _CHECKS = (
     ("replays", "has two classes for one image", f"GROUP BY {_KEY} HAVING count(DISTINCT true_class) > 1"),
     (
         "replays",
-        "holds frames of samples that are not there, or that aim at another class",
-        f"ANTI JOIN samples ON {_SAME} AND samples.target IS NOT DISTINCT FROM replays.target",
+        "holds frames of samples that are not there, of another class, or that aim at another one",
+        f"""ANTI JOIN samples ON {_SAME} AND samples.true_class = replays.true_class
+        AND samples.target IS NOT DISTINCT FROM replays.target""",
     ),
 )
 """Table, what is wrong with it, and which rows show that."""
@@ -133,6 +134,7 @@ class Campaign:
         shards: Every file read, by path.
         has_ledger: Whether there is one. Without it nothing tells whether shards are missing or were changed.
         units: Units of work by state, from the ledger; empty without one. Shards of units not done are left out.
+        images_sha256: Of the clean images, from the ledger, hexadecimal; empty without one.
         db: Tables `samples` (without frames), `replays`, and `gradient_cosine` and `collusion`, empty where the study
             was not made.
     """
@@ -143,6 +145,7 @@ class Campaign:
     shards: tuple[Shard, ...]
     has_ledger: bool
     units: Mapping[str, int]
+    images_sha256: str
     db: duckdb.DuckDBPyConnection
 
     @property
@@ -179,23 +182,25 @@ def opened(folder: Path) -> Iterator[Campaign]:
         raise _malformed(f"{folder / CONFIG} is not TOML") from error
     db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
     try:
-        files, units = _files(folder, config_bytes)
+        files, units, pictures = _files(folder, config_bytes)
         shards = _loaded(db, folder, files)
-        yield Campaign(folder, config, config_bytes, shards, has_ledger=units is not None, units=units or {}, db=db)
+        has_ledger = units is not None
+        yield Campaign(folder, config, config_bytes, shards, has_ledger, units or {}, pictures, db)
     finally:
         db.close()
 
 
-def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int] | None]:
-    """Shards to read, with their kind and the ledger's digest, and the ledger's units by state; None without one."""
+def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int] | None, str]:
+    """Shards to read, with their kind and the ledger's digest; its units by state, None without one; its images."""
     if not (folder / ledger.NAME).exists():
         files = [(kind, path, None) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
-        return list[tuple[str, Path, str | None]](files), None
+        return list[tuple[str, Path, str | None]](files), None, ""
     done: list[tuple[str, Path, str | None]] = []
     with ledger.Ledger(folder, write=False) as book:
         entries = book.entries()
         if book.meta.get(CONFIG) != hashlib.sha256(config_bytes).hexdigest():
             raise _malformed(f"{folder / CONFIG} was changed since the campaign was made")
+        pictures = book.meta.get(IMAGES, "")
     if [entry.unit for entry in entries] != units_of(campaign_file.parse(config_bytes)):
         raise _malformed(f"the ledger of {folder} does not have the units of its {CONFIG}")
     units = Counter(entry.state for entry in entries)
@@ -203,7 +208,7 @@ def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str
         if entry.state == ledger.DONE:
             done.append((SAMPLES, shard(folder, SAMPLES, entry.unit), entry.samples_sha256))
             done.append((REPLAYS, shard(folder, REPLAYS, entry.unit), entry.replays_sha256))
-    return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units)
+    return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units), pictures
 
 
 def _loaded(

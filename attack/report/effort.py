@@ -1,7 +1,8 @@
 """What an attack costs: in queries, and in hours beside a device that answers at its frame rate.
 
 Rated is the cheapest way that the data shows. An attacker may stop every search at any budget, and show what was found
-at any overshoot or at all of them; whether the sample still fools the attacker's own copy is not asked.
+at any overshoot or at all of them; whether the sample still fools the attacker's own copy is not asked. Nor is how far
+the frame lies from the image: its median distance stands beside each figure.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ class Way:
         overshoot: At which a sample is shown, once; None: once at every overshoot replayed.
         each: Mean queries for each sample, searches without one paid for.
         shown: Pairs of a sample and another copy that it fools, whatever its own copy says of it: net.
+        distance: Median of the frames shown, the farthest of those shown at every overshoot; None where not known.
     """
 
     budget: int
     overshoot: float | None
     each: float
     shown: Rate
+    distance: float | None
 
     @property
     def mean(self) -> float | None:
@@ -93,6 +96,7 @@ class Effort:
         own: Mean queries for each sample that fools the copy attacked, failures paid for, at the budget where they are
             fewest; None without a sample.
         own_budget: That budget; 0 is the end.
+        own_distance: Median distance of the samples there, in the attack's norm; None without one that was replayed.
         once: Ways to another copy that show a sample once; None where nothing was replayed.
         every: Ways that show it once at every overshoot replayed; None, likewise.
     """
@@ -104,6 +108,7 @@ class Effort:
     found: int
     own: float | None
     own_budget: int
+    own_distance: float | None
     once: Ways | None
     every: Ways | None
 
@@ -143,6 +148,7 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
                 found=search.found,
                 own=None if own is None else own.queries / own.own,
                 own_budget=0 if own is None else own.budget,
+                own_distance=None if own is None else own.distance,
                 once=_cheapest(_ways(stops, ((cell, float(cell.keys[5])) for cell in results.cells(search.group)))),
                 every=_cheapest(_ways(stops, ((cell, None) for cell in every))),
             )
@@ -151,12 +157,15 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
 
 
 def _ways(stops: Sequence[Stop], cells: Iterable[tuple[Cell, float | None]]) -> list[Way]:
-    each = {stop.budget: stop.queries / stop.samples for stop in stops if stop.samples}
-    return [
-        Way(int(cell.keys[4]), overshoot, each[int(cell.keys[4])], cell.shown)
-        for cell, overshoot in cells
-        if cell.shown.trials
-    ]
+    at = {stop.budget: stop for stop in stops if stop.samples}
+    ways = []
+    for cell, overshoot in cells:
+        if not cell.shown.trials:
+            continue
+        stop = at[int(cell.keys[4])]
+        away = max(stop.distances.values(), default=None) if overshoot is None else stop.distances.get(overshoot)
+        ways.append(Way(stop.budget, overshoot, stop.queries / stop.samples, cell.shown, away))
+    return ways
 
 
 def _cheapest(ways: Sequence[Way]) -> Ways | None:

@@ -74,7 +74,7 @@ def evidence(
     }
     return {
         "evidence.json": (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "evidence.html": page(campaign, costs, tags, assessment, _lead(digest, signed)),
+        "evidence.html": page(campaign, costs, tags, assessment, found, lead=_lead(digest, signed)),
     }
 
 
@@ -106,7 +106,12 @@ def _effort(effort: Effort) -> dict[str, Any]:
     fleet, attack, profile, norm = effort.group
     own = None
     if effort.own is not None:
-        own = {"queries": effort.own, "hours": effort.rate.hours(effort.own), "budget": effort.own_budget}
+        own = {
+            "queries": effort.own,
+            "hours": effort.rate.hours(effort.own),
+            "budget": effort.own_budget,
+            "distance": effort.own_distance,
+        }
     ways = {"other": effort.once, "other_every": effort.every}
     return {
         "fleet": fleet,
@@ -139,6 +144,7 @@ def _way(way: Way, queries: float | None, rate: FrameRate) -> dict[str, Any]:
         "hours": None if queries is None else rate.hours(queries),
         "budget": way.budget,
         "overshoot": way.overshoot,
+        "distance": way.distance,
         "queries_for_each_sample": way.each,
         "fooled_net": {
             "hits": shown.hits,

@@ -12,12 +12,18 @@ from variegate.attack.report.attack_potential import SCALES, Factor, Rating
 from variegate.attack.report.data import Campaign
 from variegate.attack.report.effort import Effort, FrameRate, Way
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
-from variegate.attack.report.weaknesses import NO_LEDGER
+from variegate.attack.report.weaknesses import HEADINGS, NO_LEDGER, Weakness
 from variegate.attack.report.words import number, percent, place_words
 
 
 def page(
-    campaign: Campaign, costs: Sequence[Effort], tags: Sequence[Technique], assessment: Assessment, lead: Raw
+    campaign: Campaign,
+    costs: Sequence[Effort],
+    tags: Sequence[Technique],
+    assessment: Assessment,
+    found: Sequence[Weakness],
+    *,
+    lead: Raw,
 ) -> bytes:
     """The page.
 
@@ -26,12 +32,20 @@ def page(
         costs: Of each group.
         tags: That apply.
         assessment: The assessor's judgement.
+        found: What weakens the claim; of it, what was not looked at.
         lead: What is said first.
     """
     title = f"Evidence for assessors: {campaign.name}"
     warning = "" if campaign.has_ledger else paragraph(NO_LEDGER, kind="warning")
     body = [
         Raw(f'<header class="top"><h1>{html.text(title)}</h1><p class="lead">{lead}</p>{warning}</header>'),
+        section(
+            "looked",
+            HEADINGS["limits"],
+            paragraph(f"Units of work: {_units(campaign)}."),
+            listed(weakness.text for weakness in found if weakness.key == "limits"),
+            kind="weak",
+        ),
         _effort_section(costs),
         _rating_section(costs, assessment),
         section(
@@ -55,6 +69,11 @@ def page(
     return html.document(title, body)
 
 
+def _units(campaign: Campaign) -> str:
+    listed_ = ", ".join(f"{count:,} {state}" for state, count in sorted(campaign.units.items()))
+    return listed_ or "not known, without a ledger"
+
+
 def _time_words(assessment: Assessment) -> str:
     return (
         f"queries at the frame rate for {assessment.hours_per_day:g} hours a day, and "
@@ -73,14 +92,21 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
                 f"{effort.found:,} of {effort.searches:,}",
                 number(effort.images),
                 f"{effort.rate.hertz:g}{'' if effort.rate.stated else ' (assumed)'}",
-                Raw(_with_hours(effort.own, effort.rate) + _small(_stopped(effort.own_budget))),
+                Raw(
+                    _with_hours(effort.own, effort.rate)
+                    + _small(_stopped(effort.own_budget))
+                    + _small(_away(effort.own_distance, norm))
+                ),
                 *(
                     cell
                     for ways in (effort.once, effort.every)
                     for cell in (
                         ("", "")
                         if ways is None
-                        else (_cell(ways.mean, effort.rate), _cell(ways.least, effort.rate, least=True))
+                        else (
+                            _cell(ways.mean, effort.rate, norm),
+                            _cell(ways.least, effort.rate, norm, least=True),
+                        )
                     )
                 ),
             )
@@ -101,8 +127,8 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
         "effort",
         "Effort",
         table(
-            "Mean queries for each success, searches without one paid for, and hours without a pause; cheapest over "
-            "budgets, and over overshoots where shown once",
+            "Mean queries for each success, searches without one paid for, hours without a pause, and the median "
+            "distance of the frames; cheapest over budgets, and over overshoots where shown once",
             columns,
             rows,
             stacked=True,
@@ -110,16 +136,20 @@ def _effort_section(costs: Sequence[Effort]) -> Raw:
     )
 
 
-def _cell(way: Way | None, rate: FrameRate, *, least: bool = False) -> Raw:
+def _cell(way: Way | None, rate: FrameRate, norm: str, *, least: bool = False) -> Raw:
     if way is None:
         return Raw("no hit")
-    at = place_words(way.budget, way.overshoot).split(", ")
+    at = [*place_words(way.budget, way.overshoot).split(", "), _away(way.distance, norm)]
     fooled = "" if least else _small(f"{percent(way.shown.share)}, n = {way.shown.trials:,}")
     return Raw(_with_hours(way.least if least else way.mean, rate) + "".join(map(_small, at)) + fooled)
 
 
 def _stopped(budget: int) -> str:
     return f"after {budget:,} queries" if budget else ""
+
+
+def _away(distance: float | None, norm: str) -> str:
+    return "" if distance is None else f"{norm} {number(distance)}"
 
 
 def _small(words: str) -> str:

@@ -18,7 +18,7 @@ COPIES = 16
 def matrices(results: Results) -> Raw:
     """The matrices of each fleet's groups with the highest worst rate, two for each: as found, and at the worst place.
 
-    Those places are the least overshoot at the end of the search, and the budget and overshoot of the highest rate.
+    Those places are the sample as found, at the end of the search, and the budget and overshoot of the highest rate.
     """
     rates = {
         search.group: worst.net.share or 0.0
@@ -34,8 +34,8 @@ def matrices(results: Results) -> Raw:
         by_cell.setdefault((group, float(cell.keys[4]), float(cell.keys[5])), []).append(cell)
     parts = []
     for group in ranked[:GROUPS]:
-        least, worst = results.least(group), results.worst(group)
-        places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (least, worst) if of is not None})
+        found, worst = results.as_found(group), results.worst(group)
+        places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (found, worst) if of is not None})
         drawn = "".join(
             f"<figure>{_matrix(group, place_words(*at), by_cell[group, *at])}</figure>"
             for at in places

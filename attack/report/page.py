@@ -122,7 +122,7 @@ def _top(campaign: Campaign, results: Results) -> Raw:
 def _summary(results: Results) -> Raw:
     rows = []
     for search in results.searches:
-        least, worst = results.least(search.group), results.worst(search.group)
+        found, worst = results.as_found(search.group), results.worst(search.group)
         fleet, attack, profile, norm = search.group
         low, middle, high = (html.text(number(value)) for value in search.distance)
         rows.append(
@@ -130,14 +130,14 @@ def _summary(results: Results) -> Raw:
                 fleet,
                 f"{attack}, {profile}, {norm}",
                 "" if worst is None else _rate(worst.net, place_words(worst.keys[4], worst.keys[5])),
-                "" if least is None else _rate(least.net, place_words(0, least.keys[5])),
-                "" if least is None else _rate(least.raw, place_words(0, least.keys[5])),
+                "" if found is None else _rate(found.net, place_words(0, found.keys[5])),
+                "" if found is None else _rate(found.raw, place_words(0, found.keys[5])),
                 Raw(f"{search.found:,} of {search.searches:,}<small>{search.images:,} images</small>"),
                 Raw(f"{middle}<small>{low} to {high}</small>"),
                 number(search.queries[1]),
             )
         )
-    columns = ("fleet", "attack, profile, norm", "net, worst#", "net, least s#", "raw, least s#",
+    columns = ("fleet", "attack, profile, norm", "net, worst#", "net, as found#", "raw, as found#",
                "samples of searches#", "distance, median#", "queries, median#")  # fmt: skip
     return section(
         "summary",

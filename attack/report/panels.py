@@ -24,8 +24,9 @@ from variegate.attack.report.data import Campaign
 from variegate.attack.report.replication import FOOLS
 from variegate.attack.report.results import Group
 from variegate.attack.report.turns import in_turn
-from variegate.keys.errors import VariegateError
+from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
+from variegate.keys.primitives import sha256
 
 MOST = 12
 """Samples shown."""
@@ -74,6 +75,9 @@ def panels(campaign: Campaign) -> list[Panel]:
 
     Args:
         campaign: Loaded.
+
+    Raises:
+        RefusedError: `MALFORMED`: the clean images were changed.
     """
     out = []
     clean = _clean(campaign)
@@ -101,7 +105,8 @@ def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int,
     query = f"""
     WITH shown AS (
         SELECT fleet, attack, profile, norm, attacker, image, count(*) AS victims, count(*) FILTER (c) AS fooled
-        FROM pairs WHERE budget = 0 AND overshoot = (SELECT min(overshoot) FROM replays) GROUP BY ALL
+        FROM pairs
+        WHERE budget = 0 AND overshoot = (SELECT arg_min(overshoot, abs(overshoot - 1)) FROM replays) GROUP BY ALL
     ), ranked AS (
         SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance,
             coalesce(victims, 0) AS victims, coalesce(fooled, 0) AS fooled,
@@ -149,11 +154,18 @@ def _frame(campaign: Campaign, row: Sequence[object], shape: tuple[int, ...] | N
 
 
 def _clean(campaign: Campaign) -> dict[int, NDArray[np.uint8]]:
-    """Clean images (C, H, W) by their index in the data; none where the campaign's inputs are not there or damaged."""
+    """Clean images (C, H, W) by their index in the data; none where the campaign's inputs are not there or damaged.
+
+    Raises:
+        RefusedError: `MALFORMED`: they are not those that the ledger knows.
+    """
     try:
-        known = images.from_bytes(read_capped(campaign.folder / IMAGES, limit=MAX_INPUT_BYTES))
+        data = read_capped(campaign.folder / IMAGES, limit=MAX_INPUT_BYTES)
+        known = images.from_bytes(data)
     except VariegateError:
         return {}
+    if campaign.images_sha256 not in ("", sha256(data).hex()):
+        raise RefusedError(Refusal.MALFORMED, f"{campaign.folder / IMAGES} was changed since the campaign was made")
     return dict(zip(known.index.tolist(), known.x, strict=True))
 
 

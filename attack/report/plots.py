@@ -83,15 +83,15 @@ class Plots:
         )
 
     def budget(self) -> list[str]:
-        """Net replication at the smallest and the worst overshoot, against the query budget."""
+        """Net replication of the sample as found and at the worst overshoot, against the query budget."""
         ends = {search.group: search.queries[1] or 0.0 for search in self.results.searches}
         cells: list[Cell] = []
         for group in ends:
-            least, worst = self.results.least(group), self.results.worst(group)
-            if least is None or worst is None:
+            found, worst = self.results.as_found(group), self.results.worst(group)
+            if found is None or worst is None:
                 continue
             # Both keep their line over all budgets, wherever the worst lies.
-            kept = {least.keys[5], worst.keys[5]}
+            kept = {found.keys[5], worst.keys[5]}
             cells += [cell for cell in self.results.overshoot if cell.keys[:4] == group and cell.keys[5] in kept]
 
         def place(cell: Cell) -> tuple[float, Rate]:

@@ -3,8 +3,8 @@
 LEAD = "How often an adversarial sample found on one copy of a classifier fools another copy, and what it cost to find."
 SUMMARY = (
     "Rates with the overshoot, the queries where searches were stopped before their end, |B and C| of |B|, and 95 % "
-    "intervals: by pair (Wilson), then by image (bootstrap over whole images). The least overshoot, normally s = 1, is "
-    "the least that must be shown and never the whole truth: whoever has a sample may scale it, or stop earlier."
+    "intervals: by pair (Wilson), then by image (bootstrap over whole images). As found is at the overshoot "
+    "nearest 1, and never the whole truth: whoever has a sample may scale it, or stop earlier."
 )
 WEAK = "Taken from the data by rule, not chosen: the highest figures of each kind, and what was not looked at."
 READING = (
@@ -25,8 +25,8 @@ READING = (
     ),
     (
         "Pairs are not independent: a sample meets several victims, an image several attackers. Intervals by pair "
-        "(Wilson) take them for independent and are too narrow; intervals by image draw whole images. Where every "
-        "pair or none is a hit, the latter are Wilson's over the number of images. Bands and bars in plots are the"
+        "(Wilson) take them for independent and are too narrow; intervals by image draw whole images. Where all "
+        "images have the same share, the latter are Wilson's over the number of images. Bands and bars in plots are the"
         " wider of both."
     ),
     (
@@ -39,10 +39,10 @@ OVERSHOOT = "Net, with the wider 95 % interval as a band; raw as a thin line. At
 DISTANCE = "A far frame fools more copies; a protection must be judged at the distances that an attacker needs."
 BUDGET = (
     "Net, for the best sample after so many queries; the last point is the end of the search. In the fleet's own "
-    "line: at the least overshoot. Dotted with open markers: at the overshoot of the group's highest rate."
+    "line: the sample as found. Dotted with open markers: at the overshoot of the group's highest rate."
 )
 MATRIX = (
-    "Net replication from each copy to each other: at the end of the search at the least overshoot replayed, and at "
+    "Net replication from each copy to each other: the sample as found at the end of the search, and at "
     "the budget and overshoot where the group's rate is highest. In a cell each image counts once, so that Wilson's "
     "interval (95 %) holds; below it |B and C| of |B|."
 )

@@ -158,10 +158,9 @@ class Results:
         """Replication at the end of the budget, by overshoot, ascending."""
         return [cell for cell in self.cells(group) if cell.keys[4] == 0]
 
-    def least(self, group: Group) -> Cell | None:
-        """At the smallest overshoot replayed: 1, the sample as found."""
-        cells = self.at_end(group)
-        return cells[0] if cells else None
+    def as_found(self, group: Group) -> Cell | None:
+        """At the end of the budget, at the overshoot nearest 1: normally the sample as it was found."""
+        return min(self.at_end(group), key=lambda cell: abs(float(cell.keys[5]) - 1), default=None)
 
     def worst(self, group: Group) -> Cell | None:
         """At the budget and overshoot with the highest net rate; of equals the end, then the least."""

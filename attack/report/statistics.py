@@ -63,11 +63,15 @@ class Rate:
         return self.hits / self.trials if self.trials else None
 
 
-def wilson(hits: int, trials: int) -> Interval:
+def wilson(hits: float, trials: int) -> Interval:
     """Wilson's score interval at 95 %.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927). Unlike the normal
     approximation it stays within 0..1, and has a width at no hits.
+
+    Args:
+        hits: Of the trials; a share of them need not be whole.
+        trials: How many.
 
     Raises:
         MisuseError: `hits` is not in 0..`trials`.
@@ -87,9 +91,9 @@ def wilson(hits: int, trials: int) -> Interval:
 def clustered(hits: NDArray[np.int64], trials: NDArray[np.int64], *seed: str | int) -> Interval:
     """Percentile bootstrap at 95 % that draws whole images, with all their pairs.
 
-    Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8. Where every image, or none, is
-    a hit throughout, all draws agree and the bootstrap has no width; then Wilson's interval over the number of images
-    stands in, as if each image were one trial. It also does where each image is one trial.
+    Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8. Where all images have the same
+    share, all draws agree and the bootstrap has no width; then Wilson's interval over the number of images stands in,
+    as if each image were one trial. It also does where each image is one trial.
 
     Args:
         hits: Of each image, (m,).
@@ -99,8 +103,9 @@ def clustered(hits: NDArray[np.int64], trials: NDArray[np.int64], *seed: str | i
     total, images = int(trials.sum()), len(trials)
     if total == 0:
         return Interval(0.0, 1.0)
-    if not hits.any() or (hits == trials).all() or total == images:
-        return wilson(int((hits > 0).sum()), images)
+    share = int(hits.sum()) / total
+    if total == images or (hits * total == trials * int(hits.sum())).all():
+        return wilson(share * images, images)
     of = np.stack([hits, trials], axis=1)
     if images > _MANY:
         # How many of each kind are drawn is all that matters, and few kinds are quicker than many images.

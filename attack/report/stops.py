@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from variegate.attack.report.data import Campaign
@@ -20,6 +21,7 @@ class Stop:
         queries: Labels asked for by all of them until then.
         samples: Of them with a sample by then that was replayed.
         own: Of them with a sample by then that fools the copy attacked.
+        distances: By overshoot, the median distance of their frames in the attack's norm, where any were replayed.
     """
 
     group: tuple[str, str, str, str]
@@ -27,6 +29,12 @@ class Stop:
     queries: int
     samples: int
     own: int
+    distances: Mapping[float, float]
+
+    @property
+    def distance(self) -> float | None:
+        """Of the frames nearest to the samples, normally the samples themselves; None without any."""
+        return self.distances[min(self.distances, key=lambda s: abs(s - 1))] if self.distances else None
 
 
 def stops(campaign: Campaign) -> list[Stop]:
@@ -53,4 +61,14 @@ def stops(campaign: Campaign) -> list[Stop]:
     )
     SELECT {keys}, budget, asked, coalesce(samples, 0), if(budget = 0, found, coalesce(own, 0))
     FROM asked LEFT JOIN shown USING ({keys}, budget) ORDER BY {keys}, budget"""
-    return [Stop((row[0], row[1], row[2], row[3]), *row[4:]) for row in campaign.rows(query)]
+    frames: dict[tuple[object, ...], dict[float, float]] = {}
+    for *place, overshoot, away in campaign.rows(f"""
+        SELECT {keys}, budget, overshoot, quantile_disc(if(norm = 'linf', linf, l2), 0.5)
+        FROM replays WHERE victim = attacker GROUP BY {keys}, budget, overshoot"""):
+        frames.setdefault(tuple(place), {})[overshoot] = away
+    out = []
+    for *group, budget, asked, samples, own in campaign.rows(query):
+        fleet, attack, profile, norm = group
+        distances = frames.get((*group, budget), {})
+        out.append(Stop((fleet, attack, profile, norm), budget, asked, samples, own, distances))
+    return out

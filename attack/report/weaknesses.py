@@ -16,6 +16,7 @@ CELLS = 2
 """Cells of each group's matrix that are named."""
 _ENOUGH = 100
 _DONE = ("done",)
+_RIGHT = "right-by-all"
 
 
 NO_LEDGER = (
@@ -23,6 +24,10 @@ NO_LEDGER = (
     "whatever lay in the folder."
 )
 """Said on top of every page of such a campaign."""
+CHOSEN = (
+    "Images were chosen that every copy reads rightly: there are no clean errors by construction, and nothing is known "
+    "of other images."
+)
 HEADINGS = {
     "limits": "What was not looked at",
     "worst-overshoot": "Highest net replication of each group, at which overshoot and after how many queries",
@@ -52,16 +57,21 @@ class Weakness:
     fleet: str = ""
 
 
-def weaknesses(results: Results, units: Mapping[str, int], *, has_ledger: bool = True) -> list[Weakness]:
+def weaknesses(
+    results: Results, units: Mapping[str, int], *, has_ledger: bool = True, choose: str = ""
+) -> list[Weakness]:
     """All findings. Within a kind fleets take turns, each with its heaviest, so that none crowds out the others.
 
     Args:
         results: Computed.
         units: Units of work by state, from the ledger.
         has_ledger: Whether there is one.
+        choose: How images were chosen, as in the campaign's file.
     """
     out = [] if has_ledger else [Weakness("limits", NO_LEDGER, 1.0)]
     out += _incomplete(results, units)
+    if choose == _RIGHT:
+        out.append(Weakness("limits", CHOSEN))
     out += _curves(results)
     out += _stopped_early(results)
     out += _cells(results.pairs)
@@ -94,16 +104,16 @@ def _curves(results: Results) -> list[Weakness]:
     """For each group, where replication is highest and whether it was looked for beyond s = 1."""
     out, limits = [], []
     for search in results.searches:
-        least, worst = results.least(search.group), results.worst(search.group)
-        if least is None or worst is None:
+        found, worst = results.as_found(search.group), results.worst(search.group)
+        if found is None or worst is None:
             continue
         name = group_words(search.group)
         if len(results.at_end(search.group)) == 1:
-            text = f"{name}: replayed at s = {least.keys[5]:g} only, the least there is."
+            text = f"{name}: replayed at s = {found.keys[5]:g} only."
             limits.append(Weakness("limits", text, 0.5))
         share = worst.net.share or 0.0
         if share > 0:
-            beside = f"; {percent(least.net.share)} at s = {least.keys[5]:g} at the end" if worst is not least else ""
+            beside = f"; {percent(found.net.share)} at s = {found.keys[5]:g} at the end" if worst is not found else ""
             text = f"{name}: {_place(worst)}, {rate_words(worst.net)}{beside}"
             out.append(Weakness("worst-overshoot", text, share, search.group[0]))
     return [*limits, *_in_turn(out)]

@@ -15,10 +15,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from variegate.attack.campaign.folder import CONFIG
+from variegate.attack.campaign.folder import CONFIG, IMAGES
 from variegate.attack.report import manifest
 from variegate.attack.report.assessment import Assessment
-from variegate.attack.report.data import Campaign, check_folder, opened
+from variegate.attack.report.data import Campaign, check_folder, opened, table_of
 from variegate.attack.report.evidence import evidence
 from variegate.attack.report.page import Page
 from variegate.attack.report.panels import panels
@@ -41,8 +41,8 @@ def write_report(
 
     Args:
         campaign: The campaign's folder. It may be unfinished: the report says so.
-        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced: neither a place to
-            mount something nor a folder that this process works in.
+        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced, a signed one only by
+            a signed one: neither a place to mount something nor a folder that this process works in.
         signer: Signs the evidence; unsigned without one. A campaign without a ledger is not signed.
         assessment: The assessor's judgement; cautious defaults without one.
 
@@ -55,7 +55,7 @@ def write_report(
         DeviceError: Storage failed. Nothing is left.
     """
     check_folder(campaign)
-    _check_out(out)
+    _check_out(out, signed=signer is not None)
     with opened(campaign) as loaded:
         if signer is not None and not loaded.has_ledger:
             raise MisuseError(
@@ -78,7 +78,8 @@ def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dic
     """
     results = compute(campaign)
     made = tables(results)
-    found = weaknesses(results, campaign.units, has_ledger=campaign.has_ledger)
+    choose = str(table_of(campaign.config.get("data")).get("choose", ""))
+    found = weaknesses(results, campaign.units, has_ledger=campaign.has_ledger, choose=choose)
     files: dict[str, bytes] = {CONFIG: campaign.config_bytes}
     for table in made:
         files[f"{TABLES}/{table.name}.csv"] = table.csv()
@@ -96,19 +97,24 @@ def _digests(campaign: Campaign, files: dict[str, bytes]) -> bytes:
         "format": FORMAT,
         "campaign": campaign.name,
         "files": {name: sha256(data).hex() for name, data in sorted(files.items())},
+        "inputs": {IMAGES: campaign.images_sha256} if campaign.images_sha256 else {},
         "shards": {shard.path: {"sha256": shard.sha256, "rows": shard.rows} for shard in campaign.shards},
     }
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, *, signed: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise MisuseError(f"{out} is not a folder")
     if not out.absolute().parent.is_dir():
         raise MisuseError(f"cannot write {out}: its parent is no folder", hint="make the folder above it first")
     if out.exists():
         _check_replaceable(out)
-    if not out.exists() or not any(out.iterdir()) or _is_report(out):
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if _is_report(out):
+        if not signed and (out / manifest.SIGNATURE).exists():
+            raise MisuseError(f"{out} is signed, and this report would not be", hint="choose another folder, or --sign")
         return
     raise MisuseError(
         f"{out} holds files that are not an earlier report's, or were changed since", hint="choose another folder"
