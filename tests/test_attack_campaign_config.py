@@ -49,6 +49,8 @@ WRONG = [
     ('rewriter = { kind = "magic" }', QIM, "fleet[0].rewriter.kind must be one of"),
     ('rewriter = { kind = "none", beta = 1 }', QIM, "fleet[0].rewriter.beta is not known"),
     (f'{QIM}\ndevices = ["socket:/x"]', QIM, "fleet[0].bases makes no sense beside devices"),
+    (f'{QIM}\nrelease = "r"', QIM, "fleet[0].bases makes no sense beside a release"),
+    ('release = "r\\u0000"', 'bases = ["a.onnx", "b.onnx"]', "fleet[0].release must match"),
     (f"{QIM}\ninput = {{ scale = 2 }}", QIM, "fleet[0].input.scale is not known"),
     ("frame_rate = 0", "frame_rate = 30", "fleet[1].frame_rate does not keep minimum"),
     ("frame_rate = 1e-320", "frame_rate = 30", "fleet[1].frame_rate does not keep minimum"),
@@ -132,6 +134,10 @@ def test_a_resolved_campaign_is_read_back_as_it_was() -> None:
     devices = devices.replace('rewriter = { kind = "permutation", alpha = 0.3 }\ndtype = "float32"\n', "")
     campaign = parse(devices.encode())
     assert campaign.fleet("perm").devices == ("socket:/a\x7f",)
+    assert parse(to_toml(campaign).encode()) == campaign
+    released = TEXT.replace('bases = ["a.onnx", "b.onnx"]', 'release = "spring"').replace(QIM + "\n", "")
+    campaign = parse(released.encode())
+    assert campaign.fleet("qim").release == "spring"
     assert parse(to_toml(campaign).encode()) == campaign
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -9,16 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.support.small_campaign import write_inputs
-from variegate.attack.campaign import config, folder, runner
+from variegate.attack.campaign import config, copies, folder, runner
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results
 from variegate.attack.campaign.verify import verify
 from variegate.attack.report.write import write_report
 from variegate.cli.main import main
+from variegate.export.base import load_base
+from variegate.export.contract import InputSpec
+from variegate.export.release import make_release
+from variegate.export.rewriters import Qim
 from variegate.keys.errors import MisuseError, RefusedError
 
 
@@ -128,3 +137,42 @@ def test_of_two_that_make_one_folder_one_is_told_that_it_is_there(prepared: Prep
         with Ledger(out, write=False) as ledger:
             folder.read(out, ledger.meta)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_fleet_of_a_release_is_what_its_base_and_rewriter_would_be(tmp_path: Path) -> None:
+    file = write_inputs(tmp_path)
+    with np.load(tmp_path / "images.npz") as images:
+        pictures = images["x"]
+    base = load_base(tmp_path / "a.onnx", InputSpec())
+    make_release("spring", base, Qim(grid=(4, 4), beta=0.5), pictures)[0].save(tmp_path / "spring")
+    bases = 'bases = ["a.onnx", "b.onnx"]\nrewriter = { kind = "qim", grid = [4, 4], beta = 0.5 }'
+    assert bases in file.read_text()
+    text = file.read_text()
+    made = {}
+    for name, words in (("fused", bases.replace(', "b.onnx"', "")), ("released", 'release = "spring"')):
+        file.write_text(text.replace(bases, words))
+        made[name] = prepare(config.load(file), tmp_path).fleets
+    assert copies.to_bytes(made["released"]) == copies.to_bytes(made["fused"])
+    (tmp_path / "spring" / "payload.bin").write_bytes(b"x")
+    with pytest.raises(RefusedError, match=r"fleet\[0\].release is refused: payload.bin is not the one"):
+        prepare(config.load(file), tmp_path)
+    shutil.rmtree(tmp_path / "spring")
+    with pytest.raises(RefusedError, match=r"fleet\[0\].release is refused: .* is not a release folder"):
+        prepare(config.load(file), tmp_path)
+
+
+def test_a_fleet_that_misreads_most_images_is_told(tmp_path: Path) -> None:
+    file, told = write_inputs(tmp_path), list[str]()
+    model = onnx.load(tmp_path / "a.onnx")
+    turned = -onnx.numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(turned, "w"))
+    onnx.save(model, tmp_path / "c.onnx")
+    file.write_text(file.read_text().replace('bases = ["a.onnx"]', 'bases = ["c.onnx"]'))
+    with contextlib.suppress(RefusedError):  # too few images are left
+        prepare(config.load(file), tmp_path, tell=told.append)
+    assert any(
+        re.search(r"^fleet perm was asked for \d+ labels to choose images, and read \d+ rightly$", s) for s in told
+    )
+    assert [line for line in told if "misreads most" in line] == [
+        "fleet perm misreads most images: are mean, std and layout of its input as its bases want them?"
+    ]

@@ -48,6 +48,7 @@ class Fleet:
         name: In results.
         copies: How many.
         bases: Paths, seen from the campaign's file; copy i has base i mod their number.
+        release: Path of a release's folder instead of bases, rewriter, dtype and input; seen from the campaign's file.
         rewriter: `kind` and parameters.
         dtype: Of frames.
         input: layout, value_range, mean, std of the bases' input, as far as given.
@@ -58,6 +59,7 @@ class Fleet:
     name: str
     copies: int
     bases: tuple[str, ...] = ()
+    release: str = ""
     rewriter: Mapping[str, Any] = field(default_factory=lambda: {"kind": "none"})
     dtype: str = "uint8"
     input: Mapping[str, Any] = field(default_factory=dict)
@@ -208,7 +210,7 @@ def parse(data: bytes) -> Campaign:
 def _fleet(number: int, values: dict[str, Any]) -> Fleet:
     where = f"fleet[{number}]"
     if "devices" in values:
-        for key in ("bases", "rewriter", "input", "dtype"):
+        for key in ("bases", "release", "rewriter", "input", "dtype"):
             if key in values:
                 raise wrong(f"{where}.{key}", "makes no sense beside devices, which are what they are")
         devices = tuple(values["devices"])
@@ -220,8 +222,14 @@ def _fleet(number: int, values: dict[str, Any]) -> Fleet:
             name=values["name"], copies=len(devices), devices=devices, frame_rate=_rate(values), rewriter={}, dtype=""
         )
     for key in ("bases", "copies"):
-        if key not in values:
+        if key not in values and not (key == "bases" and "release" in values):
             raise wrong(f"{where}.{key}", "is missing")
+    if "release" in values:
+        for key in ("bases", "rewriter", "input", "dtype"):
+            if key in values:
+                raise wrong(f"{where}.{key}", "makes no sense beside a release, which has its own")
+        name, copies, release = values["name"], values["copies"], values["release"]
+        return Fleet(name=name, copies=copies, release=release, frame_rate=_rate(values), rewriter={}, dtype="")
     rewriter = values.get("rewriter", {"kind": "none"})
     if rewriter["kind"] == "none" and set(rewriter) != {"kind"}:
         raise wrong(f"{where}.rewriter.{min(set(rewriter) - {'kind'})}", "is not known for kind none")

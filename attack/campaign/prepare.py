@@ -6,7 +6,7 @@ seller's master secret (`keys`); a device given by its URI has its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,11 +29,14 @@ from variegate.keys.primitives import sha256
 if TYPE_CHECKING:
     from variegate.export.base import Base
     from variegate.export.contract import InputSpec
+    from variegate.export.fuse import Template
 
 POOL = 512
 """Pictures that attacks may start from, drawn from the data."""
 _BLOCK = 128
 _RIGHT = "right-by-all"
+_ENOUGH = 20
+"""Labels that tell whether a fleet reads images at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,11 @@ def prepare(
     fleets = []
     for i, fleet in enumerate(campaign.fleets):
         tell(f"fleet {fleet.name}: {fleet.copies} copies")
-        made = _of_devices(i, fleet, folder, opened) if fleet.devices else _of_bases(campaign, i, fleet, folder, loaded)
+        if fleet.devices:
+            made = _of_devices(i, fleet, folder, opened)
+        else:
+            templates = _released(i, fleet, folder) if fleet.release else _fused(i, fleet, folder, loaded)
+            made = _of_templates(campaign, fleet, templates)
         if made.shape != x.shape[1:]:
             raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
         if y.max() >= made.classes:
@@ -99,7 +106,12 @@ def prepare(
         choice.copies.close()
         # Told also when it fails: a device with a budget has answered them.
         for name, asked in choice.asked.items():
-            tell(f"fleet {name} was asked for {asked} labels to choose images")
+            right = choice.right[name]
+            tell(f"fleet {name} was asked for {asked} labels to choose images, and read {right} rightly")
+            if asked > _ENOUGH and right < asked / 2:
+                tell(
+                    f"fleet {name} misreads most images: are mean, std and layout of its input as its bases want them?"
+                )
     pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]
     return Prepared(
         campaign=campaign,
@@ -110,9 +122,16 @@ def prepare(
     )
 
 
-def _of_bases(
-    campaign: Campaign, number: int, fleet: Fleet, folder: Path, loaded: Callable[[Path, InputSpec], Base]
-) -> FleetCopies:
+def _released(number: int, fleet: Fleet, folder: Path) -> list[Template]:
+    from variegate.export.release import Release  # noqa: PLC0415  heavy
+
+    try:
+        return [Release.load(folder / fleet.release).template]
+    except VariegateError as error:
+        raise wrong(f"fleet[{number}].release", f"is refused: {error.message}") from error
+
+
+def _fused(number: int, fleet: Fleet, folder: Path, loaded: Callable[[Path, InputSpec], Base]) -> list[Template]:
     # Heavy: torch and onnx. Workers never come here.
     from variegate.attack.oracles.local import plain  # noqa: PLC0415
     from variegate.export.contract import InputSpec  # noqa: PLC0415
@@ -135,9 +154,14 @@ def _of_bases(
     for i, template in enumerate(templates):
         if (template.shape, template.contract.classes) != (first.shape, first.contract.classes):
             raise wrong(f"{where}.bases[{i}]", "differs in images or classes from the first")
+    return templates
+
+
+def _of_templates(campaign: Campaign, fleet: Fleet, templates: Sequence[Template]) -> FleetCopies:
+    first = templates[0]
     return FleetCopies(
         name=fleet.name,
-        dtype=fleet.dtype,
+        dtype=first.dtype,
         shape=first.shape,
         classes=first.contract.classes,
         graphs=tuple(Graph(graph=t.graph, constants=t.constants, tensors=t.tensors) for t in templates),
@@ -175,12 +199,14 @@ class _Choice:
     Attributes:
         copies: The copies, opened as they are needed.
         asked: Labels asked for, by fleet.
+        right: Of them right, likewise.
     """
 
     def __init__(self, campaign: Campaign, x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies) -> None:
         self._campaign, self._x, self._y = campaign, x, y
         self.copies = copies
         self.asked: dict[str, int] = {}
+        self.right: dict[str, int] = {}
 
     def places(self) -> NDArray[np.int64]:
         """Of the images to attack, int64 (count,)."""
@@ -206,6 +232,7 @@ class _Choice:
                 for number in range(fleet.count):
                     if len(block):
                         block = block[self._labels(i, fleet, number, block) == self._y[block]]
+                        self.right[fleet.name] += len(block)
             found = np.concatenate([found, block])
         return found
 
@@ -216,6 +243,7 @@ class _Choice:
                 return labels_of(oracle, to_frames(to_points(self._x[block]), fleet.dtype))
             finally:
                 self.asked[fleet.name] = self.asked.get(fleet.name, 0) + oracle.queries
+                self.right.setdefault(fleet.name, 0)
 
 
 @contextmanager
