@@ -124,14 +124,15 @@ def main() -> None:
             raw[name] = earlier["raw"][name]
             commit = earlier["raw"].get("kept", {}).get(name, earlier["commit"])
             raw["kept"] = raw.get("kept", {}) | {name: commit}
+            n |= {key: earlier["n"][key] for key in (f"{name}_images", f"{name}_copies")}
         else:
             made = worked(name, root, quick=args.quick)
             campaign = config.load(made / folder.CONFIG)
             raw[name] = [plain(cell) for cell in cells(made)]
+            n[f"{name}_images"] = campaign.data.count
+            n[f"{name}_copies"] = max(fleet.copies for fleet in campaign.fleets)
         figures |= figures_of(name.partition("_")[0], raw[name])
         seeds.add(campaign.seed)
-        n[f"{name}_images"] = campaign.data.count
-        n[f"{name}_copies"] = max(fleet.copies for fleet in campaign.fleets)
         print(f"{name}: done", flush=True)
     if args.folder is None:
         shutil.rmtree(root)
