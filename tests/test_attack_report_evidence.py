@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,29 @@ def test_the_cheapest_budget_is_rated(tmp_path: Path) -> None:
     assert entry["own"] == {"queries": each, "hours": each / 30 / 3600, "budget": 200, "distance": 0.5}
     assert (entry["other"]["least"]["budget"], entry["other"]["least"]["queries"]) == (200, each)
     assert "after 200 queries" in (out / "evidence/evidence.html").read_text()
+
+
+def test_frames_that_an_assessor_calls_other_pictures_are_no_successes(tmp_path: Path) -> None:
+    """After 10 queries all frames fool and are far; at the end half of them lie near."""
+    samples = [sample(image, distance=0.5 if image < 5 else 3.0) for image in range(10)]
+    replays = []
+    for image in range(10):
+        for budget, away in ((10, 9.0), (0, 0.5 if image < 5 else 3.0)):
+            where: dict[str, Any] = {"budget": budget, "l2": away, "linf": away / 10}
+            replays += [replay(image, victim, fooled=True, **where) for victim in range(2)]
+    folder = campaigns.write(tmp_path / "c", samples, replays)
+    wanted = {"": (10, 10.0, 9.0), "max_l2 = 1.0": (0, 2000.0, 0.5), "max_linf = 0.1": (0, 2000.0, 0.5)}
+    for number, (bound, (budget, queries, away)) in enumerate(wanted.items()):
+        out = write_report(folder, tmp_path / str(number), assessment=parse(f"schema = 1\n{bound}".encode())).parent
+        document = json.loads((out / "evidence/evidence.json").read_text())
+        (entry,) = document["effort"]
+        assert (entry["own"]["budget"], entry["own"]["queries"]) == (budget, queries)
+        mean = entry["other"]["mean"]
+        assert (mean["budget"], mean["queries"], mean["distance"]) == (budget, queries, 9.0 if not bound else away)
+        said = any("count as none" in line for line in document["limits"])
+        assert said == bool(bound)
+        # The report itself leaves nothing out.
+        assert ((out / "index.html").read_bytes(), bound) == ((tmp_path / "0" / "index.html").read_bytes(), bound)
 
 
 def test_a_victim_that_is_fooled_counts_whatever_the_own_copy_says(tmp_path: Path) -> None:

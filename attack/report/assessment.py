@@ -4,6 +4,8 @@
     assessor = "Jane Doe, Example Lab"
     hours_per_day = 24          # that the device answers the attacker
     preparation_days = 0        # of study and tooling before the first query
+    max_l2 = 1.5                # pixels in 0..1: a frame farther from its image is another picture, and no success
+    max_linf = 0.06             # likewise; without either, every frame counts
 
     [specialist_expertise]
     level = "proficient"
@@ -16,6 +18,7 @@ better than the evidence for want of an assessor.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,12 +89,16 @@ class Assessment:
         assessor: Who judged; empty where nobody did.
         hours_per_day: That the device answers the attacker, from 0.001 to 24.
         preparation_days: Before the first query.
+        max_l2: Farthest that a frame may lie from its image to count, pixels in 0..1; infinite for any.
+        max_linf: Likewise.
         judgements: Of the factors that are not measured.
     """
 
     assessor: str = ""
     hours_per_day: float = _HOURS
     preparation_days: float = 0.0
+    max_l2: float = math.inf
+    max_linf: float = math.inf
     judgements: Mapping[Factor, Judgement] = field(default_factory=lambda: dict(DEFAULTS))
 
 
@@ -118,13 +125,14 @@ def parse(data: bytes) -> Assessment:
         raise _wrong("assessor is not a short text")
     hours = _number(document, "hours_per_day", _HOURS, least=_LEAST_HOURS, most=_HOURS)
     days = _number(document, "preparation_days", 0.0, most=_MOST_DAYS)
+    l2, linf = (_number(document, key, math.inf, most=math.inf) for key in ("max_l2", "max_linf"))
     judgements = dict(DEFAULTS)
     for factor in DEFAULTS:
         if factor in document:
             judgements[factor] = _judgement(factor, document.pop(factor))
     if document:
         raise _wrong(f"{min(document)} is not known")
-    return Assessment(assessor, hours, days, judgements)
+    return Assessment(assessor, hours, days, l2, linf, judgements)
 
 
 def _judgement(factor: Factor, table: object) -> Judgement:

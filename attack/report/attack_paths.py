@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from variegate.attack.report.assessment import Assessment
@@ -10,7 +11,7 @@ from variegate.attack.report.effort import Effort
 
 PATHS = {"own": "own copy", "other": "another copy, shown once", "other_every": "another copy, shown at every s"}
 """Path -> its name for people."""
-LIMITS = (
+_LIMITS = (
     (
         "Elapsed time covers queries at the stated frame rate and the assessor's days of preparation; finding a "
         "vulnerability that is not in the published attacks is not in it."
@@ -21,14 +22,25 @@ LIMITS = (
         "not rule out. The rate is of net pairs whose victim is fooled, whatever the own copy says of the frame."
     ),
     "The path to the own copy is rated at the mean, at the budget where it is least.",
-    (
-        "A frame counts at whatever distance it lies: the cheapest ones may be other pictures, as those that a search "
-        "starts from are. The median distance beside each effort says which."
-    ),
     "The mean to another copy takes tries with new images as independent.",
     "Attacks, budgets and overshoots that were not run are not covered.",
 )
-"""Of what the ratings say."""
+_ANY_DISTANCE = (
+    "A frame counts at whatever distance it lies: the cheapest ones may be other pictures, as those that a search "
+    "starts from are. The median distance beside each effort says which; max_l2 and max_linf of an assessment leave "
+    "them out."
+)
+
+
+def limits(assessment: Assessment) -> list[str]:
+    """Of what the ratings say."""
+    bounds = [
+        f"{name} {most:g}"
+        for name, most in (("L2", assessment.max_l2), ("Linf", assessment.max_linf))
+        if math.isfinite(most)
+    ]
+    far = f"Frames beyond {' or '.join(bounds)} of their image count as none." if bounds else _ANY_DISTANCE
+    return [*_LIMITS, far]
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,28 @@ class Campaign:
         return self.db.execute(query, parameters or {}).fetchall()
 
 
+def leave_out_far(campaign: Campaign, max_l2: float, max_linf: float) -> None:
+    """Takes frames farther from their image than this for ones that fool nobody, from here on.
+
+    Args:
+        campaign: Loaded; its tables are changed.
+        max_l2: Pixels in 0..1; infinite for any.
+        max_linf: Likewise.
+    """
+    bounds = {"l2": max_l2, "linf": max_linf}
+    campaign.db.execute("UPDATE replays SET label = true_class WHERE l2 > $l2 OR linf > $linf", bounds)
+    campaign.db.execute(
+        "UPDATE samples SET label = true_class WHERE distance > if(norm = 'linf', $linf, $l2) AND label IS NOT NULL",
+        bounds,
+    )
+    # A sample's other length is that of its frame as it was found.
+    campaign.db.execute(
+        f"""UPDATE samples SET label = samples.true_class FROM replays WHERE {_SAME} AND samples.label IS NOT NULL
+        AND replays.victim = replays.attacker AND budget = 0 AND overshoot = 1 AND (l2 > $l2 OR linf > $linf)""",
+        bounds,
+    )
+
+
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Campaign]:
     """Loads a campaign.

@@ -1,8 +1,8 @@
 """What an attack costs: in queries, and in hours beside a device that answers at its frame rate.
 
 Rated is the cheapest way that the data shows. An attacker may stop every search at any budget, and show what was found
-at any overshoot or at all of them; whether the sample still fools the attacker's own copy is not asked. Nor is how far
-the frame lies from the image: its median distance stands beside each figure.
+at any overshoot or at all of them; whether the sample still fools the attacker's own copy is not asked. How far a frame
+may lie from its image is the assessor's to say; the median distance stands beside each figure.
 """
 
 from __future__ import annotations

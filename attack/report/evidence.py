@@ -11,12 +11,13 @@ frame rate; the rest is marked.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from variegate.attack.report.assessment import Assessment
 from variegate.attack.report.atlas import Technique, techniques
-from variegate.attack.report.attack_paths import LIMITS, Rated, rated
+from variegate.attack.report.attack_paths import Rated, limits, rated
 from variegate.attack.report.attack_potential import SCALES
 from variegate.attack.report.data import Campaign, table_of
 from variegate.attack.report.effort import Effort, FrameRate, Way, efforts
@@ -63,6 +64,8 @@ def evidence(
             "assessor": assessment.assessor,
             "hours_per_day": assessment.hours_per_day,
             "preparation_days": assessment.preparation_days,
+            "max_l2": assessment.max_l2 if math.isfinite(assessment.max_l2) else None,
+            "max_linf": assessment.max_linf if math.isfinite(assessment.max_linf) else None,
             "judgements": {
                 factor: {"level": j.level, "reason": j.reason, "basis": j.basis}
                 for factor, j in assessment.judgements.items()
@@ -70,7 +73,7 @@ def evidence(
         },
         "mitre_atlas": [{"id": tag.id, "name": tag.name, "why": tag.why} for tag in tags],
         "weaknesses": [{"key": weakness.key, "text": weakness.text} for weakness in found],
-        "limits": list(LIMITS),
+        "limits": limits(assessment),
     }
     return {
         "evidence.json": (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from variegate.attack.report import html
 from variegate.attack.report.assessment import Assessment
 from variegate.attack.report.atlas import Technique
-from variegate.attack.report.attack_paths import LIMITS, PATHS, rated
+from variegate.attack.report.attack_paths import PATHS, limits, rated
 from variegate.attack.report.attack_potential import SCALES, Factor, Rating
 from variegate.attack.report.data import Campaign
 from variegate.attack.report.effort import Effort, FrameRate, Way
@@ -64,7 +64,7 @@ def page(
             "MITRE ATLAS techniques",
             table("Exercised by this campaign", ("id", "name", "how"), [(tag.id, tag.name, tag.why) for tag in tags]),
         ),
-        section("limits", "Limits", listed(LIMITS), kind="weak"),
+        section("limits", "Limits", listed(limits(assessment)), kind="weak"),
     ]
     return html.document(title, body)
 

@@ -10,6 +10,7 @@ evidence/           for assessors: `evidence`, `manifest`
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from variegate.attack.campaign.folder import CONFIG, IMAGES
 from variegate.attack.report import manifest
 from variegate.attack.report.assessment import Assessment
-from variegate.attack.report.data import Campaign, check_folder, opened, table_of
+from variegate.attack.report.data import Campaign, check_folder, leave_out_far, opened, table_of
 from variegate.attack.report.evidence import evidence
 from variegate.attack.report.page import Page
 from variegate.attack.report.panels import panels
@@ -87,6 +88,9 @@ def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dic
     files[DIGESTS] = _digests(campaign, files)
     digest = sha256(files[DIGESTS]).hex()
     files[PAGE] = Page(campaign, results, found, panels(campaign), made, digest).render()
+    if math.isfinite(min(assessment.max_l2, assessment.max_linf)):
+        leave_out_far(campaign, assessment.max_l2, assessment.max_linf)
+        results = compute(campaign)
     pack = evidence(campaign, results, found, assessment, digest=digest, signed=signed)
     files |= {f"{EVIDENCE}/{name}": data for name, data in pack.items()}
     return files
