@@ -139,6 +139,15 @@ def test_of_two_that_make_one_folder_one_is_told_that_it_is_there(prepared: Prep
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_folder_that_somebody_holds_is_not_waited_for_without_end(
+    prepared: Prepared, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_WAIT_S", 0.1)
+    with Ledger(fresh, write=True), pytest.raises(MisuseError, match="another process holds"):
+        folder.create(fresh / "inner", prepared)
+    assert not (fresh / "inner").exists()
+
+
 def test_a_fleet_of_a_release_is_what_its_base_and_rewriter_would_be(tmp_path: Path) -> None:
     file = write_inputs(tmp_path)
     with np.load(tmp_path / "images.npz") as images:

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ SAMPLES, REPLAYS = "samples", "replays"
 MAX_INPUT_BYTES = 4 << 30
 MAX_SHARD_BYTES = 1 << 30
 _GLOB = frozenset("*?[]")
+_WAIT_S, _POLL_S = 60.0, 0.05
+"""For another process that makes a campaign beside this one. A campaign that runs holds its folder for longer."""
 
 
 def create(folder: Path, prepared: Prepared) -> None:
@@ -83,10 +86,24 @@ def _held(parent: Path) -> Iterator[None]:
     except OSError as error:
         raise MisuseError(f"there is no folder {parent}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        ends = time.monotonic() + _WAIT_S
+        while not _locked(descriptor, parent):
+            if time.monotonic() > ends:
+                raise MisuseError(f"another process holds {parent}", hint="name a folder elsewhere, or wait for it")
+            time.sleep(_POLL_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, parent: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise DeviceError(f"cannot lock {parent}: {(error.strerror or type(error).__name__).lower()}") from error
+    return True
 
 
 def _asked(prepared: Prepared) -> dict[str, str]:
