@@ -441,6 +441,7 @@ Row = dict[str, Any]
 FORGED: dict[str, tuple[str, Callable[[Row], Row]]] = {
     "sample": (folder.SAMPLES, lambda row: {"sample": bytes(len(row["sample"])), "label": 4 - row["label"]}),
     "distance": (folder.SAMPLES, lambda row: {"distance": row["distance"] / 2}),
+    "no distance": (folder.SAMPLES, lambda _: {"distance": None}),
     "true class": (folder.SAMPLES, lambda row: {"true_class": row["true_class"] + 1}),
     "image": (folder.SAMPLES, lambda row: {"image": row["image"] + 1000}),
     "attacker": (folder.SAMPLES, lambda row: {"attacker": row["attacker"] + 1}),

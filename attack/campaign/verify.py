@@ -221,9 +221,8 @@ def _unfounded(
     for name, values in columns.items():
         if [row[name] for row in stored] != values:
             yield f"{unit.name}: {name} of the samples is not what the campaign says"
-    if not all(
-        math.isclose(row["distance"], length, rel_tol=_ROUNDING) for row, length in zip(stored, lengths, strict=True)
-    ):
+    told = [math.nan if row["distance"] is None else row["distance"] for row in stored]
+    if not all(math.isclose(one, length, rel_tol=_ROUNDING) for one, length in zip(told, lengths, strict=True)):
         yield f"{unit.name}: distance of the samples is not theirs"
     if any((row["status"] == Status.FOUND) != (row["sample"] is not None) for row in stored):
         yield f"{unit.name}: status of the samples does not fit them"
