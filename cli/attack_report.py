@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         "  variegate attack report gtsrb --out gtsrb-report --sign seller.key --assessment tara.toml",
     )
     report.add_argument("campaign", type=Path, metavar="CAMPAIGN", help="a campaign's folder, as `run` makes it")
-    help_out = "folder to write; an earlier report is replaced (default: CAMPAIGN/report)"
+    help_out = "folder to write; an earlier report of the campaign is replaced (default: CAMPAIGN/report)"
     report.add_argument("--out", type=Path, metavar="DIR", help=help_out)
     help_sign = "sign the evidence with this key file or pkcs11: URI; unsigned without it"
     report.add_argument("--sign", metavar="KEY", help=help_sign)

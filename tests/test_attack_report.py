@@ -608,6 +608,17 @@ def test_an_earlier_report_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
 
 
+def test_another_campaigns_report_is_not_replaced(tmp_path: Path) -> None:
+    one, other = known(tmp_path / "one"), known(tmp_path / "other")
+    config = other / "campaign.toml"
+    config.write_text(config.read_text() + "# of another\n")
+    out = write_report(one, tmp_path / "out").parent
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(MisuseError, match="another campaign"):
+        write_report(other, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("name", ["stray.txt", "index.html", "evidence/notes.txt"])
 def test_a_report_that_somebody_worked_on_is_not_replaced(name: str, tmp_path: Path) -> None:
     folder = known(tmp_path / "c")

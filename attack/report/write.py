@@ -42,8 +42,9 @@ def write_report(
 
     Args:
         campaign: The campaign's folder. It may be unfinished: the report says so.
-        out: Folder for the report; not there yet, empty, or an earlier report, which is replaced, a signed one only by
-            a signed one: neither a place to mount something nor a folder that this process works in.
+        out: Folder for the report; not there yet, empty, or an earlier report of the same campaign, which is
+            replaced, a signed one only by a signed one: neither a place to mount something nor a folder that this
+            process works in.
         signer: Signs the evidence; unsigned without one. A campaign without a ledger is not signed.
         assessment: The assessor's judgement; cautious defaults without one.
 
@@ -58,6 +59,7 @@ def write_report(
     check_folder(campaign)
     _check_out(out, signed=signer is not None)
     with opened(campaign) as loaded:
+        _check_same_campaign(out, loaded.config_bytes)
         if signer is not None and not loaded.has_ledger:
             raise MisuseError(
                 f"{campaign} has no ledger: nothing tells whether its shards are whole",
@@ -134,6 +136,13 @@ def _check_replaceable(out: Path) -> None:
         )
     if place.is_mount():
         raise MisuseError(f"cannot replace {out}: something is mounted there", hint="name a folder in it")
+
+
+def _check_same_campaign(out: Path, config: bytes) -> None:
+    """Refuses to replace a report of a campaign with another configuration."""
+    earlier = out / CONFIG
+    if earlier.exists() and earlier.read_bytes() != config:
+        raise MisuseError(f"{out} holds the report of another campaign", hint="choose another folder")
 
 
 def _is_report(out: Path) -> bool:
