@@ -74,13 +74,14 @@ def run(
             fit the oracle.
         RefusedError, DeviceError: The oracle's, or `MALFORMED` for what are no labels; searches under way are lost.
         LimitError: The device's own rate or budget ended the run with a retry in sight; without one, all
-            searches end with what they have, and tasks not begun have no outcome.
+            searches end with what they have, judged while single frames are answered, and tasks not begun have no
+            outcome.
     """
     if width < 1 or batch < 1:
         raise MisuseError("width and batch must be at least 1")
     waiting, lanes = _distinct(tasks), deque[_Lane]()
     asked = _Batch(oracle, min(batch, oracle.batch))
-    spent = False
+    spent = silent = False  # a call that does not fit the budget ends searches; one frame may still fit
     while True:
         while len(lanes) < width and not spent and (task := next(waiting, None)) is not None:
             lane = _Lane(attack, task, oracle)
@@ -102,11 +103,12 @@ def run(
         for lane in [lane for lane in lanes if lane.ended]:
             lanes.remove(lane)
             try:
-                outcome = lane.judged(None if spent else oracle)
+                outcome = lane.judged(None if silent else oracle)
             except LimitError as error:
                 if error.retry_after_s is not None:
                     raise
-                spent, outcome = True, lane.judged(None)
+                spent = silent = True
+                outcome = lane.judged(None)
             yield outcome
 
 

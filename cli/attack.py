@@ -158,6 +158,8 @@ def _ended_text(ended: runner.Ended) -> str:
 
 def _verdict_text(found: Any) -> str:
     lines = [*found.differences]
+    if found.mixed:
+        lines.append(f"done by more than one software, so results are a mixture: {found.mixed} differs")
     asked = f"{found.samples} samples and {found.replays} replays asked again"
     lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")
     return "\n".join(lines)

@@ -35,6 +35,7 @@ class Trial:
         outcomes: By image, of those that are done, or were under way when the device or a person stopped the trial.
         labels: What the device says of the clean images, int64 (N,), as far as it was asked.
         queries: Labels that the device gave: the clean images' and the searches'.
+        spent: Whether the device's budget ended searches, or did not let a sample be asked again by itself.
         attack: The attack.
         frames: Clean frames.
         true: Classes of the images, int64 (N,), or None when they are not known.
@@ -55,6 +56,7 @@ class Trial:
         self.outcomes: dict[int, Outcome] = {}
         self.labels = np.empty(0, np.int64)
         self.queries = 0
+        self.spent = False
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Asks for clean labels and runs the searches; one label of each image's budget is the clean one's.
@@ -164,6 +166,7 @@ class _Watched:
         except (VariegateError, KeyboardInterrupt) as error:
             # The driver itself knows what to do about a spent budget.
             spent = isinstance(error, LimitError) and error.retry_after_s is None
+            self._trial.spent |= spent
             if spent or not self.ends_searches:
                 raise
             self.stopped = error

@@ -6,6 +6,7 @@ import argparse
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> N
                 note(f"wrote what there is to {args.out}")
     finally:
         if args.json or error is None:
-            emit(_summary(args, trial, error), args.json, lambda: _text(trial))
+            emit(_summary(args, trial, error), args.json, lambda: text_of(trial))
 
 
 def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
@@ -120,7 +121,9 @@ def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | N
     data = read_capped(path, limit=MAX_BYTES)
     images = read_npz(data, ("x",), str(path))["x"]
     if images.ndim != _RANK or not images.size or images.dtype not in (np.uint8, np.float32):
-        raise RefusedError(Refusal.MALFORMED, f"x of {path} is not uint8 or float32 of shape (N, C, H, W)")
+        words = "holds no images" if images.ndim == _RANK and not images.size else "is not of shape (N, C, H, W)"
+        words = words if images.dtype in (np.uint8, np.float32) else "is neither uint8 nor float32"
+        raise RefusedError(Refusal.MALFORMED, f"x of {path} {words}")
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise RefusedError(Refusal.MALFORMED, f"x of {path} holds values outside of [0, 1]")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -152,6 +155,7 @@ def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[
         "queries": trial.queries,
         "median_distance": _median(trial),
         "error": error,
+        "budget_spent": trial.spent,
         "images": [
             {
                 "image": key,
@@ -169,17 +173,29 @@ def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[
     }
 
 
-def _text(trial: Trial) -> str:
+def text_of(trial: Trial) -> str:
+    """A table of images, and what came of them in a line."""
     found = sum(one.sample is not None for one in trial.judged)
     median = _median(trial)
     end = "" if median is None else f"; median {trial.attack.norm} distance {median:.4f}"
-    left = len(trial.frames) - len(trial.outcomes)
-    cut = f"; {left} not begun, the device's budget is spent" if left else ""
+    cut = "".join(f"; {words}" for words in _cut_short(trial))
     misread = sum(map(trial.misread, range(len(trial.frames))))
     apart = f"; {misread} more are misread when clean, and not counted" if misread else ""
     counted = len(trial.frames) - misread
     last = f"{found} of {counted} images fool the device, for {trial.queries} queries{end}{apart}{cut}"
     return f"{table(trial.rows(), HEADER)}\n{last}"
+
+
+def _cut_short(trial: Trial) -> Iterator[str]:
+    """What the device's budget kept from being done."""
+    if trial.spent:
+        yield "the device's budget ended it early"
+    alone = sum(one.sample is not None and one.label is None for one in trial.judged)
+    if alone:
+        yield f"{alone} of them not asked again by itself"
+    left = len(trial.frames) - len(trial.outcomes)
+    if left:
+        yield f"{left} not begun"
 
 
 def _median(trial: Trial) -> float | None:
@@ -190,5 +206,5 @@ def _median(trial: Trial) -> float | None:
 
 def _whole(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number below 1000000000")
     return int(text)

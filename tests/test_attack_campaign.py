@@ -620,3 +620,23 @@ def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.Captu
     assert main(["attack", "resume", str(fresh), "--workers", "0"]) == 2
     assert "begun with other software: numpy" in capsys.readouterr().err
     assert main(["attack", "resume", str(fresh), "--workers", "0", "--any-software"]) == 0
+
+
+def test_a_mixture_of_software_is_told_to_whoever_reads_results(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
+        db.execute("UPDATE meta SET value = replace(value, '\"numpy\": \"', '\"numpy\": \"0.') WHERE key = 'software'")
+        db.commit()
+    for _ in range(2):  # nothing is left the second time, and nothing is noted twice
+        assert main(["attack", "resume", str(fresh), "--workers", "0", "--any-software"]) == 0
+    capsys.readouterr()
+    assert main(["attack", "verify", str(fresh), "--sample", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mixed"] == "numpy"
+    assert main(["attack", "report", str(fresh), "--out", str(tmp_path / "report")]) == 0
+    words = "Results are a mixture: more than one software made them (numpy)."
+    assert words in (tmp_path / "report" / "index.html").read_text()
+    assert words in (tmp_path / "report" / "evidence" / "evidence.json").read_text()
+    first, second = json.loads((tmp_path / "report" / "digests.json").read_text())["software"]
+    assert json.loads(first)["numpy"] == "0." + json.loads(second)["numpy"]
+    assert second == software()

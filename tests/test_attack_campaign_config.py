@@ -190,6 +190,17 @@ def member(data: bytes, header: bytes = b"") -> bytes:
     return buffer.getvalue()
 
 
+def damaged(method: int) -> bytes:
+    """An .npz packed by a method, with wrong bytes in the midst of what is packed."""
+    buffer, x = io.BytesIO(), npy(np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8))
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("x.npy", x)
+        archive.writestr("y.npy", npy(np.zeros(20, np.int64)))
+    packed = bytearray(buffer.getvalue())
+    packed[45:60] = bytes(255 - byte for byte in packed[45:60])
+    return bytes(packed)
+
+
 def npy(array: object) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(array))
@@ -221,6 +232,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "promises": lambda: member(promising()),
     "long header": lambda: member(b"\x93NUMPY\x01\x00" + (60_000).to_bytes(2, "little") + b"(" * 60_000),
     "no header": lambda: member(b"hello"),
+    "damaged, plain": lambda: damaged(zipfile.ZIP_STORED),
+    "damaged, deflate": lambda: damaged(zipfile.ZIP_DEFLATED),
+    "damaged, bzip2": lambda: damaged(zipfile.ZIP_BZIP2),
+    "damaged, LZMA": lambda: damaged(zipfile.ZIP_LZMA),
     "more than it says": lambda: member(npy(X) + b"more"),
 }
 

@@ -93,13 +93,19 @@ def test_labels_to_choose_images_that_are_no_numbers_are_damage(value: str, fres
         assert ledger.choosing == {}
 
 
-def test_an_outcome_that_is_no_bytes_is_refused(fresh: Path) -> None:
+@pytest.mark.parametrize(("image", "outcome"), [("0", "NULL"), ("0", "'x'"), ("'x'", "x''")])
+def test_an_outcome_that_is_no_bytes_or_of_no_image_is_refused(image: str, outcome: str, fresh: Path) -> None:
+    # Put there by whoever passes the table off as one that does not take it.
+    made = "CREATE TABLE outcomes (unit TEXT, image ANY, sha256 TEXT, outcome ANY, PRIMARY KEY (unit, image))"
     with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
-        db.executescript(
-            "DROP TABLE outcomes; CREATE TABLE outcomes (unit TEXT, image ANY, sha256 TEXT, outcome ANY);"
-            "INSERT INTO outcomes SELECT name, 0, '', NULL FROM units LIMIT 1;"
-        )
-    with pytest.raises(RefusedError, match="was changed"):
+        (own,) = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'outcomes'").fetchone()
+        db.execute("DROP TABLE outcomes")
+        db.execute(made)
+        db.execute(f"INSERT INTO outcomes SELECT name, {image}, '', {outcome} FROM units LIMIT 1")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'outcomes'", (own,))
+        db.commit()
+    with pytest.raises(RefusedError, match="the ledger is damaged"):
         runner.run(fresh, engine="serial")
 
 

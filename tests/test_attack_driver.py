@@ -257,6 +257,15 @@ def test_a_device_spent_before_the_judgement_leaves_the_last_answer() -> None:
     assert (found.status, found.label, found.queries) == (Status.FOUND, None, 9)
 
 
+def test_samples_are_asked_again_while_single_frames_fit_the_budget() -> None:
+    """The last calls of four searches hold up to 32 frames; what they leave is enough for four samples."""
+    counted = Counted(Plane(), budget=203)
+    found = outcomes(Walk(), [task(i, queries=60) for i in range(4)], counted)
+    assert {(outcome.status, outcome.label) for outcome in found} == {(Status.FOUND, 1)}
+    assert sum(outcome.queries for outcome in found) == counted.queries <= 203
+    assert {outcome.queries for outcome in found} != {60}
+
+
 def test_images_that_a_spent_device_never_saw_are_told() -> None:
     with pytest.raises(LimitError, match="not begun"):
         outcomes(Walk(), [task(i) for i in range(40)], Counted(Plane(), budget=100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,11 +18,12 @@ from tests.support.artefacts import CLASSES, SHAPE, frames
 from tests.support.devices import workplace
 from tests.support.serving import device_with, serving
 from variegate.attack.adaptive.replay import answers
-from variegate.attack.oracle import to_points
+from variegate.attack.oracle import Counted, to_points
 from variegate.attack.oracles.http import HttpOracle
 from variegate.attack.oracles.port import PortOracle
 from variegate.attack.search import Norm, Problem, Result, Search
 from variegate.cli.attack_trial import Trial
+from variegate.cli.attack_try import text_of
 from variegate.cli.main import main
 from variegate.keys.envelope import SealedKeys
 from variegate.keys.errors import DeviceError
@@ -82,6 +84,23 @@ def test_counts_are_exact_and_samples_fool_the_device(
         assert np.linalg.norm(away, axis=1) == pytest.approx(samples["distance"], rel=1e-5)
         assert np.array_equal(samples["clean"], frames(6)[:4])
         assert samples["distance"].tolist() == [one["distance"] for one in found["images"]]
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.zeros((0, *SHAPE), np.uint8), "holds no images"),
+        (np.zeros((4, 4), np.uint8), "is not of shape"),
+        (np.zeros((1, *SHAPE), np.int64), "is neither uint8 nor float32"),
+    ],
+)
+def test_what_is_wrong_with_images_is_told(
+    x: NDArray[Any], words: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "val.npz", x=x)
+    status, _, error = tried(capsys, url, "--images", tmp_path / "val.npz")
+    assert status != 0
+    assert f"x of {tmp_path / 'val.npz'} {words}" in error
 
 
 def test_every_way_gives_the_same(place: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,17 +282,52 @@ def test_an_interruption_between_questions_ends_the_searches_at_the_next() -> No
     assert (outcome.sample == 255).all()
 
 
-def test_a_spent_budget_keeps_samples_that_could_not_be_asked_again(
+def test_samples_are_asked_again_by_themselves_while_the_budget_lasts(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A budget that ends in the middle of a call refuses it whole; single frames still fit."""
     with device_with(tmp_path, policy=Policy(budget=400), keys=SealedKeys(bytes(32), bytes(32))):
         pass
     out, words = tmp_path / "out.npz", ("--images", place / "floats.npz", "--queries", 500)
     status, text, _ = tried(capsys, f"device:{tmp_path / 'device'}", *words, "--out", out)
     assert status == 0
     assert "images fool the device" in text
+    assert "; the device's budget ended it early" in text
     with np.load(out) as samples:
-        assert -1 in samples["label"]
+        assert len(samples["label"]) > 1
+        assert (samples["label"] >= 0).all()
+
+
+class _Bright:
+    """Reads what its first pixel says; takes one frame a call."""
+
+    shape, dtype, classes, batch = SHAPE, "uint8", 2, 1
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        return (frames.reshape(len(frames), -1)[:, 0] > 127).astype(np.int64)
+
+
+def test_a_spent_budget_keeps_samples_that_could_not_be_asked_again() -> None:
+    frame = np.zeros((1, *SHAPE), np.uint8)
+
+    class Brightens:
+        """Asks the brightest picture again and again."""
+
+        name: ClassVar[str] = "brightens"
+        norm: Norm = "l2"
+        result: Result = "best"
+
+        def search(self, problem: Problem) -> Search:
+            while True:
+                yield np.ones((1, problem.clean.size), np.float32)
+
+    for budget, label, spent in ((10, -1, True), (11, 1, False)):
+        trial = Trial(Counted(_Bright(), budget=budget), Brightens(), frame, queries=11, seed=0)
+        trial.run(lambda _: None)
+        with np.load(io.BytesIO(trial.archive())) as samples:
+            assert samples["label"].tolist() == [label]
+        assert (trial.spent, trial.queries) == (spent, budget)
+        assert ("1 of them not asked again by itself" in text_of(trial)) is spent
 
 
 def test_images_that_are_misread_when_clean_are_marked_and_not_counted(

@@ -27,11 +27,11 @@ def against_shards(folder: Path, ledger: Ledger, campaign: Campaign) -> list[str
         campaign: As its file says.
 
     Raises:
-        RefusedError: `MALFORMED`: the ledger cannot be read.
+        RefusedError: `MALFORMED`: the ledger cannot be read, or has a unit that is none of the campaign's.
         DeviceError: Storage failed.
     """
     out = []
-    entries = ledger.entries()
+    entries = _entries(ledger, campaign)
     if [entry.unit for entry in entries] != units(campaign):
         out.append("the ledger does not have the campaign's units")
     out += damaged(folder, ledger, campaign).values()
@@ -54,12 +54,12 @@ def damaged(folder: Path, ledger: Ledger, campaign: Campaign) -> dict[str, str]:
         campaign: As its file says.
 
     Raises:
-        RefusedError: `MALFORMED`: the ledger cannot be read.
+        RefusedError: `MALFORMED`: the ledger cannot be read, or has a unit that is none of the campaign's.
         DeviceError: Storage failed.
     """
     out = {}
     under_way = ledger.counts()
-    for entry in ledger.entries():
+    for entry in _entries(ledger, campaign):
         found = list(_of_unit(folder, entry, campaign)) if entry.state == DONE else []
         if entry.unit.name in under_way:
             try:
@@ -98,6 +98,16 @@ def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
     """
     path = folders.shard(folder, kind, entry.unit)
     return shards.from_bytes(_SCHEMAS[kind], read_capped(path, limit=folders.MAX_SHARD_BYTES), f"{kind}/{path.name}")
+
+
+def _entries(ledger: Ledger, campaign: Campaign) -> list[Entry]:
+    """The ledger's; all of units whose fleet, attack, copy and images the campaign has."""
+    entries, known = ledger.entries(), set(units(campaign))
+    for entry in entries:
+        if entry.unit not in known:
+            message = f"the ledger does not have the campaign's units: {entry.unit.name} is none of them"
+            raise RefusedError(Refusal.MALFORMED, message)
+    return entries
 
 
 def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:

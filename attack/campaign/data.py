@@ -6,6 +6,7 @@ Colour sets of the data folder are stored as differences (planes G, R-G, B-G, ea
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import os
 import tokenize
@@ -26,27 +27,29 @@ MAX_BYTES = 1 << 30
 """Of the file, and of all that it unpacks to."""
 _MAX_HEADER = 4096
 _RANK = 4
-_FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError,
-           tokenize.TokenError, SyntaxError, RecursionError, RuntimeError, OverflowError)  # fmt: skip
+_FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+           NotImplementedError, tokenize.TokenError, SyntaxError, RecursionError, RuntimeError, OverflowError)  # fmt: skip
 """What zipfile and numpy raise at damaged files."""
 
 
-def read_npz(data: bytes, names: Sequence[str], what: str) -> dict[str, NDArray[Any]]:
+def read_npz(data: bytes, names: Sequence[str], what: str, *, limit: int | None = None) -> dict[str, NDArray[Any]]:
     """Named arrays of an .npz; no pickles, and no memory for more than is there.
 
     Args:
         data: The file.
         names: Arrays that are wanted; others are left alone.
         what: Name of the file for messages.
+        limit: The most bytes that they may unpack to; None for `MAX_BYTES`.
 
     Raises:
         RefusedError: `MALFORMED`, or `TOO_LARGE`.
     """
+    limit = MAX_BYTES if limit is None else limit
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [archive.getinfo(f"{name}.npy") for name in names]
-            if sum(member.file_size for member in members) > MAX_BYTES:
-                raise RefusedError(Refusal.TOO_LARGE, f"{what} unpacks to more than {MAX_BYTES} bytes")
+            if sum(member.file_size for member in members) > limit:
+                raise RefusedError(Refusal.TOO_LARGE, f"{what} unpacks to more than {limit} bytes")
             out = {}
             for name, member in zip(names, members, strict=True):
                 with archive.open(member) as file:

@@ -48,6 +48,7 @@ def create(folder: Path, prepared: Prepared) -> None:
 
     Raises:
         MisuseError: It is there, or cannot be made.
+        RefusedError: `TOO_LARGE`: its inputs could not be read again.
         DeviceError: Storage failed; nothing is left.
     """
     contents = {
@@ -55,6 +56,10 @@ def create(folder: Path, prepared: Prepared) -> None:
         IMAGES: images.to_bytes(prepared.images),
         COPIES: copies.to_bytes(prepared.fleets),
     }
+    for name, data in contents.items():
+        if len(data) > MAX_INPUT_BYTES:
+            message = f"{name} would have {len(data)} bytes, and only {MAX_INPUT_BYTES} can be read again"
+            raise RefusedError(Refusal.TOO_LARGE, message, hint="make campaigns of fewer images, fleets or bases")
     made = folder.with_name(f".{folder.name}.preparing")
     with _held(folder.absolute().parent):
         _create(folder, made, contents, prepared)
@@ -169,7 +174,18 @@ def shard(folder: Path, kind: str, unit: Unit | str) -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left half written."""
+    """Removes what a killed process left half written; makes a folder of shards that is not there any more.
+
+    Raises:
+        MisuseError: Something else is in its place, or nothing can be written there.
+    """
     for kind in (SAMPLES, REPLAYS):
-        for path in (folder / kind).glob(".*"):
-            path.unlink(missing_ok=True)
+        try:
+            # Does not make what a link points to.
+            (folder / kind).mkdir(exist_ok=True)
+            for path in (folder / kind).glob(".*"):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            message = f"cannot write shards in {folder / kind}: {reason}"
+            raise MisuseError(message, hint="shards need a folder there that you may write in") from error

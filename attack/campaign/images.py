@@ -51,7 +51,8 @@ def from_bytes(data: bytes) -> Images:
     Raises:
         RefusedError: `MALFORMED`, or `TOO_LARGE`.
     """
-    arrays = read_npz(data, _NAMES, "the campaign's images")
+    # Stored as they are, so they unpack to less than the file. With the pool they may be more than a user's file is.
+    arrays = read_npz(data, _NAMES, "the campaign's images", limit=len(data))
     x, pool = arrays["x"], arrays["pool_x"]
     good = (
         x.dtype == pool.dtype == np.uint8

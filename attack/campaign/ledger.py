@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -94,10 +95,10 @@ class Ledger:
             with _storage(path):
                 self._db = sqlite3.connect(path if write else f"file:{_quoted(path)}?{_reading(path)}", uri=not write)
                 self._db.isolation_level = None
+                self._check()
                 if write:
                     self._db.execute("PRAGMA journal_mode = WAL")
                     self._db.execute("PRAGMA synchronous = NORMAL")
-                self._check()
         except BaseException:
             self.close()
             raise
@@ -125,6 +126,15 @@ class Ledger:
     def meta(self) -> dict[str, str]:
         """What the campaign was made from, by name: digests, the software, labels to choose the images."""
         return dict(self._all("SELECT key, value FROM meta"))
+
+    def note(self, key: str, value: str) -> None:
+        """Adds to the meta what came to be known later.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        with self._transaction():
+            self._db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
 
     @property
     def choosing(self) -> dict[str, int]:
@@ -273,6 +283,9 @@ class Ledger:
             return self._db.execute(statement, values).fetchall()
 
     def _check(self) -> None:
+        # First of all: a query of another's view may never end, and other tables hold what ours refuse.
+        if _schema(self._db) != _own_schema():
+            raise _damaged(self._path)
         if self._db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise _damaged(self._path)
         if self.meta.get("schema") != str(SCHEMA):
@@ -302,6 +315,18 @@ def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None
             ],
         )
         db.commit()
+
+
+def _schema(db: sqlite3.Connection) -> list[tuple[str | None, ...]]:
+    """All tables, indices, views and triggers, in the words that made them."""
+    return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
+
+
+@functools.cache
+def _own_schema() -> list[tuple[str | None, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_TABLES)
+        return _schema(db)
 
 
 def _entry(row: Sequence[Any]) -> Entry:
@@ -341,8 +366,9 @@ def _storage(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        # Our statements fit our tables: where they do not, these are not ours.
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        # Our statements fit our tables: where they do not, these are not ours. Without a code it is Python's own:
+        # text that is not UTF-8.
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
             raise _damaged(path) from error
         raise DeviceError(
             f"cannot use {path}: {error}", hint="check the space left, and who may write there"

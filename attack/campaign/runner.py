@@ -14,7 +14,7 @@ from variegate.attack.campaign.engine import Engine, chosen, started
 from variegate.attack.campaign.ledger import DONE, Ledger
 from variegate.attack.campaign.messages import ImageDone, Job, UnitDone, UnitFailed, outcome_from_bytes
 from variegate.attack.campaign.prepare import Prepared
-from variegate.attack.campaign.software import KEY, difference, software
+from variegate.attack.campaign.software import KEY, difference, recorded, software
 from variegate.attack.campaign.units import Unit
 from variegate.attack.outcome import Status
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -127,6 +127,7 @@ def run(
         if made.left:
             if not any_software:
                 _refuse_other_software(ledger.meta.get(KEY, ""))
+            _note_software(ledger)
             name, number = chosen(prepared.campaign, workers, engine)
             hands = started(name, min(number, made.left), prepared, folder)
             try:
@@ -144,6 +145,7 @@ def _redone(
     if found:
         if not any_software:
             _refuse_other_software(ledger.meta.get(KEY, ""))
+        folders.tidy(folder)  # first: what cannot be written again is not given up
         ledger.redo(found)
         for unit, what in list(found.items())[:_MOST_TOLD]:
             tell(f"unit {unit} is done again: {what}")
@@ -157,6 +159,13 @@ def _refuse_other_software(began: str) -> None:
     if differs:
         hint = "install what began it; or --any-software, and results are a mixture"
         raise MisuseError(f"the campaign was begun with other software: {differs}", hint=hint)
+
+
+def _note_software(ledger: Ledger) -> None:
+    """Whoever reads the results must be able to see that they are a mixture."""
+    known = recorded(ledger.meta)
+    if software() not in known:
+        ledger.note(f"{KEY}-{len(known)}", software())
 
 
 class _Run:
@@ -237,7 +246,13 @@ class _Run:
 
     def _finish(self, done: UnitDone) -> None:
         """Shards first, then the ledger: what the ledger calls done is on disk."""
-        for kind, data in ((folders.SAMPLES, done.samples), (folders.REPLAYS, done.replays)):
+        both = ((folders.SAMPLES, done.samples), (folders.REPLAYS, done.replays))
+        for kind, data in both:
+            if len(data) > folders.MAX_SHARD_BYTES:
+                words = f"its {kind} take {len(data)} bytes, and what is read again at most {folders.MAX_SHARD_BYTES}"
+                self._fail(UnitFailed(unit=done.unit, reason=f"{words}: a smaller [run] unit in a new campaign helps"))
+                return
+        for kind, data in both:
             write_atomic(folders.shard(self._folder, kind, done.unit), data, mode=PUBLIC, overwrite=True)
         self._ledger.finish(done)
         self._open.discard(done.unit)

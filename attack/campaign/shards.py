@@ -104,6 +104,8 @@ def read(schema: pa.Schema, data: bytes, what: str) -> pa.Table:
     """
     try:
         table = pq.read_table(pa.BufferReader(data))
+        # That text is UTF-8, and lists end where their values do.
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(Refusal.MALFORMED, f"{what} is no Parquet file") from error
     if not table.schema.remove_metadata().equals(schema):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +19,11 @@ _SOURCES = (
     "oracle.py",
     "search.py",
     "adaptive/*.py",
+    "campaign/copies.py",
     "campaign/replay.py",
+    "campaign/rows.py",
     "campaign/shards.py",
+    "campaign/units.py",
     "campaign/work.py",
 )
 
@@ -31,6 +35,23 @@ def software() -> str:
     files = sorted(path for pattern in _SOURCES for path in root.glob(pattern))
     digest = sha256(*(sha256(path.name.encode(), b"\0", path.read_bytes()) for path in files))
     return json.dumps({**{name: _version(name) for name in _PACKAGES}, "attacks": digest.hex()}, sort_keys=True)
+
+
+def recorded(meta: Mapping[str, str]) -> tuple[str, ...]:
+    """All software that worked on a campaign, as `software` gives it, in turn; what began it comes first.
+
+    Args:
+        meta: Of the ledger.
+    """
+    further = sorted((name for name in meta if name.startswith(f"{KEY}-")), key=lambda name: (len(name), name))
+    return (meta.get(KEY, ""), *(meta[name] for name in further))
+
+
+def mixed(meta: Mapping[str, str]) -> str:
+    """What differs between the software that worked on a campaign, in words; empty when it was one."""
+    first, *further = recorded(meta)
+    found = dict.fromkeys(name for other in further for name in difference(first, other).split(", ") if name)
+    return ", ".join(found)
 
 
 def difference(one: str, other: str) -> str:

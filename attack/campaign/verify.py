@@ -22,6 +22,7 @@ from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.replay import Answer
 from variegate.attack.campaign.shards import KEYS
+from variegate.attack.campaign.software import mixed
 from variegate.attack.campaign.work import Bench
 from variegate.attack.oracle import to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
@@ -43,6 +44,7 @@ class Verdict:
         samples: Samples asked again.
         replays: Replays asked again.
         differences: What differs, one sentence each.
+        mixed: What differs between the software that worked on it; empty when it was one.
     """
 
     units: int
@@ -50,6 +52,7 @@ class Verdict:
     samples: int
     replays: int
     differences: tuple[str, ...]
+    mixed: str = ""
 
 
 def verify(
@@ -77,7 +80,7 @@ def verify(
     with Ledger(folder, write=False) as ledger:
         prepared = folders.read(folder, ledger.meta)
         differences = against_shards(folder, ledger, prepared.campaign)
-        entries = ledger.entries()
+        entries, mixture = ledger.entries(), mixed(ledger.meta)
     done = [entry for entry in entries if entry.state == DONE]
     wanted = _drawn(prepared, done, sample)
     again = _Again(folder, prepared, opened)
@@ -93,6 +96,7 @@ def verify(
         samples=again.samples,
         replays=again.replays,
         differences=tuple(dict.fromkeys([*differences, *again.differences])),
+        mixed=mixture,
     )
 
 

@@ -134,7 +134,7 @@ class Campaign:
         shards: Every file read, by path.
         has_ledger: Whether there is one. Without it nothing tells whether shards are missing or were changed.
         units: Units of work by state, from the ledger; empty without one. Shards of units not done are left out.
-        images_sha256: Of the clean images, from the ledger, hexadecimal; empty without one.
+        meta: What the ledger says of the campaign's inputs and of the software that worked on it; empty without one.
         db: Tables `samples` (without frames), `replays`, and `gradient_cosine` and `collusion`, empty where the study
             was not made.
     """
@@ -145,7 +145,7 @@ class Campaign:
     shards: tuple[Shard, ...]
     has_ledger: bool
     units: Mapping[str, int]
-    images_sha256: str
+    meta: Mapping[str, str]
     db: duckdb.DuckDBPyConnection
 
     @property
@@ -156,6 +156,11 @@ class Campaign:
             section = self.config.get("campaign")
             name = section.get("name") if isinstance(section, dict) else None
         return name if isinstance(name, str) and name else self.folder.resolve().name
+
+    @property
+    def images_sha256(self) -> str:
+        """Of the clean images, hexadecimal; empty without a ledger."""
+        return self.meta.get(IMAGES, "")
 
     def rows(self, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
         """Rows of a query over the tables."""
@@ -204,25 +209,26 @@ def opened(folder: Path) -> Iterator[Campaign]:
         raise _malformed(f"{folder / CONFIG} is not TOML") from error
     db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
     try:
-        files, units, pictures = _files(folder, config_bytes)
+        files, units, meta = _files(folder, config_bytes)
         shards = _loaded(db, folder, files)
         has_ledger = units is not None
-        yield Campaign(folder, config, config_bytes, shards, has_ledger, units or {}, pictures, db)
+        yield Campaign(folder, config, config_bytes, shards, has_ledger, units or {}, meta, db)
     finally:
         db.close()
 
 
-def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str | None]], dict[str, int] | None, str]:
-    """Shards to read, with their kind and the ledger's digest; its units by state, None without one; its images."""
+def _files(
+    folder: Path, config_bytes: bytes
+) -> tuple[list[tuple[str, Path, str | None]], dict[str, int] | None, dict[str, str]]:
+    """Shards to read, with their kind and the ledger's digest; its units by state, None without one; its meta."""
     if not (folder / ledger.NAME).exists():
         files = [(kind, path, None) for kind in KINDS for path in sorted((folder / kind).glob("*.parquet"))]
-        return list[tuple[str, Path, str | None]](files), None, ""
+        return list[tuple[str, Path, str | None]](files), None, {}
     done: list[tuple[str, Path, str | None]] = []
     with ledger.Ledger(folder, write=False) as book:
-        entries = book.entries()
-        if book.meta.get(CONFIG) != hashlib.sha256(config_bytes).hexdigest():
+        entries, meta = book.entries(), book.meta
+        if meta.get(CONFIG) != hashlib.sha256(config_bytes).hexdigest():
             raise _malformed(f"{folder / CONFIG} was changed since the campaign was made")
-        pictures = book.meta.get(IMAGES, "")
     if [entry.unit for entry in entries] != units_of(campaign_file.parse(config_bytes)):
         raise _malformed(f"the ledger of {folder} does not have the units of its {CONFIG}")
     units = Counter(entry.state for entry in entries)
@@ -230,7 +236,7 @@ def _files(folder: Path, config_bytes: bytes) -> tuple[list[tuple[str, Path, str
         if entry.state == ledger.DONE:
             done.append((SAMPLES, shard(folder, SAMPLES, entry.unit), entry.samples_sha256))
             done.append((REPLAYS, shard(folder, REPLAYS, entry.unit), entry.replays_sha256))
-    return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units), pictures
+    return sorted(done, key=lambda file: (KINDS.index(file[0]), file[1])), dict(units), meta
 
 
 def _loaded(

@@ -58,7 +58,7 @@ class Weakness:
 
 
 def weaknesses(
-    results: Results, units: Mapping[str, int], *, has_ledger: bool = True, choose: str = ""
+    results: Results, units: Mapping[str, int], *, has_ledger: bool = True, choose: str = "", mixture: str = ""
 ) -> list[Weakness]:
     """All findings. Within a kind fleets take turns, each with its heaviest, so that none crowds out the others.
 
@@ -67,9 +67,12 @@ def weaknesses(
         units: Units of work by state, from the ledger.
         has_ledger: Whether there is one.
         choose: How images were chosen, as in the campaign's file.
+        mixture: What differs between the software that worked on it, if it was more than one.
     """
     out = [] if has_ledger else [Weakness("limits", NO_LEDGER, 1.0)]
     out += _incomplete(results, units)
+    if mixture:
+        out.append(Weakness("limits", f"Results are a mixture: more than one software made them ({mixture}).", 1.0))
     if choose == _RIGHT:
         out.append(Weakness("limits", CHOSEN))
     out += _curves(results)

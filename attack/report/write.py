@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from variegate.attack.campaign.folder import CONFIG, IMAGES
+from variegate.attack.campaign.software import mixed, recorded
 from variegate.attack.report import manifest
 from variegate.attack.report.assessment import Assessment
 from variegate.attack.report.data import Campaign, check_folder, leave_out_far, opened, table_of
@@ -82,7 +83,9 @@ def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dic
     results = compute(campaign)
     made = tables(results)
     choose = str(table_of(campaign.config.get("data")).get("choose", ""))
-    found = weaknesses(results, campaign.units, has_ledger=campaign.has_ledger, choose=choose)
+    found = weaknesses(
+        results, campaign.units, has_ledger=campaign.has_ledger, choose=choose, mixture=mixed(campaign.meta)
+    )
     files: dict[str, bytes] = {CONFIG: campaign.config_bytes}
     for table in made:
         files[f"{TABLES}/{table.name}.csv"] = table.csv()
@@ -105,6 +108,7 @@ def _digests(campaign: Campaign, files: dict[str, bytes]) -> bytes:
         "files": {name: sha256(data).hex() for name, data in sorted(files.items())},
         "inputs": {IMAGES: campaign.images_sha256} if campaign.images_sha256 else {},
         "shards": {shard.path: {"sha256": shard.sha256, "rows": shard.rows} for shard in campaign.shards},
+        "software": [text for text in recorded(campaign.meta) if text],
     }
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
