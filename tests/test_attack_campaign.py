@@ -257,7 +257,9 @@ def test_a_folder_that_takes_no_shards_is_an_error(fresh: Path) -> None:
         runner.run(fresh, engine="serial")
 
 
-def test_a_unit_that_fails_is_tried_again_and_then_reported(inputs: Path, tmp_path: Path) -> None:
+def test_a_unit_that_fails_is_tried_again_and_then_reported(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = inputs.read_text().replace('images = "images.npz"', 'images = "one.npz"')
     with np.load(inputs.parent / "images.npz", allow_pickle=False) as arrays:
         one = arrays["y"] == 0
@@ -266,6 +268,12 @@ def test_a_unit_that_fails_is_tried_again_and_then_reported(inputs: Path, tmp_pa
     path.write_text(text)
     out = tmp_path / "one"
     done = attack("run", path, "--out", out, "--workers", "0")
+    assert done.returncode == 1
+    assert "attack[2].targeted has no class to aim at: all images are of one" in done.stderr
+    assert not out.exists()
+    monkeypatch.setattr("variegate.attack.campaign.prepare._check_aims", lambda *_: None)
+    folder.create(out, prepare(config.load(path), path.parent))
+    done = attack("resume", out, "--workers", "0")
     assert done.returncode == 1
     assert "unit perm.aimed.0000.00000 failed 3 times: no class is left to aim at" in done.stderr
     assert query(out, "SELECT unit, count(*) FROM failures GROUP BY ALL ORDER BY ALL").rows == tuple(

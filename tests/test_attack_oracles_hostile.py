@@ -396,3 +396,34 @@ def test_a_date_to_come_is_waited_for() -> None:
     ):
         assert oracle.labels(SHOWN).tolist() == [1, 2, 3]
         assert oracle.asked == 3
+
+
+def test_a_server_that_is_busy_when_it_is_opened_is_waited_for() -> None:
+    turned_away = 0
+
+    def busy(client: socket.socket) -> None:
+        nonlocal turned_away
+        if turned_away < 2:
+            turned_away += 1
+            http_request(client)
+            client.sendall(http_answer(503, b"", "Retry-After: 1", "Connection: close"))
+        else:
+            honest(client)
+
+    honest = device(lambda client, _: client.sendall(plain()))
+    with listening(busy) as (host, port):
+        with pytest.raises(LimitError, match="busy"):
+            HttpOracle(f"http://{host}:{port}")
+        with HttpOracle(f"http://{host}:{port}", patience=Patience(longest_s=5)) as oracle:
+            assert oracle.labels(SHOWN).tolist() == [1, 2, 3]
+    assert turned_away == 2
+
+
+def test_https_to_a_server_without_it_is_told() -> None:
+    def plainly(client: socket.socket) -> None:
+        client.recv(100)
+        client.sendall(http_answer(400, b"no TLS here"))
+
+    with listening(plainly) as (host, port), pytest.raises(DeviceError, match="does not agree on TLS") as caught:
+        HttpOracle(f"https://{host}:{port}")
+    assert caught.value.hint == "does it serve https? else write http://"

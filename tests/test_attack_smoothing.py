@@ -108,6 +108,7 @@ def test_votes_are_what_the_device_counts() -> None:
     assert smoothed.queries == device.queries == 1200
     with pytest.raises(LimitError):
         smoothed.labels(CLEAN.reshape(1, *SHAPE))
+    assert smoothed.queries == device.queries == 1200
 
 
 def test_without_noise_it_is_the_device() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,3 +383,16 @@ def test_a_search_has_few_starts_however_many_images_there_are() -> None:
     Trial(Halves(), attack, frame, queries=10, seed=1).run(lambda _: None)
     assert {len(starts) for starts in attack.starts} == {8}
     assert not np.array_equal(attack.starts[0], attack.starts[2])
+
+
+def test_the_attack_that_the_documents_show_works(
+    place: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "attack" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "example.py").write_text(code.replace("http://127.0.0.1:8000", url))
+    monkeypatch.chdir(place)
+    runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == [str(i) for i in range(6)]
+    assert {(row[1], row[4]) for row in rows} == {("found", "200")}

@@ -120,6 +120,20 @@ def test_pgd_stays_in_its_ball_and_succeeds_where_the_ball_crosses_the_boundary(
         Pgd(epsilon=0)
 
 
+def test_pgd_goes_on_where_the_model_is_sure_of_itself() -> None:
+    """The slope is so small that the square of its length is 0 in float32."""
+
+    class Sure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.flatten(1).mean(dim=1)
+            return torch.stack([60 + 0 * mean, 100 * mean], dim=1)
+
+    images = torch.full((2, 3, 4, 4), 0.1)
+    found = Pgd(epsilon=1.0).run(Sure(), images, torch.zeros(2, dtype=torch.int64))
+    assert np.allclose(np.linalg.norm((found - images.numpy()).reshape(2, -1), axis=1), 1.0, atol=1e-5)
+    assert (found > 0.1).all()
+
+
 @pytest.mark.parametrize("rewriter", [Permutation(), QIM])
 def test_gradients_are_the_slopes_of_the_loss(rewriter: Rewriter, tmp_path: Path) -> None:
     """Lattices too: their errors are piecewise linear, so that short differences are exact but for a rare kink."""

@@ -65,14 +65,18 @@ class Smoothed:
         """
         check_frames(frames, self)
         asked = np.concatenate([self._noisy(frame) for frame in frames])
-        with self._lock:
-            self.queries += len(asked)
         size = self._oracle.batch
-        labels = np.concatenate([self._oracle.labels(asked[i : i + size]) for i in range(0, len(asked), size)])
+        labels = np.concatenate([self._answered(asked[i : i + size]) for i in range(0, len(asked), size)])
         counts = np.zeros((len(frames), self.classes), np.int32)
         np.add.at(counts, (np.repeat(np.arange(len(frames)), self.votes), labels), 1)
         out: NDArray[np.int64] = counts.argmax(axis=1).astype(np.int64, copy=False)
         return out
+
+    def _answered(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        labels = self._oracle.labels(frames)
+        with self._lock:
+            self.queries += len(frames)
+        return labels
 
     def _noisy(self, frame: NDArray[Any]) -> NDArray[Any]:
         """(votes, *shape)."""

@@ -84,6 +84,8 @@ def prepare(
     x, y = read_images(folder / source.images) if source.images else read_set(source.set)
     if source.count > len(x):
         raise _too_few(source.count, len(x))
+    pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]
+    _check_aims(campaign, y[pool])
     loaded = cache(_base)  # fleets may share a base
     fleets = []
     for i, fleet in enumerate(campaign.fleets):
@@ -112,7 +114,6 @@ def prepare(
                 tell(
                     f"fleet {name} misreads most images: are mean, std and layout of its input as its bases want them?"
                 )
-    pool = seeded(campaign.seed, "pool").permutation(len(x))[:POOL]
     return Prepared(
         campaign=campaign,
         fleets=tuple(fleets),
@@ -120,6 +121,13 @@ def prepare(
         choosing=choice.asked,
         most_to_choose=len(x) if source.choose == _RIGHT else 0,
     )
+
+
+def _check_aims(campaign: Campaign, pool: NDArray[np.int64]) -> None:
+    """Refuses targeted attacks where no image could be aimed at another class."""
+    for i, attack in enumerate(campaign.attacks):
+        if attack.targeted and len(np.unique(pool)) < 2:  # noqa: PLR2004  one's own and another
+            raise wrong(f"attack[{i}].targeted", "has no class to aim at: all images are of one")
 
 
 def _released(number: int, fleet: Fleet, folder: Path) -> list[Template]:

@@ -150,7 +150,8 @@ class Processes:
         worker = self._workers[number]
         worker.process.join()
         code = worker.process.exitcode or 0
-        why = signal.Signals(-code).name if code < 0 else f"status {code}"
+        known = -code in set(signal.Signals)  # real-time signals have no names
+        why = signal.Signals(-code).name if known else f"signal {-code}" if code < 0 else f"status {code}"
         worker.process.close()
         worker.pipe.close()
         del self._workers[number]

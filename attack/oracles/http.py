@@ -69,6 +69,7 @@ class HttpOracle:
 
         Raises:
             MisuseError: The address, a file or a number cannot be used, or nobody says how many classes there are.
+            LimitError: It is busy for longer than patience lasts.
             DeviceError: The server cannot be reached, or has no such model.
             RefusedError: `MALFORMED` for a server that speaks otherwise, `CONTRACT` for a model that takes no pictures.
         """
@@ -123,6 +124,9 @@ class HttpOracle:
         self.close()
 
     def _get(self, path: str) -> bytes:
+        return self._patience.asked(lambda: self._got(path))
+
+    def _got(self, path: str) -> bytes:
         with self._lock:
             self._line.ready()
             answer = self._line.exchange("GET", path, b"", {}, _MAX_METADATA_BYTES)

@@ -141,12 +141,8 @@ class Line:
             self._connection.connect()
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            reason = (
-                "its certificate is not trusted" if isinstance(error, ssl.SSLCertVerificationError) else "no answer"
-            )
-            raise DeviceError(
-                f"cannot connect to {self._where.host}:{self._where.port}: {reason}", hint="is the device served there?"
-            ) from None
+            reason, hint = _why(error)
+            raise DeviceError(f"cannot connect to {self._where.host}:{self._where.port}: {reason}", hint=hint) from None
 
     def exchange(self, method: str, path: str, body: bytes, headers: dict[str, str], limit: int) -> Answer:
         """Asks once.
@@ -181,6 +177,15 @@ class Line:
     def close(self) -> None:
         """Ends the connection."""
         self._connection.close()
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """What kept a connection from being made, and what may help."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted", "name the CA that signed it"
+    if isinstance(error, ssl.SSLError):
+        return "it does not agree on TLS", "does it serve https? else write http://"
+    return "no answer", "is the device served there?"
 
 
 def _abort(sock: socket.socket) -> None:

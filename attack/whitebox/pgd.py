@@ -60,7 +60,11 @@ class Pgd:
         return point.detach().numpy().astype(np.float32)
 
     def _direction(self, slope: Tensor) -> Tensor:
-        return slope.sign() if self.norm == "linf" else slope / _length(slope)
+        if self.norm == "linf":
+            return slope.sign()
+        # A model that is sure of itself has slopes so small that their squares are 0 in float32.
+        whole = slope / slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+        return whole / _length(whole)
 
     def _within(self, away: Tensor) -> Tensor:
         if self.norm == "linf":
