@@ -223,9 +223,14 @@ def test_outcomes_that_come_together_with_what_cannot_be_written_are_kept(
 ) -> None:
     # As on a cluster: a unit's end comes first, then outcomes of another.
     other = next(iter(Bench(prepared).events(Job(unit=units(prepared.campaign)[1]))))
-    engine = _Scripted(prepared, lambda events: [events[-1], other])
+
+    def lost(events: Sequence[Event]) -> Sequence[Event]:
+        # While it runs: before, the folder would be made again.
+        (fresh / "samples").rename(fresh / "away")
+        return [events[-1], other]
+
+    engine = _Scripted(prepared, lost)
     monkeypatch.setattr(runner, "started", lambda *_: engine)
-    (fresh / "samples").rename(fresh / "away")
     with pytest.raises((MisuseError, DeviceError), match="cannot write"):
         runner.run(fresh)
     with Ledger(fresh, write=False) as book:

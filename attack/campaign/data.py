@@ -6,7 +6,6 @@ Colour sets of the data folder are stored as differences (planes G, R-G, B-G, ea
 from __future__ import annotations
 
 import io
-import lzma
 import math
 import os
 import tokenize
@@ -27,8 +26,10 @@ MAX_BYTES = 1 << 30
 """Of the file, and of all that it unpacks to."""
 _MAX_HEADER = 4096
 _RANK = 4
-_FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-           NotImplementedError, tokenize.TokenError, SyntaxError, RecursionError, RuntimeError, OverflowError)  # fmt: skip
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What numpy writes; LZMA may ask for gigabytes before it has unpacked anything."""
+_FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error,
+           NotImplementedError, tokenize.TokenError, SyntaxError, RuntimeError, OverflowError)  # fmt: skip
 """What zipfile and numpy raise at damaged files."""
 
 
@@ -50,6 +51,8 @@ def read_npz(data: bytes, names: Sequence[str], what: str, *, limit: int | None 
             members = [archive.getinfo(f"{name}.npy") for name in names]
             if sum(member.file_size for member in members) > limit:
                 raise RefusedError(Refusal.TOO_LARGE, f"{what} unpacks to more than {limit} bytes")
+            if any(member.compress_type not in _METHODS for member in members):
+                raise ValueError("packed as numpy does not")
             out = {}
             for name, member in zip(names, members, strict=True):
                 with archive.open(member) as file:
