@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def test_a_scheduler_that_is_not_there_is_told(prepared: Prepared, tmp_path: Pat
     assert done.stderr == "variegate: no Dask scheduler answers at tcp://127.0.0.1:1\n"
 
 
-def test_a_worker_that_dies_hands_its_unit_back(prepared: Prepared, alone: Path) -> None:
+@pytest.mark.parametrize(("sent", "told"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 1, "signal 35")])
+def test_a_worker_that_dies_hands_its_unit_back(sent: int, told: str, prepared: Prepared, alone: Path) -> None:
     engine = Processes(1, alone)
     try:
         unit = units(prepared.campaign)[0]
@@ -145,10 +147,10 @@ def test_a_worker_that_dies_hands_its_unit_back(prepared: Prepared, alone: Path)
         while not seen:
             seen += engine.wait(5)
         first = engine.pids
-        engine._workers[0].process.kill()
+        os.kill(engine.pids[0], sent)
         while not isinstance(seen[-1], UnitFailed | UnitDone):
             seen += engine.wait(5)
-        assert seen[-1] == UnitFailed(unit=unit.name, reason="the worker died (SIGKILL)")
+        assert seen[-1] == UnitFailed(unit=unit.name, reason=f"the worker died ({told})")
         assert engine.pids != first
         known = {event.image: event.outcome for event in seen if isinstance(event, ImageDone)}
         engine.submit(Job(unit=unit, known=known))
