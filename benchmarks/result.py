@@ -162,7 +162,15 @@ def _command() -> str:
     specification = getattr(sys.modules["__main__"], "__spec__", None)
     # `python -m package` runs package.__main__; the command line names the package alone.
     program = f"-m {specification.name.removesuffix('.__main__')}" if specification else Path(sys.argv[0]).name
-    return " ".join(("python", program, *map(shlex.quote, sys.argv[1:])))
+    return " ".join(("python", program, *(shlex.quote(_plain(word)) for word in sys.argv[1:])))
+
+
+def _plain(word: str) -> str:
+    """A path without what it says of the machine: seen from the repository, or its last part."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(_REPOSITORY)) if path.is_relative_to(_REPOSITORY) else path.name
 
 
 def _versions() -> dict[str, str]:

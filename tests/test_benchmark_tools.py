@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import result
 from benchmarks.result import RESULTS, result_path, write_result
 from benchmarks.timing import alternate, ratio
 from variegate.keys.errors import MisuseError
@@ -54,6 +55,13 @@ def test_command_is_the_one_that_was_run(tmp_path: Path) -> None:
     )
     document = json.loads((tmp_path / "out put.json").read_text())
     assert document["command"] == "python -m probe_command 'out put.json'"
+
+
+def test_a_command_does_not_name_the_machines_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--out", str(RESULTS / "a.json"), "--state", str(tmp_path / "b"), "c/d"])
+    assert result._command().endswith(" --out benchmarks/results/a.json --state b c/d")
+    for path in RESULTS.glob("*.json"):
+        assert "/tmp/" not in json.loads(path.read_text())["command"]
     assert "torch" not in document["versions"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.result import RESULTS
 from benchmarks.zoo.data import require_data
+from benchmarks.zoo.gtsrb_tiny import weights
 
 ROOT = RESULTS.parents[1]
 PROMISED = {
@@ -60,7 +62,8 @@ COMMITTED = PROMISED | {
         f"{d}_{kind}_{attack}_net_{s}"
         for d in ("gtsrb", "cifar10")
         for kind in (
-            "independent", "permutation", "permutation_training", "spread", "spread_training", "qim", "qim_training"
+            "independent", "permutation", "permutation_training", "spread", "spread_training", "qim", "qim_squared",
+            "qim_training",
         )
         for attack in ("hsj_art", "boundary_art", "geoda_art", "hsj", "boundary", "geoda")
         for s in ("s1", "s2", "s3")
@@ -69,8 +72,6 @@ COMMITTED = PROMISED | {
     "replication_paper": {f"{d}_qim_hsj_paper_net_{s}" for d in ("gtsrb", "cifar10") for s in ("s1", "s2", "s3")},
 }  # fmt: skip
 """What a full run writes; a small one may find no sample for some cells of Table 2."""
-PENDING = {"train_tiny"}
-"""Ran small only: no result of a full run is committed yet."""
 NEED_DATA = {
     "calibration",
     "equivalence",
@@ -106,7 +107,7 @@ def test_a_benchmark_runs_small_and_writes_its_figures(name: str, tmp_path: Path
     assert PROMISED[name] <= set(document["figures"])
 
 
-@pytest.mark.parametrize("name", [name for name in COMMITTED if name not in PENDING])
+@pytest.mark.parametrize("name", COMMITTED)
 def test_a_committed_result_has_the_promised_figures(name: str) -> None:
     path = RESULTS / ("world.json" if name == "train_world" else f"{name}.json")
     figures = json.loads(path.read_text())["figures"]
@@ -124,6 +125,9 @@ def test_a_committed_result_has_the_promised_figures(name: str) -> None:
         assert figures["queries"] >= 1_000_000
         assert figures["devices"] >= 20
         assert figures["ledger_errors"] == 0
+    if name == "train_tiny":
+        for letter, row in json.loads(path.read_text())["raw"]["networks"].items():
+            assert hashlib.sha256(weights(letter).read_bytes()).hexdigest() == row["weights_sha256"]
     if name == "soak":
         assert (figures["wrong_labels"], figures["unexpected"], figures["budget_error"]) == (0, 0, 0)
 
