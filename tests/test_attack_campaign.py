@@ -627,6 +627,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_work_is_spent(
 def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert difference(software(), software()) == ""
     assert difference("not JSON", software()) == "unknown"
+    assert difference('{"\\u001b[31mred": 1}', "{}") == "unknown"
     with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
         db.execute("UPDATE meta SET value = replace(value, '\"numpy\": \"', '\"numpy\": \"0.') WHERE key = 'software'")
         db.commit()

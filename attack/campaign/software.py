@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from variegate.keys.primitives import sha256
 
 KEY = "software"
 """Of the ledger's meta."""
+_WORD = re.compile(r"[a-z0-9_-]{1,40}")
 _PACKAGES = ("numpy", "onnxruntime", "pyarrow")
 _SOURCES = (
     "algorithms/*.py",
@@ -63,7 +65,8 @@ def difference(one: str, other: str) -> str:
         names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     except (ValueError, AttributeError, TypeError):
         names = []
-    return ", ".join(names) or "unknown"
+    # A ledger may say anything, and this is shown to people.
+    return ", ".join(dict.fromkeys(name if _WORD.fullmatch(name) else "unknown" for name in names)) or "unknown"
 
 
 def _version(name: str) -> str:
