@@ -628,6 +628,7 @@ def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.Captu
     assert difference(software(), software()) == ""
     assert difference("not JSON", software()) == "unknown"
     assert difference('{"\\u001b[31mred": 1}', "{}") == "unknown"
+    assert difference("[" * 100_000, software()) == "unknown"
     with closing(sqlite3.connect(fresh / "ledger.sqlite")) as db:
         db.execute("UPDATE meta SET value = replace(value, '\"numpy\": \"', '\"numpy\": \"0.') WHERE key = 'software'")
         db.commit()

@@ -63,7 +63,7 @@ def difference(one: str, other: str) -> str:
     try:
         before, now = json.loads(one), json.loads(other)
         names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         names = []
     # A ledger may say anything, and this is shown to people.
     return ", ".join(dict.fromkeys(name if _WORD.fullmatch(name) else "unknown" for name in names)) or "unknown"
