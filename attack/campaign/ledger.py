@@ -8,8 +8,6 @@ Killed before it, the same shards are written again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import json
 import os
 import re
@@ -20,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from variegate.attack.campaign.ledger_file import connected, damaged, has_tables, locked, storage
 from variegate.attack.campaign.messages import ImageDone, UnitDone
 from variegate.attack.campaign.units import Unit
-from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import sha256
 
 NAME = "ledger.sqlite"
@@ -90,10 +89,10 @@ class Ledger:
         path = self._path = folder / NAME
         if not path.is_file():
             raise MisuseError(f"{folder} is no campaign", hint="variegate attack run FILE --out FOLDER makes one")
-        self._lock = _locked(folder) if write else None
+        self._lock = locked(folder) if write else None
         try:
-            with _storage(path):
-                self._db = sqlite3.connect(path if write else f"file:{_quoted(path)}?{_reading(path)}", uri=not write)
+            with storage(path):
+                self._db = connected(path, write=write)
                 self._db.isolation_level = None
                 self._check()
                 if write:
@@ -146,9 +145,9 @@ class Ledger:
         try:
             asked = json.loads(self.meta.get(CHOOSING, "{}"))
         except (ValueError, RecursionError) as error:
-            raise _damaged(self._path) from error
+            raise damaged(self._path) from error
         if not isinstance(asked, dict) or not all(type(number) is int for number in asked.values()):
-            raise _damaged(self._path)
+            raise damaged(self._path)
         return asked
 
     def entries(self) -> list[Entry]:
@@ -164,7 +163,7 @@ class Ledger:
         try:
             return [_entry(row) for row in rows]
         except (ValueError, TypeError, RecursionError) as error:
-            raise _damaged(self._path) from error
+            raise damaged(self._path) from error
 
     def outcomes(self, unit: str) -> dict[int, bytes]:
         """Outcomes of a unit under way, by the image's place.
@@ -177,7 +176,7 @@ class Ledger:
             if not isinstance(data, bytes) or sha256(data).hex() != digest:
                 raise RefusedError(Refusal.MALFORMED, f"the ledger's outcome of image {image} of {unit} was changed")
             if type(image) is not int:
-                raise _damaged(self._path)
+                raise damaged(self._path)
             out[image] = data
         return out
 
@@ -268,7 +267,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _storage(self._path):
+        with storage(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -279,15 +278,15 @@ class Ledger:
                 raise
 
     def _all(self, statement: str, *values: str) -> list[Any]:
-        with _storage(self._path):
+        with storage(self._path):
             return self._db.execute(statement, values).fetchall()
 
     def _check(self) -> None:
         # First of all: a query of another's view may never end, and other tables hold what ours refuse.
-        if _schema(self._db) != _own_schema():
-            raise _damaged(self._path)
+        if not has_tables(self._db, _TABLES):
+            raise damaged(self._path)
         if self._db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-            raise _damaged(self._path)
+            raise damaged(self._path)
         if self.meta.get("schema") != str(SCHEMA):
             raise RefusedError(Refusal.MALFORMED, "the ledger is of another version")
 
@@ -304,7 +303,7 @@ def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None
         DeviceError: Storage failed.
     """
     path = folder / NAME
-    with _storage(path), contextlib.closing(sqlite3.connect(path)) as db:
+    with storage(path), contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(_TABLES)
         db.executemany("INSERT INTO meta VALUES (?, ?)", [("schema", str(SCHEMA)), *sorted(meta.items())])
         db.executemany(
@@ -315,18 +314,6 @@ def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None
             ],
         )
         db.commit()
-
-
-def _schema(db: sqlite3.Connection) -> list[tuple[str | None, ...]]:
-    """All tables, indices, views and triggers, in the words that made them."""
-    return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
-
-
-@functools.cache
-def _own_schema() -> list[tuple[str | None, ...]]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(_TABLES)
-        return _schema(db)
 
 
 def _entry(row: Sequence[Any]) -> Entry:
@@ -353,50 +340,3 @@ def _entry(row: Sequence[Any]) -> Entry:
         clean_queries=rest[5],
         replay_queries=rest[6],
     )
-
-
-def _damaged(path: Path) -> RefusedError:
-    hint = "the shards that are there may still be good"
-    return RefusedError(Refusal.MALFORMED, f"the ledger is damaged: {path}", hint=hint)
-
-
-@contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into ours: damage is refused, what the disk does not take is the device's."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        # Our statements fit our tables: where they do not, these are not ours. Without a code it is Python's own:
-        # text that is not UTF-8.
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
-            raise _damaged(path) from error
-        raise DeviceError(
-            f"cannot use {path}: {error}", hint="check the space left, and who may write there"
-        ) from error
-    except (sqlite3.DatabaseError, OverflowError) as error:
-        raise _damaged(path) from error
-
-
-def _quoted(path: Path) -> str:
-    return str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _reading(path: Path) -> str:
-    """How to open it for reading: on read-only media SQLite cannot make the files beside it that a log needs."""
-    log = path.with_name(path.name + "-wal")
-    still = not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
-    return "immutable=1" if still else "mode=ro"
-
-
-def _locked(folder: Path) -> int:
-    """A lock on the folder, held until the process ends."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise MisuseError(f"cannot open {folder}: {(error.strerror or '').lower()}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise MisuseError(f"{folder} is being run by another process") from None
-    return descriptor
