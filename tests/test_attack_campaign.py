@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.support.bases import CLASSES
-from tests.support.small_campaign import attack, command, content, environment, write_inputs
+from tests.support.small_campaign import attack, command, content, environment
 from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.messages import Event, Job, UnitFailed
@@ -37,37 +37,7 @@ from variegate.cli.main import main
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import sha256
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def prepared(inputs: Path) -> Prepared:
-    return prepare(config.load(inputs), inputs.parent)
-
-
-@pytest.fixture(scope="module")
-def alone(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run in this process, undisturbed; tests copy it before they change it."""
-    out = tmp_path_factory.mktemp("alone") / "campaign"
-    folder.create(out, prepared)
-    ended = runner.run(out, engine="serial")
-    assert (ended.done, ended.failed) == (ended.units, ())
-    return out
-
-
-@pytest.fixture
-def fresh(prepared: Prepared, tmp_path: Path) -> Path:
-    out = tmp_path / "fresh"
-    folder.create(out, prepared)
-    return out
-
-
-@pytest.fixture
-def copied(alone: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(alone, tmp_path / "copied"))
+pytest_plugins = "tests.support.campaign_fixtures"
 
 
 def test_results_have_the_schemas_that_reports_read(alone: Path, prepared: Prepared) -> None:

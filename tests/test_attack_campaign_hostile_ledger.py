@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.small_campaign import content, write_inputs
+from tests.support.small_campaign import content
 from variegate.attack.campaign import config, data, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.prepare import Prepared, prepare
@@ -22,36 +22,7 @@ from variegate.attack.report.write import write_report
 from variegate.cli.main import main
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def prepared(inputs: Path) -> Prepared:
-    return prepare(config.load(inputs), inputs.parent)
-
-
-@pytest.fixture(scope="module")
-def alone(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run in this process, undisturbed; tests copy it before they change it."""
-    out = tmp_path_factory.mktemp("alone") / "campaign"
-    folder.create(out, prepared)
-    runner.run(out, engine="serial")
-    return out
-
-
-@pytest.fixture
-def fresh(prepared: Prepared, tmp_path: Path) -> Path:
-    out = tmp_path / "fresh"
-    folder.create(out, prepared)
-    return out
-
-
-@pytest.fixture
-def copied(alone: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(alone, tmp_path / "copied"))
+pytest_plugins = "tests.support.campaign_fixtures"
 
 
 def changed(made: Path, script: str) -> None:

@@ -17,11 +17,11 @@ import pytest
 from distributed import LocalCluster
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tests.support.small_campaign import environment, write_inputs
-from variegate.attack.campaign import cluster, config, folder
+from tests.support.small_campaign import environment
+from variegate.attack.campaign import cluster, folder
 from variegate.attack.campaign.cluster import Cluster
 from variegate.attack.campaign.messages import Event, ImageDone, Job, UnitDone
-from variegate.attack.campaign.prepare import Prepared, prepare
+from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.work import Bench
 from variegate.cli.main import main
@@ -32,10 +32,7 @@ FOREIGN = 'import variegate.attack.campaign.cluster as c\nc.software = lambda: \
 WAIT_S = 60
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    file = write_inputs(tmp_path_factory.mktemp("inputs"))
-    return prepare(config.load(file), file.parent)
+pytest_plugins = "tests.support.campaign_fixtures"
 
 
 @pytest.fixture(scope="module")
