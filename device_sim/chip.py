@@ -1,8 +1,11 @@
 """What a device asks of its chip, and which chip a folder has: one of files, or one over a TPM 2.0.
 
     chip.json   {"schema": 1, "tcti": "swtpm:path=/run/x.sock"}; where there is none, the chip is of files
+                "launch": the launch digest that the chip was made under, hexadecimal, when its folder was moved to a
+                machine that it is still to be bound to
 
-The description is no secret and nothing is believed of it: another TPM does not unseal what this one sealed.
+The description is no secret and nothing is believed of it: another TPM does not unseal what this one sealed, and what
+was bound does not open under any other launch.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from typing import Protocol
 
 from variegate.device_sim.fuses import Fuses
 from variegate.device_sim.tpm import checked_tcti
-from variegate.device_sim.tpm_chip import TpmChip
+from variegate.device_sim.tpm_chip import TpmChip, is_bound, launch_digest
 from variegate.keys.errors import DeviceError, MisuseError, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.primitives import HASH_BYTES
 
 _DESCRIPTION = "chip.json"
 _MAX_DESCRIPTION_BYTES = 4096
@@ -88,6 +92,26 @@ class Chip(Protocol):
         """
         ...
 
+    @property
+    def boot(self) -> bytes | None:
+        """What the machine booted, 32 bytes, where the chip is bound to that.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        ...
+
+    def close_boot(self) -> bool:
+        """Gives secrets to nobody but this process until the machine starts again.
+
+        Returns:
+            Whether the chip can do that.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        ...
+
     def close(self) -> None:
         """Turns the chip off."""
         ...
@@ -106,7 +130,37 @@ def open_chip(folder: Path, measure: Callable[[], Mapping[str, bytes]]) -> Chip:
     """
     if not (folder / _DESCRIPTION).exists():
         return Fuses(folder)
-    return TpmChip(folder, _described(folder / _DESCRIPTION), measure())
+    tcti, launch = _described(folder / _DESCRIPTION)
+    measured = measure()
+    if launch is not None:
+        # Where an earlier attempt was cut off after binding, only the description is left to mend.
+        if not is_bound(folder):
+            _bind(folder, tcti, launch, measured)
+        _describe(folder, tcti)
+    return TpmChip(folder, tcti, measured)
+
+
+def _bind(folder: Path, tcti: str, launch: bytes, measured: Mapping[str, bytes]) -> None:
+    with TpmChip(folder, tcti, measured, launch=launch) as chip:
+        chip.bind(measured)
+
+
+def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
+    """Describes a chip anew whose folder was copied to another machine; there its next opening binds it.
+
+    Args:
+        folder: Of the copied chip.
+        tcti: How its TPM is reached there.
+        measured: What it was made under, by name, 32 bytes each.
+
+    Raises:
+        DeviceError: It is a chip of files, or damaged.
+        MisuseError: The folder cannot be written.
+    """
+    if not (folder / _DESCRIPTION).exists():
+        raise DeviceError("the device's chip is of files: who has them has its key", hint="device new --tpm")
+    _described(folder / _DESCRIPTION)
+    _describe(folder, tcti, launch_digest(measured))
 
 
 @contextmanager
@@ -126,22 +180,30 @@ def made_chip(folder: Path, tcti: str | None, measure: Callable[[], Mapping[str,
         with Fuses(folder) as fuses:
             yield fuses
         return
-    text = json.dumps({"schema": 1, "tcti": checked_tcti(tcti)}, sort_keys=True) + "\n"
     with TpmChip.make(folder, tcti, measure()) as chip:
         try:
-            write_atomic(folder / _DESCRIPTION, text.encode(), mode=PUBLIC)
+            _describe(folder, tcti)
             yield chip
         except BaseException:
             chip.scrap()
             raise
 
 
-def _described(path: Path) -> str:
-    """The TCTI in a description, which is hostile."""
+def _describe(folder: Path, tcti: str, launch: bytes | None = None) -> None:
+    facts = {"schema": 1, "tcti": checked_tcti(tcti), **({} if launch is None else {"launch": launch.hex()})}
+    text = json.dumps(facts, sort_keys=True) + "\n"
+    write_atomic(folder / _DESCRIPTION, text.encode(), mode=PUBLIC, overwrite=True)
+
+
+def _described(path: Path) -> tuple[str, bytes | None]:
+    """The TCTI in a description, which is hostile, and the launch digest if it was moved."""
     try:
         match json.loads(read_capped(path, limit=_MAX_DESCRIPTION_BYTES)):
             case {"schema": 1, "tcti": str(tcti), **rest} if not rest:
-                return checked_tcti(tcti)
+                return checked_tcti(tcti), None
+            case {"schema": 1, "tcti": str(tcti), "launch": str(launch), **rest} if not rest:
+                if len(digest := bytes.fromhex(launch)) == HASH_BYTES:
+                    return checked_tcti(tcti), digest
     except (ValueError, RecursionError, MisuseError, RefusedError):
         pass
     raise DeviceError("the chip's description is damaged", hint=f"{_DESCRIPTION} names the device's TPM")

@@ -164,6 +164,14 @@ class Fuses:
         with _chip():
             return os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
 
+    @property
+    def boot(self) -> None:
+        """None: a chip of files knows nothing of what the machine booted."""
+
+    def close_boot(self) -> bool:
+        """False: who reads the files has the secrets."""
+        return False
+
     def close(self) -> None:
         """Turns the chip off."""
         with self._guard:

@@ -23,6 +23,7 @@ from variegate.device_sim.hosting import POLICY_FILE, InProcess, policy_of
 from variegate.device_sim.slots import Slots
 from variegate.device_sim.storage import Fault, Storage
 from variegate.device_sim.trust import Trust
+from variegate.isolation.host import BOOT
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.files import PUBLIC, write_atomic
@@ -60,6 +61,7 @@ class Hardware:
         self._public = DevicePublic.from_json(public)
         self._private: DeviceIdentity | None = None
         self._private_lock = threading.Lock()
+        self._boot_digest = fuses.boot
         self._trust = Trust.from_bytes(trust)
         self._root = self._trust.root
         self._audit = AuditLog(encrypted, fuses, AuditKey.from_bytes(audit))
@@ -235,7 +237,24 @@ class Hardware:
 
     def measurements(self) -> Mapping[str, bytes]:
         """What was measured at launch, by name, 32 bytes each."""
-        return {**self._host.measurements(), "root": self._root.fingerprint}
+        booted = {} if self._boot_digest is None else {BOOT: self._boot_digest}
+        return {**self._host.measurements(), **booted, "root": self._root.fingerprint}
+
+    @property
+    def boot_digest(self) -> bytes | None:
+        """What the machine booted, 32 bytes, where the chip is bound to that."""
+        return self._boot_digest
+
+    def close_boot(self) -> bool:
+        """Has the chip give its secrets to nobody else until the machine starts again.
+
+        Returns:
+            Whether it can do that.
+
+        Raises:
+            DeviceError: The chip failed.
+        """
+        return self._fuses.close_boot()
 
     def record(self, event: str, detail: str) -> None:
         """Writes an entry of the audit log; repeated refusals are counted before they are written.

@@ -23,7 +23,12 @@ from variegate.keys.primitives import HASH_BYTES, sha256
 
 PCR = 23
 """Application support (PC Client profile, section 4.6): resettable, so that turning a device on can start it anew."""
-_PCRS = f"sha256:{PCR}"
+BOOT_PCRS = (0, 2, 4, 7, 11, 12)
+"""What firmware and boot stub measured before the kernel ran: firmware, option ROMs, the boot image, the state of
+Secure Boot, the image's parts, and what was passed to it from outside. Numbers 0 to 7 are those of the PC Client
+profile, section 2.3.4; 11 and 12 those of the UAPI group's TPM2 PCR registry. Only the machine's start clears them."""
+CLOSED_PCR = 14
+"""Zero until `close_boot`, and again after the next start of the machine."""
 _COUNTER_BYTES = 8
 _NV_FIRST, _NV_COUNT = 0x01800000, 0x00400000  # owner-defined indices, TCG handle registry section 2.2.2
 _NV_TRIES = 16
@@ -50,11 +55,13 @@ class Policy:
         pcr: Value that PCR 23 must have, 32 bytes.
         index: NV counter that is looked at.
         most: It must not be above this.
+        boot: Whether `BOOT_PCRS` must be as they are now, and `CLOSED_PCR` zero.
     """
 
     pcr: bytes
     index: int
     most: int
+    boot: bool = False
 
 
 def pcr_after(digest: bytes) -> bytes:
@@ -118,11 +125,18 @@ class Tpm:
 
     def measure(self, digest: bytes) -> None:
         """Resets the PCR and extends it with 32 bytes."""
-        lib, pcr = self._lib, getattr(self._lib.ESYS_TR, f"PCR{PCR}")
-        value = lib.TPMT_HA(hashAlg=lib.TPM2_ALG.SHA256, digest=lib.TPMU_HA(sha256=digest))
         with self._errors("measure"):
-            self._esys.pcr_reset(pcr)
-            self._esys.pcr_extend(pcr, lib.TPML_DIGEST_VALUES([value]))
+            self._esys.pcr_reset(getattr(self._lib.ESYS_TR, f"PCR{PCR}"))
+            self._extend(PCR, digest)
+
+    def boot(self) -> bytes:
+        """What this machine booted: SHA-256 over the values of `BOOT_PCRS`, in that order, 32 bytes."""
+        return sha256(*self._values(BOOT_PCRS))
+
+    def close_boot(self) -> None:
+        """Extends `CLOSED_PCR`: nothing that was sealed under `Policy.boot` opens until the machine starts again."""
+        with self._errors("measure"):
+            self._extend(CLOSED_PCR, sha256(b"variegate/1/tpm/closed"))
 
     def new_counter(self) -> int:
         """Defines an NV counter under a free index; it starts above whatever any counter of this TPM ever held.
@@ -204,6 +218,20 @@ class Tpm:
                 self._esys.trsess_set_attributes(session, lib.TPMA_SESSION.ENCRYPT | lib.TPMA_SESSION.CONTINUESESSION)
                 return bytes(self._esys.unseal(item, session1=session))
 
+    def _extend(self, pcr: int, digest: bytes) -> None:
+        lib = self._lib
+        value = lib.TPMT_HA(hashAlg=lib.TPM2_ALG.SHA256, digest=lib.TPMU_HA(sha256=digest))
+        self._esys.pcr_extend(getattr(lib.ESYS_TR, f"PCR{pcr}"), lib.TPML_DIGEST_VALUES([value]))
+
+    def _values(self, pcrs: tuple[int, ...]) -> list[bytes]:
+        """Values of at most eight PCRs: one command reads no more."""
+        with self._errors("read what was measured"):
+            _, _, found = self._esys.pcr_read(_selection(*pcrs))
+            values = [bytes(digest) for digest in found]
+        if len(values) != len(pcrs):
+            raise DeviceError("the TPM has no SHA-256 bank", hint="swtpm_setup --pcr-banks sha256")
+        return values
+
     def _public(self, index: int, *, written: bool) -> Any:
         lib = self._lib
         # An empty authorisation: who reaches the TPM can raise the counter, and so stop the device, as they could
@@ -241,7 +269,9 @@ class Tpm:
     @contextmanager
     def _policy(self, parent: Any, policy: Policy, kind: Any) -> Iterator[Any]:
         with self._session(parent, kind) as session:
-            self._esys.policy_pcr(session, sha256(policy.pcr), _PCRS)
+            before = [*self._values(BOOT_PCRS), bytes(HASH_BYTES)] if policy.boot else []
+            pcrs = (*BOOT_PCRS, CLOSED_PCR, PCR) if policy.boot else (PCR,)
+            self._esys.policy_pcr(session, sha256(*before, policy.pcr), _selection(*pcrs))
             counter = self._counter(policy.index)
             operand = policy.most.to_bytes(_COUNTER_BYTES, "big")
             self._esys.policy_nv(counter, counter, session, operand, self._lib.TPM2_EO.UNSIGNED_LE)
@@ -278,6 +308,10 @@ class Tpm:
             raise kind(f"the TPM did not {action}: {error}", hint="is it on, and reachable?") from None
         except (ValueError, TypeError, OverflowError):
             raise DeviceError(f"the TPM did not {action}: what the device kept for it is damaged") from None
+
+
+def _selection(*pcrs: int) -> str:
+    return f"sha256:{','.join(map(str, pcrs))}"
 
 
 class _TakenError(DeviceError):

@@ -16,6 +16,9 @@ A kill before 2 leaves the old state; from 2 on the next opening finds the new o
 written and never answered for could then count beside a later one with the same number; so an opening first raises
 `openings`, which stops every other process at 5, and then takes its state over under a number two above `updates`,
 past all that was ever written.
+
+A chip that is bound (`bind`) opens only on a machine that booted what this one had booted, and only until `close`d to
+the rest of the machine (`close_boot`): the TPM then unseals for nobody, root included, before the machine starts again.
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ from variegate.device_sim.fuses import MAX_VALUE, checked_name, held
 from variegate.device_sim.tpm import Policy, Tpm, pcr_after
 from variegate.device_sim.tpm_secret import MAX_SECRET_BYTES, Action, Job, made_from, resealed_from
 from variegate.device_sim.tpm_state import MAX_STATE_BYTES, Head, Indices, State, read_head, read_state
+from variegate.isolation.memory import mappable
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, MisuseError, RefusedError
 from variegate.keys.files import read_capped, write_atomic
 from variegate.keys.primitives import sha256
 from variegate.runtime.admission import SECURITY_COUNTER
 
+_STATE = "state"
 _MOST_AHEAD = 2
 """What a state may be ahead of `updates`: an opening writes it so, see above."""
 _RESTORED = "put back the state that the device wrote last, if it is still there"
@@ -47,29 +52,31 @@ _RESTORED = "put back the state that the device wrote last, if it is still there
 class TpmChip:
     """Counters and burnt values of one device over one TPM; held by one process, safe among its threads."""
 
-    def __init__(self, folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
+    def __init__(self, folder: Path, tcti: str, measured: Mapping[str, bytes], *, launch: bytes | None = None) -> None:
         """Turns the chip on: measures into the TPM, unseals, and takes the state over.
 
         Args:
             folder: Where lock and state lie.
             tcti: As `tpm.checked_tcti`.
             measured: What was measured at launch, by name, 32 bytes each.
+            launch: Stands for the `launch_digest` of `measured`: what the chip was made under, on another machine.
 
         Raises:
             DeviceError: Another process holds the device; the TPM refuses or is not reached; the state is damaged, or
                 not the one that the TPM knows of.
             MisuseError: tpm2-pytss is not there.
         """
-        self._path = folder / "state"
+        self._path = folder / _STATE
         self._tcti = tcti
         self._process = os.getpid()
         self._guard = threading.Lock()
         self._on = False
+        self._kept: dict[str, int] = {}
         with ExitStack() as undo:
             undo.enter_context(held(folder))
             data = self._read_state()
             head = read_head(data)
-            self._pcr = _measure(tcti, measured)
+            self._pcr = _measure(tcti, launch_digest(measured) if launch is None else launch)
             self._key = self._job(Action.STATE_KEY, head).ask()
             self._state = self._taken_over(read_state(data, self._key))
             self._close = undo.pop_all()
@@ -83,7 +90,7 @@ class TpmChip:
             DeviceError: The TPM refuses or is not reached, or the folder cannot be written.
             MisuseError: tpm2-pytss is not there, or `tcti` names no TPM.
         """
-        pcr = _measure(tcti, measured)
+        pcr = _measure(tcti, launch_digest(measured))
         with ExitStack() as undo:
             with Tpm(tcti) as tpm:
                 found = []
@@ -103,7 +110,7 @@ class TpmChip:
                 burnt={},
                 secrets={},
             )
-            write_atomic(folder / "state", state.to_bytes(key))
+            write_atomic(folder / _STATE, state.to_bytes(key))
             made = cls(folder, tcti, measured)
             undo.pop_all()
         return made
@@ -162,15 +169,56 @@ class TpmChip:
     def open_secret(self, name: str) -> int:
         """As `Chip.open_secret`: a pipe that another process has filled; the secret was never in this one."""
         with self._held():
-            ciphertext = self._state.secrets.get(name)
-            if ciphertext is None:
-                raise DeviceError("the device's chip has no such secret")
-            return self._job(Action.DECRYPT, self._state, name=name, data=ciphertext).descriptor()
+            if name in self._kept:  # opened anew: who reads one descriptor must not move another's place
+                return os.open(f"/proc/self/fd/{self._kept[name]}", os.O_RDONLY | os.O_CLOEXEC)
+            return self._opened(name)
+
+    @property
+    def bound(self) -> bool:
+        """Whether it opens only on a machine that booted what it was bound to."""
+        return self._state.bound
+
+    @property
+    def boot(self) -> bytes | None:
+        """As `Chip.boot`."""
+        if not self._state.bound:
+            return None
+        with Tpm(self._tcti) as tpm:
+            return tpm.boot()
+
+    def bind(self, measured: Mapping[str, bytes]) -> None:
+        """Binds the chip to what this machine booted, for good: what was sealed before no longer opens.
+
+        Args:
+            measured: What is to be measured at launch from then on.
+
+        Raises:
+            DeviceError: The TPM or the disk failed; the next opening completes what was begun.
+        """
+        with self._held():
+            pcr = pcr_after(launch_digest(measured))
+            with self._unless_broken():
+                sealed = resealed_from(self._job(Action.BIND, self._state, data=pcr).ask())
+            state = self._state
+            self._commit(replace(state, raises=state.raises + 1, sealed=sealed, bound=True))
+
+    def close_boot(self) -> bool:
+        """As `Chip.close_boot`: secrets are kept in memory files, which this process does not map."""
+        with self._held():
+            if not self._state.bound:
+                return False
+            for name in self._state.secrets.keys() - self._kept.keys():
+                self._kept[name] = mappable(self._opened(name))
+            with Tpm(self._tcti) as tpm:
+                tpm.close_boot()
+            return True
 
     def close(self) -> None:
         """Turns the chip off."""
         with self._guard:
             self._on = False
+            while self._kept:
+                os.close(self._kept.popitem()[1])
             self._close.close()
 
     def __enter__(self) -> Self:
@@ -190,6 +238,12 @@ class TpmChip:
                 raise DeviceError("the device's chip is off", hint="open the device again")
             yield
 
+    def _opened(self, name: str) -> int:
+        ciphertext = self._state.secrets.get(name)
+        if ciphertext is None:
+            raise DeviceError("the device's chip has no such secret")
+        return self._job(Action.DECRYPT, self._state, name=name, data=ciphertext).descriptor()
+
     def _read_state(self) -> bytes:
         try:
             return read_capped(self._path, limit=MAX_STATE_BYTES)
@@ -197,7 +251,7 @@ class TpmChip:
             raise DeviceError("the chip's state is damaged", hint=_RESTORED) from error
 
     def _job(self, action: Action, head: Head, *, name: str = "", data: bytes = b"") -> Job:
-        policy = Policy(self._pcr, head.indices.raises, head.raises)
+        policy = Policy(self._pcr, head.indices.raises, head.raises, head.bound)
         return Job(action, self._tcti, policy, head.sealed, name, data)
 
     def _taken_over(self, found: State) -> State:
@@ -264,18 +318,29 @@ class TpmChip:
             raise
 
 
+def is_bound(folder: Path) -> bool:
+    """Whether the state in a chip's folder says that it is bound; hostile, so believed only to choose what to try.
+
+    Raises:
+        DeviceError: It is damaged.
+    """
+    try:
+        return read_head(read_capped(folder / _STATE, limit=MAX_STATE_BYTES)).bound
+    except (MisuseError, RefusedError) as error:
+        raise DeviceError("the chip's state is damaged", hint=_RESTORED) from error
+
+
 def launch_digest(measured: Mapping[str, bytes]) -> bytes:
     """What the PCR is extended with, 32 bytes: SHA-256 over a context and CBOR [[name, value], ...], by name."""
     return sha256(b"variegate/1/tpm/launch/", cbor.encode(sorted([name, value] for name, value in measured.items())))
 
 
-def _measure(tcti: str, measured: Mapping[str, bytes]) -> bytes:
+def _measure(tcti: str, digest: bytes) -> bytes:
     """Starts the PCR anew with what was measured.
 
     Returns:
         Its value, 32 bytes.
     """
-    digest = launch_digest(measured)
     with Tpm(tcti) as tpm:
         tpm.flush_leftovers()
         tpm.measure(digest)

@@ -44,6 +44,8 @@ class Action(StrEnum):
     """Answer: 32 bytes."""
     RESEAL = "reseal"
     """The same root secret for `Job.most + 1`. Answer: CBOR [private, public]."""
+    BIND = "bind"
+    """As `RESEAL`, from then on for this boot of the machine alone, and for `Job.data` in PCR 23."""
     ENCRYPT = "encrypt"
     """Answer: `Job.data` encrypted."""
     DECRYPT = "decrypt"
@@ -116,14 +118,14 @@ class Job:
 
     def _to_bytes(self) -> bytes:
         sealed = None if self.sealed is None else [self.sealed.private, self.sealed.public]
-        policy = [self.policy.pcr, self.policy.index, self.policy.most]
+        policy = [self.policy.pcr, self.policy.index, self.policy.most, self.policy.boot]
         return cbor.encode([str(self.action), self.tcti, policy, sealed, self.name, self.data])
 
 
 def _read(data: bytes) -> Job:
     match cbor.decode(data, limit=_MAX_JOB_BYTES):
-        case [str(action), str(tcti), [bytes(pcr), int(index), int(most)], sealed, str(name), bytes(rest)]:
-            policy = Policy(pcr, index, most)
+        case [str(action), str(tcti), [bytes(pcr), int(index), int(most), bool(boot)], sealed, str(name), bytes(rest)]:
+            policy = Policy(pcr, index, most, boot)
             match sealed:
                 case None:
                     return Job(Action(action), tcti, policy, None, name, rest)
@@ -136,9 +138,11 @@ def _done(job: Job) -> bytes:
     with Tpm(job.tcti) as tpm:
         tpm.flush_leftovers()
         root = os.urandom(KEY_BYTES) if job.sealed is None else tpm.unseal(job.sealed, job.policy)
-        if job.action in (Action.MAKE, Action.RESEAL):
-            most = job.policy.most + (1 if job.action is Action.RESEAL else 0)
-            made = tpm.seal(root, replace(job.policy, most=most))
+        if job.action in (Action.MAKE, Action.RESEAL, Action.BIND):
+            policy = job.policy if job.action is Action.MAKE else replace(job.policy, most=job.policy.most + 1)
+            if job.action is Action.BIND:
+                policy = replace(policy, pcr=job.data, boot=True)
+            made = tpm.seal(root, policy)
             own = [hkdf(root, _STATE)] if job.action is Action.MAKE else []
             return cbor.encode([made.private, made.public, *own])
     if job.action is Action.STATE_KEY:
@@ -168,7 +172,7 @@ def made_from(answer: bytes) -> tuple[Sealed, bytes]:
 
 
 def resealed_from(answer: bytes) -> Sealed:
-    """Reads the answer to `RESEAL`.
+    """Reads the answer to `RESEAL` or `BIND`.
 
     Raises:
         DeviceError: It is none.

@@ -1,9 +1,11 @@
 """What a chip over a TPM keeps in a file: counters and burnt values, encrypted, authenticated, numbered. No I/O here.
 
-    file    CBOR [1, raises, [updates, openings, raises], [private, public], salt (32, random), ciphertext]
+    file    CBOR [format, raises, [updates, openings, raises], [private, public], salt (32, random), ciphertext]
     inside  CBOR [number, session, [[name, value], ...], [[name, bytes], ...], [[name, bytes], ...]]
 
     ciphertext = AES-256-GCM under HKDF-Expand(key, context || salt), nonce zero; beside it, CBOR of what precedes it
+
+The format is 1, or 2 for a chip that is bound to what its machine boots.
 
 The key comes out of the TPM (`tpm_secret`); which sealed object to ask it for stands in the file itself. So the file's
 head is first read as hostile, then its object is unsealed, and what that gives must open the rest.
@@ -24,7 +26,7 @@ from variegate.keys.errors import DeviceError, RefusedError
 from variegate.keys.primitives import HASH_BYTES, aead, hkdf_expand
 
 MAX_STATE_BYTES = 256 * 1024
-_FORMAT = 1
+_FORMAT, _BOUND = 1, 2
 _CONTEXT = b"variegate/1/tpm-state/"
 _NONCE = bytes(12)  # a key for every file written
 _LAST = (1 << 63) - 1
@@ -53,16 +55,23 @@ class Head:
         raises: Value of `indices.raises` that it goes with.
         indices: The TPM's counters.
         sealed: The root secret, under the measurements and `indices.raises <= raises`.
+        bound: Whether it is also under what the machine booted.
     """
 
     raises: int
     indices: Indices
     sealed: Sealed
+    bound: bool = False
 
     def to_list(self) -> list[object]:
         """As it stands in the file."""
         at, sealed = self.indices, self.sealed
-        return [_FORMAT, self.raises, [at.updates, at.openings, at.raises], [sealed.private, sealed.public]]
+        return [
+            _BOUND if self.bound else _FORMAT,
+            self.raises,
+            [at.updates, at.openings, at.raises],
+            [sealed.private, sealed.public],
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +135,7 @@ def read_state(data: bytes, key: bytes) -> State:
                 raises=head.raises,
                 indices=head.indices,
                 sealed=head.sealed,
+                bound=head.bound,
                 number=number,
                 session=session,
                 counters=_integers(counters),
@@ -144,9 +154,9 @@ def _parsed(data: bytes) -> tuple[Head, bytes, bytes]:
             [bytes(private), bytes(public)],
             bytes(salt),
             bytes(ciphertext),
-        ] if version == _FORMAT and _in_range(raises, updates, openings, raising) and len(salt) == HASH_BYTES:
-            head = Head(raises=raises, indices=Indices(updates, openings, raising), sealed=Sealed(private, public))
-            return head, salt, ciphertext
+        ] if version in (_FORMAT, _BOUND) and _in_range(raises, updates, openings, raising) and len(salt) == HASH_BYTES:
+            indices, sealed = Indices(updates, openings, raising), Sealed(private, public)
+            return Head(raises=raises, indices=indices, sealed=sealed, bound=version == _BOUND), salt, ciphertext
     raise _damaged()
 
 

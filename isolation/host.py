@@ -31,7 +31,7 @@ from variegate.runtime.enclave import Protection, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 
-POLICY, ROOT, SYSTEM = "policy", "root", "system"
+BOOT, POLICY, ROOT, SYSTEM = "boot", "policy", "root", "system"
 _MAX_FRAME_MEMORY = 1 << 30
 _CLOSE_S = 0.5
 """What a query under way gets to end by itself when its enclave is closed."""
@@ -43,6 +43,11 @@ class Below(Brokered, Protocol):
     @property
     def boots(self) -> int:
         """Times the device was booted."""
+        ...
+
+    @property
+    def boot_digest(self) -> bytes | None:
+        """What the machine booted, 32 bytes, where the device's key is bound to that."""
         ...
 
     def identity_descriptor(self) -> int:
@@ -347,7 +352,7 @@ class Isolated:
             ueid=platform.ueid,
             device_class=platform.device_class,
             root=platform.root,
-            measurements={**measured, ROOT: platform.root.fingerprint},
+            measurements={**measured, **_booted(platform), ROOT: platform.root.fingerprint},
             boots=platform.boots,
             launches=self._launched,
             time_ns=round(platform.now() * wire.NS),
@@ -363,6 +368,10 @@ class Isolated:
         if manifest != self._manifest:
             raise Lost("another copy")
         self._protections = protections
+
+
+def _booted(platform: Below) -> Mapping[str, bytes]:
+    return {} if platform.boot_digest is None else {BOOT: platform.boot_digest}
 
 
 def _measurements(image: Image, process: Process, policy: DevicePolicy) -> Mapping[str, bytes]:
