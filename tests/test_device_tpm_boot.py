@@ -127,6 +127,7 @@ def test_closed_for_a_rise_of_the_security_counter_too(tpm: SoftwareTpm, folder:
     chip.close_boot()
     with pytest.raises(DeviceError, match="did not unseal"):
         chip.advance("security", 1)
+    chip.close()
     boots(tpm)
     again = inside(folder)
     again.advance("security", 1)
