@@ -25,6 +25,8 @@ EXAMPLE = (
     " --tls-key server.key --tls-client-ca clients.pem\n  variegate device serve camera7 --no-http"
     " --socket /run/camera7.labels"
 )
+_CLOSED = "the TPM gives it to nobody until this machine starts again"
+_OPEN = "whoever is root here can have it from the chip"
 _MODE_DIGITS = {"600": 0o600, "660": 0o660, "666": 0o666}
 _MOST_PORTS = 65535
 
@@ -82,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         port = device.boot()
         if isinstance(port, Isolated):
             options = replace(options, restarts=lambda: port.restarts)
-        protections = (*port.status().protections, *options.protections())
+        closed = device.close_boot()
+        key = Protection.when("key", closed, _CLOSED if closed else _OPEN)
+        protections = (*port.status().protections, key, *options.protections())
         Service(port, options, on_start=lambda service: _tell(service, port, options, protections)).run()
     note("stopped")
     return 0
