@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.cli import device_attest, device_audit, device_serve
+from variegate.cli import device_attest, device_audit, device_image, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.cli.device_open import add_broker_options, isolated, opened
 from variegate.device_sim.device import Device, DeviceStatus
@@ -110,6 +110,14 @@ def _add_showing(commands: _Commands) -> None:
     example = "variegate device receipt frames.receipt --identity camera7.json --frames frames.npy"
     line = "verify a receipt that `classify --receipt` wrote"
     device_attest.add_receipt(_command(commands, "receipt", line, example, what="the receipt's file"))
+
+    example = "variegate device image camera7 --out camera7.image"
+    line = "make a bootable image of a flashed device over a TPM, locked against its own root (Debian 12, as any user)"
+    device_image.add_image(_command(commands, "image", line, example))
+
+    example = "variegate device boot camera7.image --tpm-state camera7.tpm --port 8000"
+    line = "boot an image under QEMU; the first boot binds the device's key to it"
+    device_image.add_boot(_command(commands, "boot", line, example, what="the image's folder"))
 
     example = (
         "variegate device audit camera7 --export camera7.audit\n"

@@ -1,0 +1,89 @@
+"""`variegate device image` and `boot`: a device as a machine of its own, locked against its own root."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import threading
+from pathlib import Path
+
+from variegate.cli.console import add_json_option, emit, note, table
+from variegate.device_sim.image.build import build
+from variegate.device_sim.image.machine import Machine
+from variegate.keys.errors import DeviceError
+
+_LEAST_MIB = 512
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `image`, which has `folder` already."""
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="IMAGE", help="folder to make; must not be there yet"
+    )
+    parser.add_argument(
+        "--root-shell", action="store_true", help="whoever boots it gets a root shell, too; measured like the rest"
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=_image)
+
+
+def add_boot(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `boot`, which has `folder` already: here, the image."""
+    parser.add_argument(
+        "--tpm-state",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="state of the swtpm that the device was made over",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 for HTTP (default: %(default)s)")
+    parser.add_argument("--shell", type=Path, metavar="SOCKET", help="make this Unix socket, with root's shell on it")
+    parser.add_argument(
+        "--memory", type=_memory, default=1536, metavar="MIB", help="of the machine (default: %(default)s)"
+    )
+    parser.set_defaults(run=_boot)
+
+
+def _image(args: argparse.Namespace) -> int:
+    note("fetching Debian's packages, making root file system and boot program")
+    facts = build(args.folder, args.out, shell=args.root_shell)
+    size = sum(path.stat().st_size for path in args.out.iterdir())
+    found = {
+        "image": str(args.out),
+        "bytes": size,
+        "kernel": facts.kernel,
+        "root": facts.root,
+        "root_shell": facts.shell,
+        "ueid": facts.ueid,
+    }
+    emit(found, args.json, lambda: table([(f"{name.replace('_', ' ')}:", str(value)) for name, value in found.items()]))
+    note(f"its first boot binds the device's key to it: {args.folder} does not open from then on")
+    return 0
+
+
+def _boot(args: argparse.Namespace) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    machine = Machine(args.folder, args.tpm_state, port=args.port, shell=args.shell, memory_mib=args.memory, say=note)
+    with machine:
+        waiting = threading.Thread(target=_tell, args=(machine,), daemon=True)
+        waiting.start()
+        while machine.running and not stop.wait(0.2):
+            pass
+        ended = not stop.is_set()
+    note("the machine ended" if ended else "powered off")
+    return 1 if ended else 0
+
+
+def _tell(machine: Machine) -> None:
+    with contextlib.suppress(DeviceError):  # its end is told by who waits for that
+        machine.wait()
+        note(f"answers at {machine.address}")
+
+
+def _memory(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < _LEAST_MIB:
+        raise argparse.ArgumentTypeError(f"not a number of MiB from {_LEAST_MIB} on: {text}")
+    return int(text)
