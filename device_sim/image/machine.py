@@ -38,6 +38,7 @@ class Machine:
         *,
         port: int,
         shell: Path | None = None,
+        tools_disk: Path | None = None,
         memory_mib: int = 1536,
         cores: int = 2,
         say: Callable[[str], None] | None = None,
@@ -49,6 +50,7 @@ class Machine:
             tpm_state: Folder with the state of the TPM that the device was made over; no other `swtpm` may use it.
             port: On 127.0.0.1, for labels over HTTP.
             shell: Unix socket to make, that root's shell is on; the image must have one.
+            tools_disk: File that root finds as the disk /dev/vdc, as it is; None for no such disk.
             memory_mib: Of the machine.
             cores: Of the machine.
             say: Gets each line of its console, without control characters.
@@ -73,6 +75,10 @@ class Machine:
             undo.callback(_end, tpm)
             forward = f"hostfwd=tcp:127.0.0.1:{port}-:{_INSIDE_PORT}"
             line = f"unix:{shell},server=on,wait=off" if shell is not None else "null"
+            brought: list[str] = []
+            if tools_disk is not None:
+                brought = ["-drive", f"if=none,id=tools,format=raw,readonly=on,file={_escaped(tools_disk)}"]
+                brought += ["-device", "virtio-blk-pci,drive=tools"]
             self._process = subprocess.Popen(  # noqa: S603  named in `tools`
                 [
                     *(tools.path_of("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-no-reboot"),
@@ -86,13 +92,13 @@ class Machine:
                     *("-chardev", f"socket,id=tpm,path={work / 'tpm'}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
                     *("-device", "tpm-crb,tpmdev=tpm0"),
                     *("-netdev", f"user,id=net,restrict=on,{forward}", "-device", "virtio-net-pci,netdev=net"),
-                    *("-serial", "stdio", "-serial", line),
+                    *("-serial", "stdio", "-serial", line, *brought),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-            undo.callback(_end, self._process)
+            undo.callback(self._off)
             self._reader = threading.Thread(target=self._read, name="console", daemon=True)
             self._reader.start()
             self._close = undo.pop_all()
@@ -149,6 +155,12 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close.close()
+
+    def _off(self) -> None:
+        _end(self._process)
+        self._reader.join(_END_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _read(self) -> None:
         if self._process.stdout is None:
