@@ -30,7 +30,7 @@ from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Manifest
 from variegate.runtime.admission import SECURITY_COUNTER, admit, check_current, uniform
 from variegate.runtime.allowance import Allowance, budget_counter
-from variegate.runtime.enclave import Protection, Status
+from variegate.runtime.enclave import Protection, ProtectionState, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 
@@ -77,7 +77,7 @@ class IsolatedHost:
         """
         if self._measured is None:
             image = launch.prepare()
-            process = Process(image)
+            process = Process(image, debug=self.policy.debug)
             process.end(gently=True)
             self._measured = _measurements(image, process, self.policy)
         return self._measured
@@ -317,6 +317,9 @@ class Isolated:
             process = None
         if process is None:
             process = self._launch()
+        # The supervisor's own hold lets nobody else in; where it could not get one, somebody else may have since.
+        elif process.held.state == ProtectionState.UNAVAILABLE and process.foreign:
+            raise self._lost("is traced by another process")
         return process
 
     def _launch(self) -> Process:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.artefacts import frames
-from tests.support.taken_over import flashed, other_code, patch
+from tests.support.taken_over import other_code, patch
+from tests.test_isolation import flashed
 from variegate.isolation import launch, wire
 from variegate.isolation.host import Isolated
 from variegate.isolation.policy import DevicePolicy

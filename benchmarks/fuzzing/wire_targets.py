@@ -101,6 +101,10 @@ class _Wired(Process):
         self.exited_ = threading.Event()
 
     @property
+    def held(self) -> Protection:
+        return HELD[0]
+
+    @property
     def exited(self) -> threading.Event:
         return self.exited_
 

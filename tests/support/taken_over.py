@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
-from typing import Any
 
-from tests.support.artefacts import CLASS, MemorySigner, seal_for
-from variegate.device_sim.device import Device
-from variegate.device_sim.flash import flash
-from variegate.device_sim.hosting import host_of
 from variegate.isolation import launch
-from variegate.isolation.host import Isolated
-from variegate.isolation.policy import DevicePolicy
-
-SIGNER = MemorySigner()
-
-
-@contextmanager
-def flashed(folder: Path, how: DevicePolicy | None = None, **manifest: Any) -> Iterator[tuple[Device, Isolated]]:
-    """A device with the tiny copy, booted in an enclave process."""
-    place = folder / "device"
-    with Device.create(place, CLASS, SIGNER.root, policy=how) as device:
-        flash(device, seal_for(device.identity, SIGNER, **manifest))
-    with Device.open(place, host=host_of(place)) as device:
-        port = device.boot()
-        assert isinstance(port, Isolated)
-        yield device, port
 
 
 def other_code(folder: Path, file: str, *changes: tuple[str, str]) -> dict[str, str]:
