@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from variegate.keys.errors import MisuseError
-from variegate.serve import socket_port
 from variegate.serve.socket_port import bound_socket
 
 
@@ -46,7 +45,7 @@ def test_what_is_put_in_its_place_is_refused_and_left_as_it_is(
             path.unlink()
             path.hardlink_to(victim) if planted == "file" else path.symlink_to(victim)
 
-    monkeypatch.setattr(socket_port.socket, "socket", Raced)
+    monkeypatch.setattr(socket, "socket", Raced)
     with pytest.raises(MisuseError, match="labels was replaced"), bound_socket(path, 0o666):
         pytest.fail("served there")
     if planted != "dangling link":

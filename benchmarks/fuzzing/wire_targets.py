@@ -105,6 +105,10 @@ class _Wired(Process):
         return HELD[0]
 
     @property
+    def foreign(self) -> bool:
+        return False
+
+    @property
     def exited(self) -> threading.Event:
         return self.exited_
 
