@@ -11,7 +11,7 @@ from typing import Any
 from variegate.isolation import wire
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.wire import Kind, Lost
-from variegate.keys.errors import VariegateError
+from variegate.keys.errors import MisuseError, VariegateError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.signing import SellerRoot
 from variegate.runtime.admission import SECURITY_COUNTER
@@ -32,6 +32,7 @@ class Settings:
         launches: Times an enclave was started for this copy since that boot, this one included.
         time_ns: Unix time, nanoseconds.
         security: The security counter.
+        used: Labels charged in the copy's epoch.
         held: What the supervisor does to protect this process.
         envelope: The envelope to open.
     """
@@ -45,6 +46,7 @@ class Settings:
     launches: int
     time_ns: int
     security: int
+    used: int
     held: tuple[Protection, ...]
     envelope: bytes = field(repr=False)
 
@@ -60,6 +62,7 @@ class Settings:
             self.launches,
             self.time_ns,
             self.security,
+            self.used,
             protections_to_values(self.held),
             self.envelope,
         ]
@@ -82,6 +85,7 @@ class Settings:
                 int(launches),
                 int(time_ns),
                 int(security),
+                int(used),
                 [*held],
                 bytes(envelope),
             ]:
@@ -95,6 +99,7 @@ class Settings:
                     launches=launches,
                     time_ns=time_ns,
                     security=security,
+                    used=used,
                     held=protections_of(held),
                     envelope=envelope,
                 )
@@ -132,7 +137,8 @@ def protections_of(values: list[Any]) -> tuple[Protection, ...]:
 class Below:
     """The device as the enclave sees it (`runtime.platform.Platform`).
 
-    Time and the security counter come with every query; the rest is asked for.
+    Time and the security counter come with every query. Labels are counted on the other side of the socket, before
+    their frames come: this side has been told how many, and has no say in it.
     """
 
     def __init__(self, channel: socket.socket, settings: Settings, identity: mmap.mmap) -> None:
@@ -141,11 +147,13 @@ class Below:
         self._identity = identity
         self._now = settings.time_ns / wire.NS
         self._security = settings.security
+        self._used = settings.used
 
-    def update(self, now: float, security: int) -> None:
-        """Takes what came with a query: Unix time in seconds, and the security counter."""
+    def update(self, now: float, security: int, used: int = 0) -> None:
+        """Takes what came with a question: Unix time in seconds, the security counter, labels charged."""
         self._now = now
         self._security = max(security, self._security)
+        self._used = max(used, self._used)
 
     @property
     def ueid(self) -> bytes:
@@ -183,14 +191,17 @@ class Below:
         return self.identity().unwrap(sealed, info)
 
     def counter(self, name: str) -> int:
-        """Value of a monotonic counter."""
-        if name == SECURITY_COUNTER:
-            return self._security
-        return int(self.call("counter", name))
+        """Value of one of the two monotonic counters that an enclave is told: security, and labels charged."""
+        return self._security if name == SECURITY_COUNTER else self._used
 
     def reserve(self, name: str, least: int, most: int, limit: int) -> int:
-        """As `runtime.platform.Platform.reserve`."""
-        return int(self.call("reserve", name, least, most, limit))
+        """Nothing is reserved from here.
+
+        Raises:
+            MisuseError: Always.
+        """
+        del name, least, most, limit
+        raise MisuseError("the supervisor counts labels")
 
     def now(self) -> float:
         """Unix time in seconds, as of the last query."""
@@ -232,8 +243,6 @@ class Below:
 
 
 CALLS: Mapping[str, tuple[type, ...]] = {
-    "counter": (str,),
-    "reserve": (str, int, int, int),
     "record": (str, str),
     "challenge": (),
     "release": (bytes, bytes),

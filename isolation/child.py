@@ -99,8 +99,10 @@ class _Process:
         self._hold_to(policy.require if policy.strict else ())
         self._engine = PlacedEngine(opened.copy)
         self._scrubs = region.protection.state == ProtectionState.ON  # else there is nothing to clear it for
-        self._enclave = Enclave(opened.copy.manifest, self._engine, opened.copy.canaries, below, self._protections)
         manifest, public = opened.copy.manifest, opened.signing_public
+        # The supervisor charges: what is counted here, whoever writes to this process could set back.
+        self._enclave = Enclave(manifest, self._engine, opened.copy.canaries, below, self._protections, charged=True)
+        self._asked = 0
         self._says = Statements(below, manifest, self._protections, opened.sign, public)
 
     def run(self) -> None:
@@ -132,12 +134,10 @@ class _Process:
             case Kind.TEST, []:
                 self._enclave.self_test()
                 return wire.pack(Kind.DONE)
-            case Kind.STATUS, [int(time_ns), int(security)]:
-                self._below.update(time_ns / wire.NS, security)
-                status = self._enclave.status()
-                return wire.pack(Kind.DONE, status.answered, status.remaining)
-            case Kind.EVIDENCE, [bytes(nonce), int(time_ns), int(security)]:
-                self._below.update(time_ns / wire.NS, security)
+            case Kind.PING, []:
+                return wire.pack(Kind.DONE)
+            case Kind.EVIDENCE, [bytes(nonce), int(time_ns), int(security), int(used)]:
+                self._below.update(time_ns / wire.NS, security, used)
                 return wire.pack(Kind.DONE, self._says.evidence(nonce))
         raise Lost("supervisor asks for something else")
 
@@ -147,6 +147,10 @@ class _Process:
         _, number, now, security, count, receipt = wire.QUERY_LAYOUT.unpack(packet)
         if not math.isfinite(now):
             raise Lost("query at no time")
+        if number <= self._asked:
+            # The supervisor's numbers rise: somebody else has asked over a duplicate of its socket.
+            raise Lost("query of an old number")
+        self._asked = number
         self._below.update(now, security)
         spec = self._enclave.frames
         if count * spec.bytes > len(self._frames):

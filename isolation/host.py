@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from variegate.attest.evidence import NONCE_BYTES
 from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings
+from variegate.isolation.given import Given, passed_on
 from variegate.isolation.launch import Image
 from variegate.isolation.memory import frame_memory, mappable, sealed
 from variegate.isolation.offered import Brokered, Offered
@@ -25,9 +26,11 @@ from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
+from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Manifest
-from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
-from variegate.runtime.enclave import Protection, Status
+from variegate.runtime.admission import SECURITY_COUNTER, admit, check_current, uniform
+from variegate.runtime.allowance import Allowance, budget_counter
+from variegate.runtime.enclave import Protection, ProtectionState, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 
@@ -48,6 +51,11 @@ class Below(Brokered, Protocol):
     @property
     def boot_digest(self) -> bytes | None:
         """What the machine booted, 32 bytes, where the device's key is bound to that."""
+        ...
+
+    @property
+    def identity(self) -> DevicePublic:
+        """The device's public keys."""
         ...
 
     def identity_descriptor(self) -> int:
@@ -74,7 +82,7 @@ class IsolatedHost:
         """
         if self._measured is None:
             image = launch.prepare()
-            process = Process(image)
+            process = Process(image, debug=self.policy.debug)
             process.end(gently=True)
             self._measured = _measurements(image, process, self.policy)
         return self._measured
@@ -87,8 +95,11 @@ class IsolatedHost:
 class Isolated:
     """One copy in an enclave process (`runtime.port.LabelPort`). Thread-safe: queries take turns.
 
-    A query that the enclave does not live to answer raises `DeviceError` and is not asked again; what was reserved
-    for it is lost. The supervisor starts the next enclave by itself, as often as the policy allows.
+    Budget, rate and expiry are of the manifest that is verified here, and are charged here, before the enclave sees a
+    frame: whatever becomes of it, it answers no more than was counted.
+
+    A query that the enclave does not live to answer raises `DeviceError` and is not asked again; it stays charged.
+    The supervisor starts the next enclave by itself, as often as the policy allows.
     """
 
     def __init__(self, artefact: Artefact, platform: Below, policy: DevicePolicy) -> None:
@@ -103,13 +114,14 @@ class Isolated:
         self._lock = threading.RLock()
         self._process: Process | None = None
         self._closed = False
-        self._query = self._launched = 0
+        self._query = self._launched = self._answers = 0
         self._starts: deque[float] = deque(maxlen=policy.restarts + 1)
         self._protections: tuple[Protection, ...] = ()
         # The signature says how large its frames are, so it is held here, too.
         manifest = uniform(platform, "open", lambda: admit(artefact.envelope, platform)).manifest
         self._manifest = manifest
         self._spec = Frames(manifest)
+        self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
         count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
         self._memory, shared = frame_memory(count * self._spec.bytes)
         self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
@@ -172,22 +184,30 @@ class Isolated:
         sent: object = nonce
         if not isinstance(sent, bytes) or len(sent) not in NONCE_BYTES:
             raise RefusedError(Refusal.MALFORMED, "a nonce is 8 to 64 bytes")
-        match self._asked(Kind.EVIDENCE, nonce, *self._clock()):
-            case [bytes(token)]:
-                return token
-        raise self._lost("answers something else")
+        with self._lock:
+            process, platform = self._running(), self._platform
+            time_ns, security = round(platform.now() * wire.NS), platform.counter(SECURITY_COUNTER)
+            used = self._used()
+            match self._asked(process, Kind.EVIDENCE, nonce, time_ns, security, used):
+                case [bytes(token)]:
+                    with contextlib.suppress(Lost):
+                        self._given.evidence(token, nonce, now=time_ns / wire.NS, security=security, used=used)
+                        return token
+            raise self._lost("answers something else")
 
     def self_test(self) -> None:
         """As `runtime.enclave.Enclave.self_test`."""
-        if self._asked(Kind.TEST):
-            raise self._lost("answers something else")
+        with self._lock:
+            if self._asked(self._running(), Kind.TEST):
+                raise self._lost("answers something else")
 
     def status(self) -> Status:
-        """What the device says of itself, the enclave's protections among it."""
-        match self._asked(Kind.STATUS, *self._clock()):
-            case [int(answered), None | int() as remaining]:
-                return Status.of(self._manifest, answered, remaining, self._protections)
-        raise self._lost("answers something else")
+        """What the device says of itself, the enclave's protections among it; an error where the enclave is down."""
+        with self._lock:
+            if self._asked(self._running(), Kind.PING):
+                raise self._lost("answers something else")
+            # Counted here: an enclave's own numbers might be anything.
+            return Status.of(self._manifest, self._answers, self._allowance.remaining, self._protections)
 
     def close(self) -> None:
         """Ends the enclave; later queries are misuse, and one under way gets no label."""
@@ -222,42 +242,41 @@ class Isolated:
         count = len(frames)
         if count > len(self._shown):
             raise RefusedError(Refusal.INPUT, f"a batch of such frames has at most {len(self._shown)}")
+        self._spec.check_values(frames)
         with self._lock:
-            process = self._running()
-            platform = self._platform
+            process, platform = self._running(), self._platform
+            check_current(self._manifest, platform)
+            # Before the frames are where the enclave sees them; what goes wrong from here on gives nothing back.
+            self._allowance.take(count)
             self._query = number = self._query + 1
-            packet = wire.QUERY_LAYOUT.pack(
-                Kind.QUERY, number, platform.now(), platform.counter(SECURITY_COUNTER), count, receipt
-            )
+            now = platform.now()
+            packet = wire.QUERY_LAYOUT.pack(Kind.QUERY, number, now, platform.counter(SECURITY_COUNTER), count, receipt)
             # Copied while no other query is under way: there is one memory for frames.
-            np.copyto(self._shown[:count], frames)
+            shown = self._shown[:count]
+            np.copyto(shown, frames)
             answer = self._exchange(process, packet, frames=count)
-            end = wire.LABELS_LAYOUT.size + 8 * count
-            if end < len(answer) if receipt else end == len(answer):
-                kind, told, labelled = wire.LABELS_LAYOUT.unpack_from(answer)
-                labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size).astype(np.int64)
-                if (kind, told, labelled) == (Kind.LABELS, number, count) and self._are_classes(labels):
-                    return labels, answer[end:]
-            raise self._lost("answers something else")
-
-    def _are_classes(self, labels: NDArray[np.int64]) -> bool:
-        return bool(labels.view(np.uint64).max() < self._manifest.classes)  # where those below 0 are large
-
-    def _clock(self) -> tuple[int, int]:
-        """Unix time in nanoseconds, and the security counter."""
-        if self._closed:
-            raise MisuseError("enclave is closed")
-        return round(self._platform.now() * wire.NS), self._platform.counter(SECURITY_COUNTER)
-
-    def _asked(self, kind: Kind, *values: object) -> list[Any]:
-        """What the enclave has to say when it is done."""
-        with self._lock:
-            answer = self._exchange(self._running(), wire.pack(kind, *values))
             with contextlib.suppress(Lost):
-                told, found = wire.unpack(answer)
-                if told == Kind.DONE:
-                    return found
+                labels, token = self._given.labels(answer, number, count)
+                if receipt:
+                    self._given.receipt(token, shown, labels, now)
+                elif token:
+                    raise Lost("more than labels")
+                self._answers += count
+                return labels, token
             raise self._lost("answers something else")
+
+    def _used(self) -> int:
+        """Labels charged in the copy's epoch."""
+        return self._platform.counter(budget_counter(self._manifest.epoch))
+
+    def _asked(self, process: Process, kind: Kind, *values: object) -> list[Any]:
+        """What the enclave has to say when it is done; the lock is held."""
+        answer = self._exchange(process, wire.pack(kind, *values))
+        with contextlib.suppress(Lost):
+            told, found = wire.unpack(answer)
+            if told == Kind.DONE:
+                return found
+        raise self._lost("answers something else")
 
     def _exchange(self, process: Process, packet: bytes, *, frames: int = 0) -> bytes:
         """Asks once; whatever goes wrong between, the question is not asked again."""
@@ -268,8 +287,13 @@ class Isolated:
             why = f"did not answer within {seconds:g} s"
         except Lost:
             why = "stopped"
-        except VariegateError:
-            raise
+        except VariegateError as error:
+            refused = None
+            with contextlib.suppress(Lost):
+                refused = passed_on(error)
+            if refused is not None:
+                raise refused from None
+            why = "answers something else"
         except BaseException:  # interrupted: its answer would be taken for that of the next question
             self._lost("was interrupted")
             raise
@@ -298,6 +322,9 @@ class Isolated:
             process = None
         if process is None:
             process = self._launch()
+        # The supervisor's own hold lets nobody else in; where it could not get one, somebody else may have since.
+        elif process.held.state == ProtectionState.UNAVAILABLE and process.foreign:
+            raise self._lost("is traced by another process")
         return process
 
     def _launch(self) -> Process:
@@ -312,7 +339,7 @@ class Isolated:
             )
         starts.append(now)
         self._launched += 1
-        self._offered = Offered(platform, self._manifest)
+        self._offered = Offered(platform)
         image = launch.prepare()
         process = Process(image, debug=policy.debug)
         self._process = process
@@ -357,6 +384,7 @@ class Isolated:
             launches=self._launched,
             time_ns=round(platform.now() * wire.NS),
             security=platform.counter(SECURITY_COUNTER),
+            used=self._used(),
             held=(process.held,),
             envelope=self._envelope,
         )
@@ -368,6 +396,8 @@ class Isolated:
         if manifest != self._manifest:
             raise Lost("another copy")
         self._protections = protections
+        self._given = Given(settings, self._manifest, protections, platform.identity.signing_public)
+        self._offered.serving = True
 
 
 def _booted(platform: Below) -> Mapping[str, bytes]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from variegate.isolation.wire import Lost
-from variegate.keys.manifest import Manifest
-from variegate.runtime.allowance import budget_counter
-from variegate.runtime.limits import LIMITS
 from variegate.runtime.platform import Platform
 
 EVENTS = ("refused", "enclave")
@@ -29,47 +26,45 @@ class Brokered(Platform, Protocol):
         ...
 
 
+SELF_TEST = "self-test: the enclave says that canary frames get other labels than the seller's"
+"""The one line that a serving enclave may have written; in its own words it could tell labels."""
+
+
 class Offered:
-    """One launch's view of the platform, for one copy.
+    """One launch's view of the platform, for one copy. It counts nothing, and raises no counter.
+
+    Attributes:
+        serving: Whether the copy is open: from then on there is no way to a broker, and no line of its own.
 
     Raises:
         Lost: From each method, when it is asked for what no sound enclave asks.
     """
 
-    def __init__(self, platform: Brokered, manifest: Manifest) -> None:
+    def __init__(self, platform: Brokered) -> None:
         self._platform = platform
-        self._budget = manifest.policy.budget
-        self._counter = budget_counter(manifest.epoch)
         self._records = 0
-
-    def counter(self, name: str) -> int:
-        """The budget's counter."""
-        self._only_budget(name)
-        return self._platform.counter(name)
-
-    def reserve(self, name: str, least: int, most: int, limit: int) -> int:
-        """As `runtime.platform.Platform.reserve`, within the signed budget."""
-        self._only_budget(name)
-        if limit != self._budget or not 1 <= least <= most <= LIMITS.batch:
-            raise Lost("enclave would go beyond the budget")
-        return self._platform.reserve(name, least, most, limit)
+        self.serving = False
 
     def record(self, event: str, detail: str) -> None:
         """Writes a line of the device's log; beyond `MAX_RECORDS` it is dropped."""
         if event not in EVENTS:
             raise Lost("enclave would write what it has no say in")
+        if self.serving:
+            event, detail = "refused", SELF_TEST
         self._records += 1
         if self._records <= MAX_RECORDS:
             self._platform.record(event, detail[:MAX_DETAIL])
 
     def challenge(self) -> bytes:
         """A broker's nonce."""
+        self._opening()
         return self._platform.challenge()
 
     def release(self, token: bytes, envelope: bytes) -> bytes:
         """A broker's answer to evidence."""
+        self._opening()
         return self._platform.release(token, envelope)
 
-    def _only_budget(self, name: str) -> None:
-        if name != self._counter:
-            raise Lost("enclave asks for another counter")
+    def _opening(self) -> None:
+        if self.serving:
+            raise Lost("enclave asks for a broker when its copy is open")

@@ -1,8 +1,9 @@
 """Memory for keys and weights that the kernel itself takes out of its map of all memory.
 
 `memfd_secret(2)`: no `/proc/PID/mem`, `process_vm_readv`, core file or other access on behalf of another process
-reaches such pages, whoever asks. The descriptor is closed right after the mapping, since `pidfd_getfd(2)` would
-give it to root; Python's `mmap` keeps a duplicate, so the mapping is made without it.
+reaches such pages, whoever asks. Who may write to the rest of the process makes it copy them out by itself. The
+descriptor is closed right after the mapping, since `pidfd_getfd(2)` would give it to root; Python's `mmap` keeps a
+duplicate, so the mapping is made without it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 
 NAME = "memory"
+_ON = "memfd_secret pages: no plain read reaches them; who may write to the process gets them"
 
 
 class SecretRegion:
@@ -50,7 +52,7 @@ class SecretRegion:
         if secret:
             try:
                 self._address = _secret_pages(mapped)
-                self.protection = Protection(NAME, ProtectionState.ON, "memfd_secret pages, descriptor closed")
+                self.protection = Protection(NAME, ProtectionState.ON, _ON)
             except OSError as error:
                 reason = f"memfd_secret pages refused: {syscalls.name_of(error)}"
                 if required:

@@ -58,6 +58,7 @@ class Process:
             ours.settimeout(_START_S)
             launch.check_modules(self._loaded(), image)
             self.system = launch.system_digest(self.pid, image)
+            self._only_ours()
         except (Lost, TimeoutError, OSError) as error:
             self.end()
             raise DeviceError(f"the enclave process does not start: {self.how_it_ended}") from error
@@ -69,6 +70,11 @@ class Process:
     def held(self) -> Protection:
         """Whether the supervisor holds ptrace."""
         return self._tracer.protection
+
+    @property
+    def foreign(self) -> bool:
+        """Whether a process that is not the supervisor traces it; false where the policy lets debuggers in."""
+        return self._tracer.foreign
 
     @property
     def exited(self) -> threading.Event:
@@ -95,6 +101,7 @@ class Process:
 
         Raises:
             VariegateError: What the enclave raised.
+            DeviceError: Another process traces it.
             Lost: It ended.
             TimeoutError: It hangs.
         """
@@ -105,6 +112,7 @@ class Process:
             raise Lost("cannot send") from error
         match wire.unpack(self._settled(platform, _START_S)):
             case Kind.READY, [bytes(manifest), [*protections]]:
+                self._only_ours()
                 return Manifest.from_bytes(manifest), protections_of(protections)
         raise Lost("not ready")
 
@@ -127,6 +135,13 @@ class Process:
         """
         wire.send(self._channel, packet)
         return self._settled(platform, seconds, frames)
+
+    def _only_ours(self) -> None:
+        if self.foreign:
+            raise DeviceError(
+                "another process traces the enclave: nothing is opened in it",
+                hint="end that process; a device that is to be debugged has debug = true in its policy",
+            )
 
     def _loaded(self) -> list[str]:
         """Files of the modules that it has imported, as it says before it has seen anything hostile."""

@@ -1,4 +1,4 @@
-"""What the enclave signs with the device's key: evidence of what it is, and receipts of what it answered."""
+"""What an enclave signs with the device's key: evidence of what it is, and receipts of what it answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from variegate.attest import evidence, receipt
 from variegate.attest.cose import Sign
 from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, ProtectionClaim
 from variegate.attest.receipt import Receipt
-from variegate.isolation.below import Below
+from variegate.isolation.below import Below, Settings
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
 from variegate.runtime.admission import SECURITY_COUNTER
@@ -20,6 +20,63 @@ from variegate.runtime.enclave import Protection
 
 _RECEIPT_BITS = 32
 """Receipts that one launch can give."""
+
+
+class Claims:
+    """What one launch of one copy has to say: both sides know it, to the byte, before it is signed."""
+
+    def __init__(self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...]) -> None:
+        self._settings = settings
+        self._model = sha256(manifest.to_bytes())
+        self._protections = tuple(ProtectionClaim(p.name, str(p.state), p.reason) for p in protections)
+        self._receipts = settings.launches << _RECEIPT_BITS
+
+    def evidence(
+        self, nonce: bytes, *, now: float, security: int, used: int, ephemeral: Ephemeral | None = None
+    ) -> Evidence:
+        """The claims of a token.
+
+        Args:
+            nonce: The verifier's.
+            now: Unix time in seconds.
+            security: The security counter.
+            used: Labels charged in the copy's epoch.
+            ephemeral: The key to seal a broker's answer to, if one is asked.
+        """
+        settings = self._settings
+        return Evidence(
+            nonce=nonce,
+            ueid=settings.ueid,
+            issued_at=int(now),
+            debug=DebugStatus.ENABLED if settings.policy.debug else DebugStatus.DISABLED_SINCE_BOOT,
+            boot_count=settings.boots,
+            measurements=settings.measurements,
+            security_counter=security,
+            root=settings.root.fingerprint,
+            model=self._model,
+            budget_used=used,
+            protections=self._protections,
+            ephemeral=ephemeral,
+        )
+
+    def receipt(self, frames: NDArray[Any], labels: NDArray[np.int64], *, now: float) -> Receipt:
+        """The next receipt. No number comes twice in a boot: each launch has numbers of its own.
+
+        Args:
+            frames: (N, *shape): what was shown.
+            labels: int64 (N,): what was answered.
+            now: Unix time in seconds.
+        """
+        self._receipts += 1
+        return Receipt(
+            ueid=self._settings.ueid,
+            model=self._model,
+            boot_count=self._settings.boots,
+            sequence=self._receipts,
+            time_s=int(now),
+            frames=receipt.frames_digest(frames),
+            labels=receipt.labels_of(labels),
+        )
 
 
 class Statements:
@@ -43,11 +100,9 @@ class Statements:
             public: Its public half, 32 bytes.
         """
         self._below = below
-        self._manifest = manifest
-        self._model = sha256(manifest.to_bytes())
-        self._protections = tuple(ProtectionClaim(p.name, str(p.state), p.reason) for p in protections)
+        self._counter = budget_counter(manifest.epoch)
+        self._claims = Claims(below.settings, manifest, protections)
         self._sign, self._public = sign, public
-        self._receipts = below.settings.launches << _RECEIPT_BITS
 
     def evidence(self, nonce: bytes, ephemeral: Ephemeral | None = None) -> bytes:
         """A token for a verifier.
@@ -60,38 +115,20 @@ class Statements:
             RefusedError: `MALFORMED`, when no verifier would read it: the nonce is too short or too long.
         """
         below = self._below
-        settings = below.settings
-        claims = Evidence(
-            nonce=nonce,
-            ueid=below.ueid,
-            issued_at=int(below.now()),
-            debug=DebugStatus.ENABLED if settings.policy.debug else DebugStatus.DISABLED_SINCE_BOOT,
-            boot_count=settings.boots,
-            measurements=settings.measurements,
-            security_counter=below.counter(SECURITY_COUNTER),
-            root=below.root.fingerprint,
-            model=self._model,
-            budget_used=below.counter(budget_counter(self._manifest.epoch)),
-            protections=self._protections,
+        claims = self._claims.evidence(
+            nonce,
+            now=below.now(),
+            security=below.counter(SECURITY_COUNTER),
+            used=below.counter(self._counter),
             ephemeral=ephemeral,
         )
         return evidence.issue(claims, self._sign, self._public)
 
     def receipt(self, frames: NDArray[Any], labels: NDArray[np.int64]) -> bytes:
-        """A receipt for one answered query. No number comes twice in a boot: each launch has numbers of its own.
+        """A receipt for one answered query.
 
         Args:
             frames: (N, *shape): what was shown.
             labels: int64 (N,): what was answered.
         """
-        self._receipts += 1
-        given = Receipt(
-            ueid=self._below.ueid,
-            model=self._model,
-            boot_count=self._below.settings.boots,
-            sequence=self._receipts,
-            time_s=int(self._below.now()),
-            frames=receipt.frames_digest(frames),
-            labels=receipt.labels_of(labels),
-        )
-        return receipt.issue(given, self._sign, self._public)
+        return receipt.issue(self._claims.receipt(frames, labels, now=self._below.now()), self._sign, self._public)

@@ -11,10 +11,12 @@ steal the stops. So a thread of its own does both, and nobody else waits for the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import threading
+from pathlib import Path
 
 from variegate.isolation import syscalls
 from variegate.keys.errors import DeviceError
@@ -34,7 +36,8 @@ class Tracer:
     """Holds a child process and all that it forks, until it ends.
 
     Where the kernel refuses ptrace, it still waits for the child and says that the protection is unavailable; such a
-    child ends with the supervisor only because its socket does.
+    child ends with the supervisor only because its socket does. Where somebody else holds the child, `foreign` says so:
+    such a child must not be given anything.
 
     Attributes:
         pid: Of the child.
@@ -62,6 +65,8 @@ class Tracer:
         except OSError as error:
             raise DeviceError(f"the process is not a child of the supervisor: {syscalls.name_of(error)}") from None
         self._wanted = hold
+        self._thread = 0
+        self._taken = False
         seized = threading.Event()
         # A daemon: when the interpreter ends, so does this thread, and the kernel kills the child.
         threading.Thread(target=self._run, args=(seized,), name=f"tracer of {pid}", daemon=True).start()
@@ -89,6 +94,11 @@ class Tracer:
         number = -self._status
         return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
+    @property
+    def foreign(self) -> bool:
+        """Whether another process traces the child, or did when it was to be seized; false where debuggers may."""
+        return self._wanted and (self._taken or _tracer_of(self.pid) not in (0, self._thread))
+
     def kill(self) -> None:
         """Kills the child, whatever state it is in; `exited` follows. Nothing happens when it has ended."""
         # By descriptor: the number may belong to another process by now.
@@ -96,6 +106,7 @@ class Tracer:
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
     def _run(self, seized: threading.Event) -> None:
+        self._thread = threading.get_native_id()
         try:
             if not self._wanted:
                 self.protection = Protection(NAME, ProtectionState.OFF, "debugging is asked for")
@@ -105,6 +116,7 @@ class Tracer:
             try:
                 syscalls.ptrace(_SEIZE, self.pid, _EXIT_KILL | _FORKS)
             except OSError as error:
+                self._taken = error.errno == errno.EPERM and (_tracer_of(self.pid) != 0 or _seizes_others(self.pid))
                 reason = f"seizing is refused: {syscalls.name_of(error)}"
                 self.protection = Protection(NAME, ProtectionState.UNAVAILABLE, reason)
                 seized.set()
@@ -165,6 +177,41 @@ def _resume(pid: int, number: int, event: int) -> None:
     # Killed in between; the next wait says so.
     with contextlib.suppress(ProcessLookupError):
         syscalls.ptrace(request, pid, data)
+
+
+def _tracer_of(pid: int) -> int:
+    """The thread that traces a process; 0 for none, for one in a namespace above, or when the process is gone."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/status").open() as lines:
+        for line in lines:
+            if line.startswith("TracerPid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _seizes_others(pid: int) -> bool:
+    """Whether this thread may seize a child that runs the same program: then it was not the kernel that refused.
+
+    A tracer in a namespace above is not seen in `/proc`, nor is one that has let go by now.
+    """
+    ends = os.pipe()
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, ends[0], 0)]
+        waits = ["probe", "-I", "-S", "-c", "import os; os.read(0, 1)"]
+        probe = os.posix_spawn(f"/proc/{pid}/exe", waits, {}, file_actions=actions)
+    except OSError:
+        return False
+    finally:
+        for end in ends:
+            os.close(end)
+    try:
+        syscalls.ptrace(_SEIZE, probe, _EXIT_KILL)
+    except OSError:
+        return _tracer_of(probe) != 0
+    else:
+        return True
+    finally:
+        _kill(probe)
+        os.waitpid(probe, _WAIT_ALL)
 
 
 def _kill(pid: int) -> None:

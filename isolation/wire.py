@@ -7,7 +7,7 @@ deterministic CBOR. Frames do not pass here: they lie in a memory file that both
     START     settings, with descriptors         LOADED   the code runs; nothing was opened
                                                  READY    manifest, protections
     QUERY     QUERY_LAYOUT                       LABELS   LABELS_LAYOUT, labels (int64), receipt
-    TEST  STATUS  EVIDENCE                       DONE     result
+    TEST  PING  EVIDENCE                         DONE     nothing, or evidence
     ANSWER    result of a call                   CALL     [name, arguments]: asks the platform
                                                  FAILED   [class, refusal, message, hint, nanoseconds]
 """
@@ -49,7 +49,7 @@ class Kind(IntEnum):
     START = 1
     QUERY = 2
     TEST = 3
-    STATUS = 4
+    PING = 4
     EVIDENCE = 5
     ANSWER = 6
     LOADED = 16

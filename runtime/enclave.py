@@ -130,13 +130,16 @@ class Enclave:
         canaries: bytes,
         platform: Platform,
         surroundings: tuple[Protection, ...] = IN_PROCESS,
+        *,
+        charged: bool = False,
     ) -> None:
+        """Use `open`. `charged`: whoever passes frames on has charged them, and this counts nothing."""
         self._surroundings = surroundings
         self._manifest = manifest
         self._engine: Engine | None = engine
         self._canaries = canaries
         self._platform = platform
-        self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
+        self._allowance = None if charged else Allowance(manifest.policy, manifest.epoch, platform)
         self.frames = Frames(manifest)
         self._answered = 0
         self._lock = threading.Lock()
@@ -219,7 +222,8 @@ class Enclave:
 
     def status(self) -> Status:
         """What this device says of itself."""
-        return Status.of(self._manifest, self._answered, self._allowance.remaining, self._surroundings)
+        remaining = None if self._allowance is None else self._allowance.remaining
+        return Status.of(self._manifest, self._answered, remaining, self._surroundings)
 
     def close(self) -> None:
         """Drops the network; later queries are misuse."""
@@ -238,7 +242,8 @@ class Enclave:
         if self._engine is None:
             raise MisuseError("enclave is closed")
         check_current(self._manifest, self._platform)
-        self._allowance.take(len(frames))
+        if self._allowance is not None:
+            self._allowance.take(len(frames))
         labels = self._run(frames)
         with self._lock:
             self._answered += len(frames)

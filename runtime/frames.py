@@ -65,7 +65,15 @@ class Frames:
         plain = self.plain(frames, batch=batch)  # before the copy, so that nothing huge is copied
         # Another thread may have resized the caller's array meanwhile.
         own = self.plain(np.array(plain, order="C"), batch=True)
-        # The comparison is also false for NaN.
-        if self._float and not (own.min() >= 0 and own.max() <= 1):
-            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")
+        self.check_values(own)
         return own
+
+    def check_values(self, plain: NDArray[Any]) -> None:
+        """Looks at the values of plain frames.
+
+        Raises:
+            RefusedError: `INPUT`, for floats outside of [0, 1] or not finite.
+        """
+        # The comparison is also false for NaN.
+        if self._float and not (plain.min() >= 0 and plain.max() <= 1):
+            raise RefusedError(Refusal.INPUT, "frames hold values outside of [0, 1]")

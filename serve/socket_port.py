@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import stat
 import struct
@@ -252,16 +253,16 @@ def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
         mode: Of the file: who may write to it may ask for labels.
 
     Raises:
-        MisuseError: The path cannot be used.
+        MisuseError: The path cannot be used, or somebody put something else there.
     """
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
+            os.fchmod(sock.fileno(), mode)  # the file is made with it, less the umask
             sock.bind(str(path))
-            path.chmod(mode)  # nobody can connect before `listen`
-            sock.listen(_BACKLOG)
-            made = path.stat().st_ino
+            made = _with_mode(path, mode)
+            sock.listen(_BACKLOG)  # nobody can connect before
         except (OSError, ValueError) as error:
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "path is not usable"
             raise MisuseError(f"cannot listen on {path}: {reason}") from None
@@ -269,10 +270,33 @@ def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
             yield sock
         finally:
             with contextlib.suppress(OSError):
-                if path.stat().st_ino == made:
+                if _identity(path.lstat()) == made:
                     path.unlink()
     finally:
         sock.close()
+
+
+def _with_mode(path: Path, mode: int) -> tuple[int, int]:
+    """Gives the socket's file its mode, and follows no link that somebody put in its place; says which file it is.
+
+    Raises:
+        MisuseError: There is something else by now.
+        OSError: It cannot be changed.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise MisuseError(f"{path} was replaced", hint="use a folder that nobody else may write to")
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101  the open file, whatever the path leads to now
+        return _identity(status)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _clear(path: Path) -> None:

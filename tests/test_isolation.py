@@ -31,7 +31,6 @@ from variegate.isolation.offered import MAX_RECORDS, Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
-from variegate.keys.envelope import open_envelope
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import Policy
 from variegate.runtime.enclave import ProtectionState
@@ -414,12 +413,9 @@ def test_closing_does_not_wait_for_a_query_that_hangs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        ["counter", ["security"]],
-        ["reserve", ["budget.7", 1, 1, 100]],
-        ["reserve", ["budget.0", 1, 1, 101]],
-        ["reserve", ["budget.0", 1, 1 << 62, 100]],
-        ["reserve", ["budget.0", -1, 1, 100]],
-        ["reserve", ["budget.0", 5, 1, 100]],
+        ["counter", ["budget.0"]],
+        ["reserve", ["budget.0", 1, 1, 100]],
+        ["reserve", ["budget.7", -1, 1 << 62, 1 << 62]],
         ["record", ["confirmed", "sequence 9 in slot a"]],
         ["advance", ["security", 9]],
         ["record", ["refused", 7]],
@@ -429,9 +425,8 @@ def test_closing_does_not_wait_for_a_query_that_hangs(tmp_path: Path) -> None:
 )
 def test_a_compromised_enclave_gets_no_more_than_serving_takes(tmp_path: Path, call: list[Any]) -> None:
     with Device.create(tmp_path / "device", CLASS, SIGNER.root) as device:
-        artefact = seal_for(device.identity, SIGNER, policy=Policy(budget=100))
-        offered = Offered(device, open_envelope(artefact.envelope, SIGNER.root).manifest)
-        assert answer(offered, ["counter", ["budget.0"]])[0] == Kind.ANSWER
+        offered = Offered(device)
+        assert answer(offered, ["record", ["enclave", "a line"]])[0] == Kind.ANSWER
         with pytest.raises(Lost):
             answer(offered, call)
         assert device.counter("budget.0") == 0

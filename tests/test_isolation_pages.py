@@ -18,6 +18,7 @@ from variegate.keys.errors import MisuseError
 
 PATTERN = bytes(range(100, 164))
 PIDFD_GETFD = 438
+SECRET = "memfd_secret pages: no plain read reaches them; who may write to the process gets them"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads another process as root does")
 
 
@@ -46,7 +47,7 @@ def test_pages_are_zeroed_writable_and_of_the_size_asked_for(zygote: Zygote) -> 
         [5000, 5000, False, "B", 0],
         ["axc", 7],
         False,
-        ["memory", "on", "memfd_secret pages, descriptor closed"],
+        ["memory", "on", SECRET],
         "SecretRegion(5000 bytes, on)",
     ]
 
@@ -242,7 +243,7 @@ def test_a_memlock_limit_that_is_too_small_falls_back(zygote: Zygote) -> None:
     reason = "memfd_secret pages refused: EAGAIN"
     assert said == [
         [
-            ["memory", "on", "memfd_secret pages, descriptor closed"],
+            ["memory", "on", SECRET],
             ["memory", "unavailable", f"{reason}; ordinary pages, kept out of core files"],
         ],
         f"secret pages are required: {reason}",

@@ -154,14 +154,14 @@ def test_an_enclave_that_only_calls_hangs_too(pair: tuple[socket.socket, socket.
     ours, theirs = pair
     process = Wired(ours)
     process.learn(1, 0.001)
-    platform = type("Clock", (), {"counter": lambda _self, _name: 3})()
+    platform = type("Clock", (), {"challenge": lambda _self: b"3"})()
     over = threading.Event()
 
     def call_on() -> None:
         theirs.recv(10)
         while not over.is_set():
-            theirs.send(wire.pack(Kind.CALL, "counter", ["budget.0"]))
-            assert wire.unpack(theirs.recv(100)) == (Kind.ANSWER, [3])
+            theirs.send(wire.pack(Kind.CALL, "challenge", []))
+            assert wire.unpack(theirs.recv(100)) == (Kind.ANSWER, [b"3"])
             time.sleep(0.02)
 
     thread = threading.Thread(target=call_on)
@@ -171,7 +171,7 @@ def test_an_enclave_that_only_calls_hangs_too(pair: tuple[socket.socket, socket.
         process.ask(b"\x02", platform, 0.4, frames=1)
     assert 0.4 <= time.monotonic() - start < 1.5
     over.set()
-    wire.send(ours, wire.pack(Kind.ANSWER, 3))  # in case it has called once more
+    wire.send(ours, wire.pack(Kind.ANSWER, b"3"))  # in case it has called once more
     thread.join()
 
 

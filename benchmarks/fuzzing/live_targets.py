@@ -274,7 +274,7 @@ def _alive(port: Isolated) -> Process:
 
 def _hostile_seeds() -> list[bytes]:
     labels = wire.LABELS_LAYOUT.pack(Kind.LABELS, 1, 2) + np.arange(2, dtype="<i8").tobytes()
-    call = wire.pack(Kind.CALL, "reserve", ["budget.0", 1, 1, 10])
+    call = wire.pack(Kind.CALL, "record", ["enclave", "detail"])
     return [
         b"\0",
         b"\1",

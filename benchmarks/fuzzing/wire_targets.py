@@ -23,6 +23,7 @@ from variegate.device_sim.hardware import BOOTS
 from variegate.isolation import wire
 from variegate.isolation.below import Below, Settings, answer, protections_to_values
 from variegate.isolation.child import _Process as Child
+from variegate.isolation.given import Given
 from variegate.isolation.host import Isolated
 from variegate.isolation.offered import Offered
 from variegate.isolation.policy import DevicePolicy
@@ -33,6 +34,7 @@ from variegate.isolation.wire import Kind, Lost
 from variegate.keys import cbor
 from variegate.keys.manifest import Policy
 from variegate.runtime.admission import SECURITY_COUNTER
+from variegate.runtime.allowance import Allowance
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
 from variegate.runtime.engine import Engine
 from variegate.runtime.frames import Frames
@@ -40,6 +42,8 @@ from variegate.runtime.opening import open_here
 
 HELD = (Protection("ptrace", ProtectionState.ON, "held"),)
 _BATCH = 8
+_NUMBER = 1 << 40
+"""Of a query, and higher than any before it."""
 
 
 def split(data: bytes) -> list[bytes]:
@@ -97,6 +101,14 @@ class _Wired(Process):
         self.exited_ = threading.Event()
 
     @property
+    def held(self) -> Protection:
+        return HELD[0]
+
+    @property
+    def foreign(self) -> bool:
+        return False
+
+    @property
     def exited(self) -> threading.Event:
         return self.exited_
 
@@ -116,10 +128,13 @@ class _Port(Isolated):
     def __init__(self, platform: Device, policy: DevicePolicy) -> None:
         self._platform, self._policy = platform, policy
         self._lock = threading.RLock()
-        self._closed, self._query, self._launched = False, 0, 1
+        self._closed, self._query, self._launched, self._answers = False, 0, 1, 0
         self._starts, self._protections = deque(maxlen=1), ()
         self._manifest = manifest_for(platform.identity, parts.REF, policy=Policy(budget=100))
-        self.offered = self._offered = Offered(platform, self._manifest)
+        self.offered = self._offered = Offered(platform)
+        self._allowance = Allowance(self._manifest.policy, self._manifest.epoch, platform)
+        public = platform.identity.signing_public
+        self._given = Given(settings_of(platform), self._manifest, HELD, public)
         self._spec = Frames(self._manifest)
         self._shown = np.zeros((_BATCH, *SHAPE), np.uint8)
         self._process: Process | None = None
@@ -150,6 +165,7 @@ def settings_of(device: Device) -> Settings:
         boots=1,
         time_ns=round(device.now() * wire.NS),
         security=0,
+        used=0,
         held=HELD,
         envelope=b"envelope",
     )
@@ -216,14 +232,12 @@ def _answers() -> list[bytes]:
     calls = [
         wire.pack(Kind.CALL, name, arguments)
         for name, arguments in (
-            ("counter", ["budget.0"]),
-            ("reserve", ["budget.0", 1, 5, 100]),
             ("record", ["enclave", "detail"]),
             ("challenge", []),
             ("release", [b"token", b"envelope"]),
         )
     ]
-    done = wire.pack(Kind.DONE, 5, None)
+    done = wire.pack(Kind.DONE)
     return [
         b"\0" + joined(*calls, ready),
         b"\0" + joined(labels),
@@ -249,12 +263,16 @@ class _Enclave(Child):
         with identity.open("rb") as file:
             self._below = Below(ours, settings_of(device), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         self._frames = shared
-        self._enclave = Enclave(copy.manifest, Engine(copy), copy.canaries, self._below, HELD)
+        self._enclave = Enclave(copy.manifest, Engine(copy), copy.canaries, self._below, HELD, charged=True)
+        self._asked = 0
         public = parts.X25519.public.signing_public
         self._says = Statements(self._below, copy.manifest, HELD, parts.X25519.sign, public)
 
     def shown(self, packet: bytes) -> bytes:
         return self._answer(packet)
+
+    def forget(self) -> None:
+        self._asked = 0  # numbers rise within an input, and start anew with the next
 
     def close(self) -> None:
         self._ours.close()
@@ -280,6 +298,7 @@ def _enclave(folder: Path) -> Iterator[Run]:
 
             def run(data: bytes) -> str:
                 said = []
+                enclave.forget()
                 for packet in split(data):
                     try:
                         found: list[bytes] = []
@@ -299,9 +318,9 @@ def questions() -> list[bytes]:
         return wire.QUERY_LAYOUT.pack(Kind.QUERY, number, now, 0, count, receipt)
 
     return [
-        joined(query(1, 1.8e9, 3, False), query(2, 1.8e9, 8, True)),
-        joined(wire.pack(Kind.TEST), wire.pack(Kind.STATUS, 1_800_000_000 * wire.NS, 0)),
-        joined(wire.pack(Kind.EVIDENCE, bytes(16), 1_800_000_000 * wire.NS, 0)),
+        joined(query(_NUMBER, 1.8e9, 3, False), query(_NUMBER + 1, 1.8e9, 8, True)),
+        joined(wire.pack(Kind.TEST), wire.pack(Kind.PING)),
+        joined(wire.pack(Kind.EVIDENCE, bytes(16), 1_800_000_000 * wire.NS, 0, 0)),
     ]
 
 
@@ -328,6 +347,7 @@ def _starts() -> list[bytes]:
         1,
         2,
         3,
+        4,
         protections_to_values(HELD),
         b"envelope",
     ]

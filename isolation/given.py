@@ -1,0 +1,111 @@
+"""What a serving enclave gives, held against what the supervisor knows.
+
+It may have been taken over, so that nothing but labels that were charged may come out of it: not in a token, not in
+the words of an error. What it signs is known beforehand to the byte, the signature apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from variegate.attest import cose, evidence, receipt
+from variegate.isolation import wire
+from variegate.isolation.below import Settings
+from variegate.isolation.statements import Claims
+from variegate.isolation.wire import Kind, Lost
+from variegate.keys.errors import DeviceError, Refusal, RefusedError, VariegateError
+from variegate.keys.manifest import Manifest
+from variegate.runtime.enclave import Protection
+
+_SIGNATURE_BYTES = 64
+_REFUSALS = {
+    Refusal.INPUT: "frames hold values outside of [0, 1]",
+    Refusal.EXPIRED: "artefact has expired",
+    Refusal.ROLLED_BACK: "artefact is older than what this device has confirmed",
+    Refusal.MODEL: "graph does not run",
+    Refusal.ARTEFACT: "artefact refused",
+}
+"""What a sound enclave may refuse once its copy is open."""
+
+
+class Given:
+    """Checks what one launch of one copy gives."""
+
+    def __init__(
+        self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...], public: bytes
+    ) -> None:
+        """Prepares.
+
+        Args:
+            settings: What the enclave was told.
+            manifest: The copy's, as the supervisor verified it.
+            protections: As the enclave named them when it was ready.
+            public: The device's Ed25519 key, 32 bytes.
+        """
+        self._claims = Claims(settings, manifest, protections)
+        self._classes = manifest.classes
+        self._public = public
+
+    def labels(self, answer: bytes, number: int, count: int) -> tuple[NDArray[np.int64], bytes]:
+        """Labels of the query of this number, one for each frame, and the bytes after them.
+
+        Raises:
+            Lost: The answer is none.
+        """
+        end = wire.LABELS_LAYOUT.size + 8 * count
+        if len(answer) < end or wire.LABELS_LAYOUT.unpack_from(answer) != (Kind.LABELS, number, count):
+            raise Lost("answer is for another query")
+        labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size).astype(np.int64)
+        if labels.view(np.uint64).max() >= self._classes:  # where those below 0 are large
+            raise Lost("answer holds what is no class")
+        return labels, answer[end:]
+
+    def receipt(self, token: bytes, frames: NDArray[Any], labels: NDArray[np.int64], now: float) -> None:
+        """Checks the receipt of a query.
+
+        Args:
+            token: Of the enclave.
+            frames: What was shown.
+            labels: What was answered.
+            now: Unix time in seconds, as the query said.
+
+        Raises:
+            Lost: It is another than a sound enclave gives.
+        """
+        wanted = self._claims.receipt(frames, labels, now=now)
+        if token != self._signed_like(token, receipt.TYP, wanted.to_bytes()):
+            raise Lost("receipt says something else")
+
+    def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
+        """Checks evidence against what was asked (`statements.Claims.evidence`).
+
+        Raises:
+            Lost: It is another than a sound enclave gives.
+        """
+        wanted = self._claims.evidence(nonce, now=now, security=security, used=used)
+        if token != self._signed_like(token, evidence.TYP, wanted.to_bytes()):
+            raise Lost("evidence says something else")
+
+    def _signed_like(self, token: bytes, typ: str, payload: bytes) -> bytes:
+        """The one token with this payload and the signature of `token`.
+
+        The signature is not verified: that would double the time of a receipt, and who has the key can hide as much in
+        a good one.
+        """
+        return cose.sign1(typ, payload, lambda _: token[-_SIGNATURE_BYTES:], self._public)
+
+
+def passed_on(error: VariegateError) -> VariegateError:
+    """What an enclave refused, in the supervisor's words.
+
+    Raises:
+        Lost: A serving enclave has no such thing to refuse; budget and rate are not its own.
+    """
+    if isinstance(error, RefusedError) and error.refusal in _REFUSALS:
+        return RefusedError(error.refusal, _REFUSALS[error.refusal])
+    if isinstance(error, DeviceError):
+        return DeviceError("the enclave has not enough memory", hint="raise ram_mib")
+    raise Lost("enclave refuses what it has no say in")
