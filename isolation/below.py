@@ -14,7 +14,7 @@ from variegate.isolation.wire import Kind, Lost
 from variegate.keys.errors import VariegateError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.signing import SellerRoot
-from variegate.runtime.admission import SECURITY_COUNTER
+from variegate.runtime.admission import SECURITY_COUNTER, SEQUENCE
 from variegate.runtime.enclave import Protection, ProtectionState
 
 
@@ -183,9 +183,11 @@ class Below:
         return self.identity().unwrap(sealed, info)
 
     def counter(self, name: str) -> int:
-        """Value of a monotonic counter."""
+        """Value of a monotonic counter. How far sequence numbers have come the supervisor holds against each query."""
         if name == SECURITY_COUNTER:
             return self._security
+        if name.startswith(SEQUENCE):
+            return 0
         return int(self.call("counter", name))
 
     def reserve(self, name: str, least: int, most: int, limit: int) -> int:

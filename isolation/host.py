@@ -26,7 +26,7 @@ from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.manifest import Manifest
-from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
+from variegate.runtime.admission import SECURITY_COUNTER, admit, check_current, uniform
 from variegate.runtime.enclave import Protection, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
@@ -220,6 +220,7 @@ class Isolated:
         with self._lock:
             process = self._running()
             platform = self._platform
+            check_current(self._manifest, platform)
             self._query = number = self._query + 1
             packet = wire.QUERY_LAYOUT.pack(
                 Kind.QUERY, number, platform.now(), platform.counter(SECURITY_COUNTER), count, receipt
