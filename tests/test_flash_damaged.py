@@ -55,16 +55,11 @@ def test_a_damaged_file_over_the_same_content_is_refused(bench: Bench, chunk: in
     whole.write_bytes(bad.to_bytes())
     envelope.write_bytes(bad.envelope)
     component.write_bytes(bad.component)
+    given: Artefact | Path = bad if how == "memory" else whole if how == "file" else envelope
     with twin(bench.running, bench.folder / "t") as device:
         before = device.slots.storage.operations
         with pytest.raises(RefusedError) as caught:
-            match how:
-                case "memory":
-                    flash(device, bad)
-                case "file":
-                    flash(device, whole)
-                case _:
-                    flash(device, envelope, component_file=component)
+            flash(device, given, component_file=component if given is envelope else None)
         assert caught.value.refusal is Refusal.ARTEFACT
         assert f"flash: {Refusal.COMPONENT}: " in device.log()[-1]
         assert device.slots.record().confirmed == "a"
