@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.files import made_or_empty
 
 _WAIT_S = 10.0
 _PRAGMAS = ("application_id", "user_version")
@@ -32,11 +34,11 @@ class Database:
     """
 
     def __init__(self, path: Path, schema: str, *, application: int, version: int, create: bool) -> None:
-        if create == path.exists():
+        if create == os.path.lexists(path) or (create and not made_or_empty(path)):
             raise MisuseError(f"{path} is there already" if create else f"there is no {path}")
         self._lock = threading.Lock()
-        # As a URI: the mode keeps a reader from making the file.
-        uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if create else 'rw'}"
+        # As a URI: the mode keeps SQLite from making the file, which it would do through a link.
+        uri = f"file:{quote(str(path.absolute()))}?mode=rw"
         try:
             self._db = sqlite3.connect(uri, isolation_level=None, timeout=_WAIT_S, uri=True, check_same_thread=False)
         except sqlite3.Error:
@@ -44,7 +46,6 @@ class Database:
         try:
             self._db.execute("PRAGMA synchronous = FULL")
             if create:
-                path.chmod(0o600)
                 # With a log beside the file, a reader from outside holds up no commit. The file remembers.
                 self._db.executescript(
                     f"PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {schema} PRAGMA application_id = {application};"

@@ -28,7 +28,8 @@ from torch import nn
 from benchmarks.bases import CIFAR10, GTSRB, Subject
 from benchmarks.result import RESULTS, result_path, source_commit, write_result
 from benchmarks.settings import calibrated
-from variegate.export.fleet import BATCH, Exporter
+from variegate.export.fleet import BATCH, Exporter, hand_out
+from variegate.export.outbox import making
 from variegate.export.registry import Registry
 from variegate.export.release import make_release
 from variegate.export.rewriters import Qim
@@ -97,7 +98,9 @@ class Workshop:
 
     def fleet(self, name: str) -> None:
         """One batch as a fleet export makes it: sealed, written, flushed, registered."""
-        self.registry.add(self.exporters[name].make(self.orders()))
+        exporter = self.exporters[name]
+        with making(exporter.folder) as made:
+            hand_out(made, exporter.make(self.orders(), made), self.registry)
 
     def in_memory(self, shared: SharedComponent | None) -> None:
         """One batch, sealed only."""

@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from variegate.keys.errors import MisuseError
+from variegate.keys.files import PUBLIC, write_atomic
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 
@@ -199,12 +200,4 @@ def _cpu() -> dict[str, str | int]:
 def _replace(target: Path, text: str) -> None:
     """Write beside the target and rename, so that a reader finds the old file or the new one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp makes it private
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(target, text.encode(), mode=PUBLIC, overwrite=True)

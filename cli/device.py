@@ -278,6 +278,7 @@ def _facts(status: DeviceStatus, counter: Callable[[str], int]) -> dict[str, Any
         "lifecycle": str(status.lifecycle),
         "boots": status.boots,
         "security_counter": status.security_counter,
+        "sequence": status.sequence,
         "root": status.root.hex(),
         "root_serial": status.root_serial,
         "confirmed": status.record.confirmed,

@@ -27,9 +27,10 @@ from variegate.export import weights
 from variegate.export.arrays import read_arrays
 from variegate.export.calibrate import Calibration, Tried, calibrate, candidates
 from variegate.export.contract import Contract, InputSpec
-from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport, prepare_folder
+from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport
 from variegate.export.fleet_list import Wanted, check_buyer, check_number, read_list
 from variegate.export.fuse import frame_shape
+from variegate.export.outbox import prepare_folder
 from variegate.export.parity import measure
 from variegate.export.registry import Registry
 from variegate.export.release import CANARIES, check_name, check_new, make_release
@@ -176,7 +177,8 @@ def _read_parameters(path: Path, kind: str, contract: Contract) -> Rewriter:
 
 def _copy(args: argparse.Namespace) -> int:
     check_number(args.epoch, "--epoch")
-    check_number(args.security_counter, "--security-counter")
+    if args.security_counter is not None:
+        check_number(args.security_counter, "--security-counter")
     device = DevicePublic.from_json(_read(args.device))
     wanted = Wanted(
         buyer=check_buyer(args.buyer), device=device, epoch=args.epoch, security_counter=args.security_counter
@@ -201,6 +203,8 @@ def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | Non
     _refuse_revoked(args, exporter.root, wanted)
     prepare_folder(args.out)
     registry = args.registry or args.release.resolve().parent / "registry.sqlite"
+    if not registry.exists():
+        note(f"{registry} is new; a device that holds a copy already may need --security-counter: see its status")
     with Registry(registry) as entered, Progress("copies", len(wanted)) as progress:
         seen = 0
 
@@ -237,7 +241,13 @@ def _terms(args: argparse.Namespace) -> Terms:
         raise MisuseError(f"--vendor has 1 to {_MAX_VENDOR} printable characters")
     policy = Policy(budget=args.budget, rate_per_hour=args.rate_per_hour, burst=args.burst, grace_s=args.grace)
     broker = None if args.broker is None else BrokerPublic.from_json(_read(args.broker))
-    return Terms(vendor=args.vendor, policy=policy, not_after=args.not_after, broker=broker)
+    return Terms(
+        vendor=args.vendor,
+        policy=policy,
+        not_after=args.not_after,
+        broker=broker,
+        allow_downgrade=args.allow_downgrade,
+    )
 
 
 def _refuse_revoked(args: argparse.Namespace, root: SellerRoot, wanted: list[Wanted]) -> None:
@@ -262,7 +272,7 @@ def _registry(args: argparse.Namespace) -> int:
         raise MisuseError("--ueid is 1 to 66 hexadecimal digits")
     with Registry(args.path, read_only=True) as registry:
         rows = [asdict(row) for row in registry.rows(buyer=buyer, ueid=ueid)]
-    columns = ("made", "release", "buyer", "ueid", "epoch", "sequence", "file")
+    columns = ("made", "release", "buyer", "ueid", "epoch", "security_counter", "sequence", "file")
     shown = [[_cell(c, row[c]) for c in columns] for row in rows[-_LIST_LIMIT:]]
     emit(rows, args.json, lambda: table(shown, columns) if rows else "no copies")
     if len(rows) > _LIST_LIMIT and not args.json:

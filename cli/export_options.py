@@ -68,7 +68,13 @@ def copy(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--buyer", required=True, help="buyer id, 1 to 128 printable characters")
     p.add_argument("--device", type=Path, required=True, metavar="JSON", help="the device's public identity")
     p.add_argument("--epoch", type=int, default=0, help="the buyer's key epoch (%(default)s)")
-    p.add_argument("--security-counter", type=int, default=0, help="rollback counter (%(default)s)")
+    p.add_argument(
+        "--security-counter",
+        type=int,
+        metavar="N",
+        help="rollback counter: a device that has confirmed this copy refuses all of a lower one (default: one above "
+        "all that the registry has for the device, 0 for a device that it does not know)",
+    )
     return p
 
 
@@ -82,7 +88,12 @@ def fleet(commands: Any) -> argparse.ArgumentParser:
     )
     _add_sealing(p)
     p.add_argument(
-        "--list", type=Path, required=True, metavar="CSV", help="columns buyer, device[, epoch, security_counter]"
+        "--list",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="columns buyer, device[, epoch, security_counter]; "
+        "without a security counter a copy gets one above all that the registry has for its device",
     )
     p.add_argument(
         "--cohort",
@@ -109,6 +120,12 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--budget", type=int, help="labels that a device may answer in this epoch (default: no bound)")
     p.add_argument("--rate-per-hour", type=int, help="labels per hour in the long run (default: no bound)")
     p.add_argument("--burst", type=int, default=1, help="labels at once under a rate (%(default)s)")
+    p.add_argument(
+        "--allow-downgrade",
+        action="store_true",
+        help="let a device go back to these copies from later ones of the same security counter; without it, it goes "
+        "to higher sequence numbers only. Nothing lets it below the security counter",
+    )
     p.add_argument("--not-after", type=_moment, metavar="TIME", help="expiry, ISO 8601 with time zone")
     p.add_argument("--grace", type=int, default=0, metavar="SECONDS", help="time past expiry (%(default)s)")
     add_passphrase_option(p)

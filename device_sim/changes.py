@@ -59,15 +59,6 @@ class Entry:
     new: str | None
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes a real folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def apply(descriptor: int, change: Write | Truncate) -> None:
     """Does a change to a real file."""
     if isinstance(change, Truncate):

@@ -4,7 +4,7 @@ Confirming is the order of events that neither bricks nor lets an old image back
 
     1. the image on trial boots and passes its self-test
     2. the boot record says `passed`
-    3. the security counter rises to the image's
+    3. the chip's sequence number for the image's security counter rises to the image's, then the security counter
     4. the chip notes the image's digest as the confirmed one, and forgets the root before a rotation
     5. the boot record makes it the confirmed one
 
@@ -31,7 +31,7 @@ from variegate.keys.errors import DeviceError, Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
 from variegate.keys.rotation import follow
-from variegate.runtime.admission import SECURITY_COUNTER, admit, uniform
+from variegate.runtime.admission import SECURITY_COUNTER, admit, sequence_counter, uniform
 from variegate.runtime.port import LabelPort
 
 _LIFECYCLE = "lifecycle"
@@ -58,6 +58,8 @@ class DeviceStatus:
         lifecycle: How far it has come.
         boots: Times it was booted.
         security_counter: Images below this are refused.
+        sequence: Images of this security counter that are numbered below this are refused, unless they allow a
+            downgrade themselves.
         root: Fingerprint of the seller's root that it trusts, 32 bytes.
         root_serial: Rotations of that root followed so far.
         record: Which slot is confirmed, which on trial.
@@ -69,6 +71,7 @@ class DeviceStatus:
     lifecycle: Lifecycle
     boots: int
     security_counter: int
+    sequence: int
     root: bytes
     root_serial: int
     record: BootRecord
@@ -224,6 +227,8 @@ class Device(Hardware):
     def _make_confirmed(self, record: BootRecord, envelope: bytes, manifest: Manifest) -> BootRecord:
         if self._running is not None and self._running.manifest != manifest:
             self._stop()
+        # In this order: were the security counter first, a cut between them would leave it without a sequence number.
+        self.advance(sequence_counter(manifest.security_counter), manifest.sequence)
         self.advance(SECURITY_COUNTER, manifest.security_counter)
         self.advance(_LIFECYCLE, 1)
         self._pin(self._trust.confirming(envelope))
@@ -263,12 +268,14 @@ class Device(Hardware):
         Raises:
             DeviceError: The disk failed.
         """
+        security_counter = self.counter(SECURITY_COUNTER)
         return DeviceStatus(
             ueid=self.ueid,
             device_class=self.device_class,
             lifecycle=list(Lifecycle)[self.counter(_LIFECYCLE)],
             boots=self.boots,
-            security_counter=self.counter(SECURITY_COUNTER),
+            security_counter=security_counter,
+            sequence=self.counter(sequence_counter(security_counter)),
             root=self.root.fingerprint,
             root_serial=self._trust.serial,
             record=self.slots.record(),

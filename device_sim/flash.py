@@ -2,6 +2,9 @@
 
 Cheap checks come first, and nothing is written before they pass. The confirmed slot is never touched. Every
 step may be done twice: called again after a power cut, it keeps the chunks that are there and goes on.
+
+A file that lies here is read whole and checked, also where the device holds its chunks already: who is told that a file
+was installed may give it to others. Another source is asked only for what is missing, since that is what it is for.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ class FlashReport:
         sequence: Number of its manifest.
         chunks: Of its component.
         written: Chunks written now; the others lay there already, and were checked.
-        moved: Bytes that came from outside: the envelope, and what was read of the component.
+        moved: Bytes that came from outside: the envelope, and what was read of the component. All of a file; of another
+            source what the device lacked, and nothing is said of the rest.
         confirmed: Whether it is the confirmed image now; else it is on trial.
     """
 
@@ -86,15 +90,15 @@ def flash(
         MisuseError: A file cannot be read, or no slot holds the component of an envelope that came alone.
     """
     with ExitStack() as stack:
-        source: Source | Alone
         if isinstance(artefact, Artefact | Path):
             source = uniform(device, "flash", lambda: stack.enter_context(opened(artefact, component_file)))
-        else:
-            source = artefact
-        return _install(device, source, confirm=confirm, progress=progress)
+            return _install(device, source, whole=not isinstance(source, Alone), confirm=confirm, progress=progress)
+        return _install(device, artefact, whole=False, confirm=confirm, progress=progress)
 
 
-def _install(device: Device, given: Source | Alone, *, confirm: bool, progress: Progress | None) -> FlashReport:
+def _install(
+    device: Device, given: Source | Alone, *, whole: bool, confirm: bool, progress: Progress | None
+) -> FlashReport:
     manifest, source, plan = uniform(device, "flash", lambda: _admitted(device, given))
     record = device.settle()
     # The chip is asked whether this image was confirmed: the record is the disk's, and the disk may be an attacker's.
@@ -103,6 +107,8 @@ def _install(device: Device, given: Source | Alone, *, confirm: bool, progress: 
         and device.confirms(source.envelope)
         and _holds(device, record.confirmed, source.envelope, manifest.component)
     ):
+        if whole:
+            uniform(device, "flash", lambda: _check_all(source, plan))
         device.drop_trial(record)
         return FlashReport(
             slot=record.confirmed,
@@ -116,7 +122,7 @@ def _install(device: Device, given: Source | Alone, *, confirm: bool, progress: 
     envelope_name, component_name = files(slot)
     storage = device.slots.storage
     device.record("flash", f"sequence {manifest.sequence} into slot {slot}: begun")
-    written = uniform(device, "flash", lambda: _stream(storage, component_name, source, plan, progress))
+    written = uniform(device, "flash", lambda: _stream(storage, component_name, source, plan, progress, whole=whole))
     _store(storage, envelope_name, source.envelope)
     done = f"{written} of {plan.layout.chunks} chunks written"
     device.record("flash", f"sequence {manifest.sequence} into slot {slot}: {done}")
@@ -187,6 +193,8 @@ def _stream(
     source: Source,
     plan: _Plan,
     progress: Progress | None,
+    *,
+    whole: bool,
 ) -> int:
     """Writes what the slot lacks, every chunk checked before it is written; returns how many that were."""
     layout, leaves = plan.layout, plan.leaves
@@ -202,12 +210,12 @@ def _stream(
     for index, leaf in enumerate(leaves):
         part = layout.span(index)
         if merkle.leaf(storage.read(name, part.start, part.stop - part.start)) != leaf:
-            chunk = _read(source, part, storage, name)
-            if merkle.leaf(memoryview(chunk)) != leaf:
-                raise RefusedError(Refusal.COMPONENT, "component does not match its hash tree")
+            chunk = _chunk(source, part, leaf, storage, name)
             storage.write(name, part.start, chunk)
             written += 1
             waiting += len(chunk)
+        elif whole:
+            _chunk(source, part, leaf, storage, name)
         if waiting >= _SYNC_BYTES:
             storage.fsync(name)
             waiting = 0
@@ -218,13 +226,25 @@ def _stream(
     return written
 
 
-def _read(source: Source, part: slice, storage: AtRest, name: str) -> bytes | memoryview:
-    """A chunk; where the source fails, what came before it is kept."""
+def _chunk(source: Source, part: slice, leaf: bytes, storage: AtRest, name: str) -> bytes | memoryview:
+    """A chunk, checked; where the source fails, what came before it is kept."""
     try:
-        return source.read(part)
+        chunk = source.read(part)
     except VariegateError:
         storage.fsync(name)
         raise
+    _check(chunk, leaf)
+    return chunk
+
+
+def _check_all(source: Source, plan: _Plan) -> None:
+    for index, leaf in enumerate(plan.leaves):
+        _check(source.read(plan.layout.span(index)), leaf)
+
+
+def _check(chunk: bytes | memoryview, leaf: bytes) -> None:
+    if merkle.leaf(memoryview(chunk)) != leaf:
+        raise RefusedError(Refusal.COMPONENT, "component does not match its hash tree")
 
 
 def _store(storage: AtRest, name: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ from typing import Self
 from variegate.device_sim.at_rest import STORAGE_KEY_BYTES, AtRest
 from variegate.device_sim.audit import AuditKey
 from variegate.device_sim.audit_log import AuditLog
-from variegate.device_sim.changes import disk, sync_folder
+from variegate.device_sim.changes import disk
 from variegate.device_sim.chip import Chip, made_chip, open_chip
 from variegate.device_sim.hosting import POLICY_FILE, InProcess, policy_of
 from variegate.device_sim.slots import Slots
@@ -26,7 +26,7 @@ from variegate.device_sim.trust import Trust
 from variegate.isolation.host import BOOT
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError
-from variegate.keys.files import PUBLIC, write_atomic
+from variegate.keys.files import PUBLIC, sync_folder, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_HYBRID
 from variegate.keys.signing import SellerRoot

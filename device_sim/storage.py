@@ -12,10 +12,12 @@ import os
 import random
 import re
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-from variegate.device_sim.changes import Entry, File, Truncate, Write, apply, disk, sync_folder
+from variegate.device_sim.changes import Entry, File, Truncate, Write, apply, disk
 from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.files import sync_folder
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ORPHAN = ".orphan-"
@@ -107,7 +109,7 @@ class Storage:
         end = file.length if length is None else min(file.length, offset + length)
         if end <= offset:
             return b""
-        with disk(), file.path.open("rb", buffering=0) as real:
+        with disk(), _opened(file.path, os.O_RDONLY) as real:
             real.seek(offset)
             found = real.read(end - offset)
         if not file.pending:
@@ -139,7 +141,7 @@ class Storage:
         self._orphans += 1
         path = self._folder / f"{_ORPHAN}{self._orphans}"
         with disk():
-            path.touch()
+            _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL).close()
         self._names[name] = File(path, 0)
         self._entries.append(Entry(self._names[name], None, name))
 
@@ -177,7 +179,7 @@ class Storage:
         """
         file = self._file(name)
         self._begin()
-        with disk(), file.path.open("r+b", buffering=0) as real:
+        with disk(), _opened(file.path, os.O_RDWR) as real:
             for change in file.pending:
                 apply(real.fileno(), change)
             os.fsync(real.fileno())
@@ -255,7 +257,7 @@ class Storage:
         chance.shuffle(changes)
         for file, piece in changes:
             if chance.random() < share:
-                with file.path.open("r+b", buffering=0) as real:
+                with _opened(file.path, os.O_RDWR) as real:
                     apply(real.fileno(), piece)
         landed = [entry for entry in self._entries if chance.random() < share]
         chance.shuffle(landed)
@@ -279,6 +281,12 @@ class Storage:
         for name, file in names.items():
             if file.path.name != name:
                 file.path = file.path.replace(self._folder / name)
+
+
+def _opened(path: Path, flags: int) -> FileIO:
+    """A real file, never through a link: whoever has the disk may put one there while the device is on."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    return FileIO(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
 
 
 def _is_ours(path: Path) -> bool:

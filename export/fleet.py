@@ -1,20 +1,18 @@
 """Copies for a whole fleet: in parallel, resumable, each registered once its file is safe.
 
-A batch of orders is sealed under one ML-DSA signature, its files are written and flushed, and only then are its
-rows added to the registry. Whatever is killed in between is made again with the same sequence numbers.
+Sequence numbers and security counters are reserved in the registry before anything is signed. A batch of orders is
+sealed under one ML-DSA signature, its files are written and flushed, its rows are added to the registry, and only then
+do the files get their names. Whatever is killed in between leaves no file outside the registry, and is made again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import hashlib
 import multiprocessing
-import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,21 +23,20 @@ from pathlib import Path
 from urllib.parse import quote
 
 from variegate.export.fleet_list import Wanted
+from variegate.export.orders import Shelf, missing
+from variegate.export.outbox import give_names, making, prepare_folder, write_all
 from variegate.export.registry import Registry, Row, now, parameters_text
 from variegate.export.release import Release
 from variegate.export.rewriters import to_parameters
 from variegate.export.sealing import CopyOrder, SealedCopy, SharedComponent, Terms, seal_copies, share_component
-from variegate.keys.artefact import Artefact
-from variegate.keys.envelope import open_envelope
-from variegate.keys.errors import DeviceError, MisuseError, RefusedError
-from variegate.keys.files import write_atomic
+from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.files import PUBLIC, write_atomic
 from variegate.keys.primitives import sha256
 from variegate.keys.seller import SellerKeys
 from variegate.keys.signing import SellerRoot, Signer
 
 _BUYER_BYTES = 100
 """Of a file's name; ueid and sequence keep it unique."""
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 BATCH = 64
 """Copies under one batch signature: what a kill can lose, and how often progress shows."""
@@ -131,79 +128,35 @@ class Exporter:
             raise MisuseError("a signer of its own works in one process", hint="leave out --jobs")
         prepare_folder(self.folder)
         if self.shared is not None:
-            write_atomic(self.folder / COMPONENT_FILE, bytes(self.shared.file), mode=0o644, overwrite=True)
-        orders = self._missing(wanted, registry)
+            write_atomic(self.folder / COMPONENT_FILE, bytes(self.shared.file), mode=PUBLIC, overwrite=True)
+        orders = missing(wanted, registry, Shelf(self.folder, self.release, self.shared, self.terms, self.root))
         done = 0
-        for rows in self._run(orders, jobs):
-            registry.add(rows)
-            done += len(rows)
-            progress(done, len(orders))
+        # Closed in this order: no worker writes any more when the folder goes.
+        with making(self.folder) as made, contextlib.closing(self._run(orders, jobs, made)) as batches:
+            for rows in batches:
+                hand_out(made, rows, registry)
+                done += len(rows)
+                progress(done, len(orders))
         return FleetReport(len(orders), len(wanted) - len(orders), self.folder)
 
-    def make(self, orders: Sequence[CopyOrder]) -> list[Row]:
-        """Seals a batch, writes its files, and returns its rows, not yet registered."""
+    def make(self, orders: Sequence[CopyOrder], made: Path) -> list[Row]:
+        """Seals a batch and writes its files into a folder of `outbox.making`; they are not yet registered.
+
+        Returns:
+            Its rows, for `hand_out`.
+        """
         copies = seal_copies(self.release, self.seller, orders, self.terms, self.shared, signer=self.signer)
         files = [(file_name(c.order, shared=self.shared is not None), c.to_bytes()) for c in copies]
-        _write_batch(self.folder, files)
+        write_all(made, files)
         return [_row(self.release, c, name, data) for c, (name, data) in zip(copies, files, strict=True)]
 
-    def _missing(self, wanted: Sequence[Wanted], registry: Registry) -> list[CopyOrder]:
-        """Orders for what has no registered file in this folder yet, with their sequence numbers."""
-        release, shared = self.release, self.shared
-        parameters = parameters_text(to_parameters(release.template.rewriter))
-        suffix = ".vgc" if shared is None else ".vge"
-        asked = {(w.buyer, w.device.ueid.hex(), w.epoch, w.security_counter) for w in wanted}
-        # The last whole file counts: a device may have taken it and would refuse the ones before.
-        there: dict[tuple[str, str, int, int], Row] = {}
-        for row in registry.rows():
-            key = (row.buyer, row.ueid, row.epoch, row.security_counter)
-            if (
-                key in asked
-                and (row.release, row.base, row.parameters) == (release.name, release.base_digest.hex(), parameters)
-                and (shared is None or row.component == shared.ref.root.hex())
-                and row.file.endswith(suffix)
-                and _is_whole(self.folder / row.file, row.artefact)
-            ):
-                there[key] = row
-        sequences = dict(registry.latest_sequences())
-        orders = []
-        for w in wanted:
-            ueid = w.device.ueid.hex()
-            row_there = there.get((w.buyer, ueid, w.epoch, w.security_counter))
-            if row_there is not None and self._is_as_asked(self.folder / row_there.file, w):
-                continue
-            sequences[ueid] = sequences.get(ueid, 0) + 1
-            orders.append(
-                CopyOrder(
-                    buyer=w.buyer,
-                    device=w.device,
-                    epoch=w.epoch,
-                    sequence=sequences[ueid],
-                    security_counter=w.security_counter,
-                )
-            )
-        return orders
-
-    def _is_as_asked(self, path: Path, wanted: Wanted) -> bool:
-        """Whether a whole file was sealed on these terms, for this class, under the root of today's signer."""
-        try:
-            data = path.read_bytes()
-            envelope = Artefact.from_bytes(data).envelope if self.shared is None else data
-            manifest = open_envelope(envelope, self.root).manifest
-        except (OSError, RefusedError):
-            return False
-        terms = self.terms
-        sealed = (manifest.vendor, manifest.policy, manifest.not_after, manifest.measurements, manifest.device_class)
-        asked = (terms.vendor, terms.policy, terms.not_after, terms.measurements, wanted.device.device_class)
-        broker = None if manifest.release is None else manifest.release.broker
-        return sealed == asked and broker == (None if terms.broker is None else terms.broker.id)
-
-    def _run(self, orders: Sequence[CopyOrder], jobs: int) -> Iterator[list[Row]]:
+    def _run(self, orders: Sequence[CopyOrder], jobs: int, made: Path) -> Generator[list[Row]]:
         """Rows of each batch as it is finished."""
         # itertools.batched came with Python 3.12.
         batches = iter([orders[i : i + BATCH] for i in range(0, len(orders), BATCH)])
         if jobs <= 1 or len(orders) <= BATCH:
-            yield from map(self.make, batches)
+            for batch in batches:
+                yield self.make(batch, made)
             return
         context = multiprocessing.get_context("spawn")
         reopen = self.seller.reopener()
@@ -211,13 +164,13 @@ class Exporter:
         with ProcessPoolExecutor(jobs, context, _start_worker, (start,)) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
             with _no_interrupts():
-                running: set[Future[list[Row]]] = {pool.submit(_work, b) for b in islice(batches, 2 * jobs)}
+                running: set[Future[list[Row]]] = {pool.submit(_work, b, made) for b in islice(batches, 2 * jobs)}
             try:
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
                         yield future.result()
-                        running |= {pool.submit(_work, b) for b in islice(batches, 1)}
+                        running |= {pool.submit(_work, b, made) for b in islice(batches, 1)}
             except BrokenProcessPool:
                 raise DeviceError("a worker process died", hint="run again: finished batches are kept") from None
             finally:
@@ -258,8 +211,8 @@ def _worker() -> Exporter:
     return Exporter(start.release, seller, start.terms, start.folder, start.cohort)
 
 
-def _work(orders: Sequence[CopyOrder]) -> list[Row]:
-    return _worker().make(orders)
+def _work(orders: Sequence[CopyOrder], made: Path) -> list[Row]:
+    return _worker().make(orders, made)
 
 
 @contextlib.contextmanager
@@ -275,64 +228,20 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the folder, and removes what a killed run left half-written.
+def hand_out(made: Path, rows: Sequence[Row], registry: Registry) -> None:
+    """Enters a batch in the registry and gives its files their names.
+
+    Args:
+        made: Where `Exporter.make` wrote it.
+        rows: What that returned.
+        registry: Where copies are entered.
 
     Raises:
-        MisuseError: When it is no folder or may not be written.
+        RefusedError: `MALFORMED`, when a sequence number is taken or the registry is damaged; no file has a name then.
+        MisuseError: When the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (*folder.glob(".*.vgc.part"), *folder.glob(".*.vge.part")):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise MisuseError(f"cannot write to {folder}: permission denied")
-
-
-def _cannot_write(folder: Path, error: OSError) -> MisuseError:
-    return MisuseError(f"cannot write to {folder}: {(error.strerror or type(error).__name__).lower()}")
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    except OSError:
-        return False
-
-
-def _write_batch(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
-    """Writes files so that each is whole or absent, and all are on the disk on return.
-
-    One flush of the file system serves the whole batch; `write_atomic` would pay one for every file.
-    """
-    partial = [folder / f".{name}.part" for name, _ in files]
-    try:
-        for path, (_, data) in zip(partial, files, strict=True):
-            path.write_bytes(data)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _sync_file_system(handle)
-            for path, (name, _) in zip(partial, files, strict=True):
-                path.replace(folder / name)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    finally:
-        # Whatever has not got its name by now, never will: an interrupt ends here as well.
-        for path in partial:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _sync_file_system(handle: int) -> None:
-    """syncfs(2) of the file system that holds `handle`; Python has only sync(2), which waits for all of them."""
-    if _LIBC.syncfs(handle) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    registry.add(rows)
+    give_names(made, [row.file for row in rows])
 
 
 def _row(release: Release, copy: SealedCopy, name: str, data: bytes) -> Row:

@@ -22,13 +22,13 @@ class Wanted:
         buyer: Buyer id.
         device: The device's public identity.
         epoch: The buyer's key epoch.
-        security_counter: Rollback counter.
+        security_counter: Rollback counter; None for one above all that the registry has for the device, or 0.
     """
 
     buyer: str
     device: DevicePublic
     epoch: int = 0
-    security_counter: int = 0
+    security_counter: int | None = None
 
 
 def read_list(path: Path) -> list[Wanted]:

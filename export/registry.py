@@ -1,5 +1,8 @@
 """Who got what: an append-only SQLite registry. It holds no seed and no key.
 
+Numbers of copies are reserved here before anything is signed, so that exports at once never give one twice; a copy
+that came of them is entered when its file is whole.
+
 Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history; whoever owns the file
 can still replace it, so keep it where you keep your books.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
@@ -18,9 +21,11 @@ from typing import Self
 from urllib.parse import quote
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.files import made_or_empty
 
 _VERSION = 1
 _APPLICATION = 0x56475247
+_OURS = (_APPLICATION, _VERSION)
 _SCHEMA = """
 CREATE TABLE copies (
   id INTEGER PRIMARY KEY,
@@ -35,6 +40,22 @@ CREATE INDEX copies_by_artefact ON copies (artefact);
 CREATE TRIGGER copies_no_update BEFORE UPDATE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER copies_no_delete BEFORE DELETE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+# Files from before there were reservations get this table when they are next written to.
+_RESERVED = """
+CREATE TABLE reserved (
+  id INTEGER PRIMARY KEY,
+  made TEXT NOT NULL, ueid TEXT NOT NULL, sequence INTEGER NOT NULL, security_counter INTEGER NOT NULL,
+  UNIQUE (ueid, sequence)
+) STRICT;
+CREATE TRIGGER reserved_no_update BEFORE UPDATE ON reserved BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER reserved_no_delete BEFORE DELETE ON reserved BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+_HIGHEST = """
+SELECT MAX(sequence), MAX(security_counter) FROM (
+  SELECT sequence, security_counter FROM copies WHERE ueid = ?1
+  UNION ALL SELECT sequence, security_counter FROM reserved WHERE ueid = ?1)
+"""
+_MAX_NUMBER = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +96,19 @@ class Row:
 _COLUMNS = tuple(f.name for f in fields(Row))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What one copy is numbered by.
+
+    Attributes:
+        sequence: No other copy for this device has it.
+        security_counter: Rollback counter.
+    """
+
+    sequence: int
+    security_counter: int
+
+
 class Registry:
     """An open registry; a context manager.
 
@@ -88,24 +122,21 @@ class Registry:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        new = not read_only and (not path.exists() or path.stat().st_size == 0)
-        # As a URI: the mode is what keeps a reader from making the file.
-        uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
+        empty = not read_only and made_or_empty(path)
+        # As a URI: the mode is what keeps SQLite from making the file, which it would do through a link.
+        uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
         try:
             self._db = sqlite3.connect(uri, isolation_level=None, timeout=30, uri=True)
             self._db.execute("PRAGMA synchronous = FULL")
-            if new:
-                path.chmod(0o600)
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION};"
-                    f"PRAGMA user_version = {_VERSION}; COMMIT;"
-                )
-            found = tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS)
+            found = self._versions()
+            # What is not ours, an empty file behind a link among it, is not written to.
+            if not read_only and (empty or found == _OURS):
+                found = self._prepared(empty=empty)
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
                 raise MisuseError(f"cannot open {path}", hint="name a file in a folder that exists") from None
             raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry: {error}") from None
-        if found != (_APPLICATION, _VERSION):
+        if found != _OURS:
             self._db.close()
             raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry of version {_VERSION}")
 
@@ -117,6 +148,62 @@ class Registry:
     ) -> None:
         self._db.close()
 
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS)
+
+    def _prepared(self, *, empty: bool) -> tuple[int, ...]:
+        """Makes what is not there yet; what two processes open at once, one of them makes."""
+        with self._transaction():
+            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+            if empty and not tables:
+                self._run(f"{_SCHEMA} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};")
+            found = self._versions()
+            if found == _OURS and "reserved" not in tables:
+                self._run(_RESERVED)
+        return found
+
+    def _run(self, script: str) -> None:
+        """Runs statements one by one: `executescript` would end the transaction first."""
+        statement = ""
+        for part in script.split(";"):
+            statement += part + ";"
+            if sqlite3.complete_statement(statement):
+                self._db.execute(statement)
+                statement = ""
+
+    def reserve(self, wanted: Sequence[tuple[str, int | None]]) -> list[Numbers]:
+        """Takes numbers for copies that are to be made, in one transaction; no other export gets them.
+
+        Args:
+            wanted: For each copy the device's ueid, and its security counter; None for one above all that the device
+                was ever given, or 0 where it was given none. Copies for one device that leave it open share one.
+
+        Returns:
+            The numbers, in the order of `wanted`.
+
+        Raises:
+            MisuseError: A device has had the highest number there is.
+            RefusedError: `MALFORMED`, when the file is damaged.
+        """
+        opened: dict[str, int] = {}
+        taken: list[Numbers] = []
+        with self._errors(), self._transaction():
+            for ueid, counter in wanted:
+                sequence, highest = self._db.execute(_HIGHEST, (ueid,)).fetchone()
+                if counter is None and ueid not in opened:
+                    opened[ueid] = 0 if highest is None else highest + 1
+                numbers = Numbers(
+                    sequence=(sequence or 0) + 1, security_counter=opened[ueid] if counter is None else counter
+                )
+                if max(numbers.sequence, numbers.security_counter) > _MAX_NUMBER:
+                    raise MisuseError(f"device {ueid} was given the highest number there is")
+                self._db.execute(
+                    "INSERT INTO reserved (made, ueid, sequence, security_counter) VALUES (?, ?, ?, ?)",
+                    (now(), ueid, numbers.sequence, numbers.security_counter),
+                )
+                taken.append(numbers)
+        return taken
+
     def add(self, rows: Iterable[Row]) -> None:
         """Appends rows, all or none.
 
@@ -124,17 +211,11 @@ class Registry:
             RefusedError: `MALFORMED`, when a device would get a sequence number twice, or the file is damaged.
         """
         holders = ", ".join("?" * len(_COLUMNS))
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.executemany(
-                    f"INSERT INTO copies ({', '.join(_COLUMNS)}) VALUES ({holders})",  # noqa: S608  constants
-                    [astuple(row) for row in rows],
-                )
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._errors(), self._transaction():
+            self._db.executemany(
+                f"INSERT INTO copies ({', '.join(_COLUMNS)}) VALUES ({holders})",  # noqa: S608  constants
+                [astuple(row) for row in rows],
+            )
 
     def rows(self, *, buyer: str | None = None, ueid: str | None = None) -> Iterator[Row]:
         """Rows in the order in which they were made.
@@ -149,10 +230,16 @@ class Registry:
             for values in self._db.execute(query, (buyer, ueid)):
                 yield Row(**dict(zip(_COLUMNS, values, strict=True)))
 
-    def latest_sequences(self) -> Mapping[str, int]:
-        """The highest sequence number of each device, by ueid."""
-        with self._errors():
-            return dict(self._db.execute("SELECT ueid, MAX(sequence) FROM copies GROUP BY ueid").fetchall())
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has undone some failures by itself
+                self._db.execute("ROLLBACK")
+            raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

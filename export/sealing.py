@@ -49,6 +49,7 @@ class Terms:
         not_after: Unix seconds, or None.
         measurements: Expected measurements.
         broker: The key broker that each opening needs, or None.
+        allow_downgrade: Whether a device that has confirmed a later copy under the same security counter takes these.
     """
 
     vendor: str
@@ -56,6 +57,7 @@ class Terms:
     not_after: int | None = None
     measurements: dict[str, bytes] = field(default_factory=dict)
     broker: BrokerPublic | None = None
+    allow_downgrade: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,4 +199,5 @@ def _manifest(release: Release, order: CopyOrder, terms: Terms, ref: ComponentRe
         canaries=canaries,
         measurements=terms.measurements,
         not_after=terms.not_after,
+        allow_downgrade=terms.allow_downgrade,
     )

@@ -14,7 +14,7 @@ from variegate.isolation.wire import Kind, Lost
 from variegate.keys.errors import MisuseError, VariegateError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.signing import SellerRoot
-from variegate.runtime.admission import SECURITY_COUNTER
+from variegate.runtime.admission import SECURITY_COUNTER, SEQUENCE
 from variegate.runtime.enclave import Protection, ProtectionState
 
 
@@ -191,8 +191,13 @@ class Below:
         return self.identity().unwrap(sealed, info)
 
     def counter(self, name: str) -> int:
-        """Value of one of the two monotonic counters that an enclave is told: security, and labels charged."""
-        return self._security if name == SECURITY_COUNTER else self._used
+        """Value of a monotonic counter that an enclave is told: security, and labels charged.
+
+        How far sequence numbers have come the supervisor holds against each query.
+        """
+        if name == SECURITY_COUNTER:
+            return self._security
+        return 0 if name.startswith(SEQUENCE) else self._used
 
     def reserve(self, name: str, least: int, most: int, limit: int) -> int:
         """Nothing is reserved from here.

@@ -50,7 +50,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
             path.hardlink_to(temporary)
             Path(temporary).unlink()
             temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise _exists(path) from None
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
@@ -61,6 +61,38 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+def write_new(path: Path, data: bytes | memoryview, *, mode: int = PRIVATE) -> None:
+    """Writes a file under a name that nothing has, not even a link; not durable until its file system is synced.
+
+    For many files that one sync shall serve, in a folder that only this user may change; `write_atomic` is for one.
+
+    Raises:
+        OSError: It is there already, or could not be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        os.fchmod(file.fileno(), mode)
+
+
+def made_or_empty(path: Path) -> bool:
+    """Makes an empty private file where there is none, never through a link; for databases that are filled later.
+
+    Returns:
+        Whether it is empty. False for a link, whatever it leads to.
+
+    Raises:
+        MisuseError: It cannot be made.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE))
+    except FileExistsError:
+        return not path.is_symlink() and path.is_file() and path.stat().st_size == 0
+    except OSError as error:
+        raise MisuseError(f"cannot open {path}: {_reason(error)}", hint=_HINT) from error
+    return True
 
 
 def check_new(path: Path) -> None:
@@ -126,7 +158,12 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
         raise RefusedError(Refusal.KEY, message, hint=f"chmod 600 {path}")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable.
+
+    Raises:
+        OSError: It cannot be synced.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

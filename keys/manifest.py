@@ -1,7 +1,7 @@
 """The manifest: what an artefact is and what its device may do with it (after RFC 9124's elements).
 
 Deterministic CBOR, a map with integer keys. Strict: no key more, none less, but for `release`, which is there only
-when a copy depends on a key broker.
+when a copy depends on a key broker, and `allow_downgrade`, which is there only when it is true.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DTYPES = ("uint8", "float32")
 _MAX_TEXT = 128
 _MAX_UINT = (1 << 63) - 1
 _RANK = 3
+_RELEASE, _DOWNGRADE = 16, 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class Manifest:
     """The signed manifest.
 
     Attributes:
-        sequence: Number of this manifest among all for this device.
+        sequence: Number of this manifest among all for this device; below the highest that was confirmed under the
+            same security counter means rolled back.
         security_counter: Lowest value of the device's counter to raise to; below it means rolled back.
         vendor: The seller.
         device_class: Kind of device, for example "camera-v1".
@@ -99,6 +101,8 @@ class Manifest:
         not_after: Unix seconds, or None.
         previous: SHA-256 of the manifest that this one follows, or None.
         release: What it needs of a key broker, or None.
+        allow_downgrade: Whether it may take the place of one with a higher sequence number and the same security
+            counter.
     """
 
     sequence: int
@@ -118,6 +122,7 @@ class Manifest:
     not_after: int | None = None
     previous: bytes | None = None
     release: Release | None = None
+    allow_downgrade: bool = False
 
     def to_bytes(self) -> bytes:
         """The deterministic encoding."""
@@ -139,7 +144,8 @@ class Manifest:
                 13: [[name, value] for name, value in sorted(self.measurements.items())],
                 14: self.not_after,
                 15: self.previous,
-                **({} if r is None else {16: [r.broker, r.sealed]}),
+                **({} if r is None else {_RELEASE: [r.broker, r.sealed]}),
+                **({_DOWNGRADE: True} if self.allow_downgrade else {}),
             }
         )
 
@@ -168,7 +174,9 @@ class Manifest:
                 14: not_after,
                 15: previous,
                 **rest,
-            } if version == FORMAT and rest.keys() <= {16} and dtype in DTYPES and len(shape) == _RANK:
+            } if (
+                version == FORMAT and rest.keys() <= {_RELEASE, _DOWNGRADE} and dtype in DTYPES and len(shape) == _RANK
+            ):
                 manifest = cls(
                     sequence=_uint(sequence),
                     security_counter=_uint(counter),
@@ -197,9 +205,11 @@ class Manifest:
                     measurements=dict(_measurement(item) for item in measurements),
                     not_after=None if not_after is None else _uint(not_after),
                     previous=None if previous is None else _bytes(previous, HASH_BYTES),
-                    release=_release(rest[16]) if rest else None,
+                    release=_release(rest[_RELEASE]) if _RELEASE in rest else None,
+                    allow_downgrade=_DOWNGRADE in rest,
                 )
-                # Measurements out of order or twice, and true for 1, would be second encodings of one manifest.
+                # Measurements out of order or twice, true for 1, and a permission that is not true would be second
+                # encodings of one manifest.
                 if manifest.to_bytes() == data:
                     return manifest
         raise RefusedError(Refusal.MALFORMED, "manifest does not have the fields of format 1")

@@ -18,6 +18,17 @@ T = TypeVar("T")
 
 SECURITY_COUNTER = "security"
 """Name of the counter behind rollback protection."""
+SEQUENCE = "sequence."
+"""Begins the names of the counters behind it among images of one security counter."""
+
+
+def sequence_counter(security_counter: int) -> str:
+    """Name of the counter of the highest sequence number that was confirmed under a security counter.
+
+    One for each, so that confirming an image under a higher security counter does not touch what guards the image
+    before it: a power cut between the two leaves both bounds whole.
+    """
+    return f"{SEQUENCE}{security_counter}"
 
 
 def admit(envelope: bytes, platform: Platform) -> Envelope:
@@ -46,7 +57,7 @@ def admit(envelope: bytes, platform: Platform) -> Envelope:
 
 
 def check_current(manifest: Manifest, platform: Platform) -> None:
-    """Holds clock and counter against the manifest: when it is opened, and again at every query.
+    """Holds clock and counters against the manifest: when it is opened, and again at every query.
 
     Raises:
         RefusedError: `EXPIRED` past `not_after` and the grace, or `ROLLED_BACK`.
@@ -54,7 +65,16 @@ def check_current(manifest: Manifest, platform: Platform) -> None:
     if manifest.not_after is not None and platform.now() > manifest.not_after + manifest.policy.grace_s:
         raise RefusedError(Refusal.EXPIRED, "artefact has expired")
     if manifest.security_counter < platform.counter(SECURITY_COUNTER):
-        raise RefusedError(Refusal.ROLLED_BACK, "artefact is older than what this device has confirmed")
+        raise _older("security counter", manifest.security_counter, platform.counter(SECURITY_COUNTER))
+    confirmed = platform.counter(sequence_counter(manifest.security_counter))
+    if manifest.sequence < confirmed and not manifest.allow_downgrade:
+        raise _older("sequence", manifest.sequence, confirmed)
+
+
+def _older(what: str, found: int, confirmed: int) -> RefusedError:
+    # For the inner log alone, so it may say what the seller has to change: their registry may be lost.
+    message = f"artefact is older than what this device has confirmed: {what} {found}, confirmed {confirmed}"
+    return RefusedError(Refusal.ROLLED_BACK, message, hint="seal it again under a higher security counter")
 
 
 def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:

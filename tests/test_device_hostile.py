@@ -317,8 +317,8 @@ def test_no_cut_between_writes_of_the_chip_bricks(
             assert flash(device, update).confirmed
             assert device.counter("security") == 2
             assert device.boot().manifest.sequence == 2
-    # What passed, the security counter, what is confirmed; it is deployed already. The rest are the log's.
-    assert len(found) == len(seen) == 3 + seen.count(HEAD)
+    # What passed, its number, the security counter, what is confirmed; it is deployed already. The rest are the log's.
+    assert len(found) == len(seen) == 4 + seen.count(HEAD)
     assert found == sorted(found)
     assert set(found) == {1, 2}
 

@@ -172,6 +172,12 @@ def test_a_device_over_a_tpm(tpm: SoftwareTpm, folder: Path, seller: Seller) -> 
         flash(device, seal_for(device.identity, seller.signer, sequence=2, security_counter=2))
         assert device.boot().manifest.sequence == 2
         assert (device.status().security_counter, device.counter("budget.0")) == (2, spent)
+        flash(device, seal_for(device.identity, seller.signer, sequence=4, security_counter=2))
+        older = seal_for(device.identity, seller.signer, sequence=3, security_counter=2)
+    with Device.open(home) as device:
+        with pytest.raises(RefusedError):
+            flash(device, older)
+        assert (device.status().sequence, device.boot().manifest.sequence) == (4, 4)
     current = folder / "current"
     home.rename(current)
     backup.rename(home)
@@ -180,7 +186,7 @@ def test_a_device_over_a_tpm(tpm: SoftwareTpm, folder: Path, seller: Seller) -> 
     shutil.rmtree(home)
     current.rename(home)
     with Device.open(home) as device:
-        assert device.boot().manifest.sequence == 2
+        assert device.boot().manifest.sequence == 4
 
 
 def test_a_restored_state_is_refused(tpm: SoftwareTpm, folder: Path, chip: TpmChip) -> None:

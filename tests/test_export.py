@@ -208,8 +208,8 @@ def test_a_fleet_is_made_once_and_resumed(folder: Path, tmp_path: Path) -> None:
     fleet = wanted(BATCH + 6)
     exporter = Exporter(folder, SELLER, TERMS, tmp_path / "out")
     with Registry(tmp_path / "r.sqlite") as registry:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / ".killed-1.vgc.part").touch()
+        (tmp_path / "out" / ".making-killed").mkdir(parents=True)
+        (tmp_path / "out" / ".making-killed" / "killed-1.vgc").touch()
         first = exporter.fleet(fleet[:BATCH], registry)
         assert not list((tmp_path / "out").glob(".*"))
         assert (first.made, first.skipped) == (BATCH, 0)
@@ -248,7 +248,7 @@ def test_a_copy_on_other_terms_is_made_anew(
     fleet = wanted(1)
     with Registry(tmp_path / "r") as registry:
         made = [exporter.fleet(fleet, registry).made for exporter in (first, first, other, other, first)]
-        assert [row.sequence for row in registry.rows()] == [1, 2, 3]
+        assert [(row.sequence, row.security_counter) for row in registry.rows()] == [(1, 0), (2, 1), (3, 2)]
     assert made == [1, 0, 1, 0, 1]
 
 
@@ -276,7 +276,7 @@ def test_a_file_name_is_never_too_long(tmp_path: Path, buyer: str) -> None:
     device = wanted(1)[0].device
     order = CopyOrder(buyer=buyer, device=device, epoch=0, sequence=2**63 - 1, security_counter=0)
     name = file_name(order, shared=False)
-    (tmp_path / f".{name}.part").touch()
+    (tmp_path / f".{name}.12345678").touch()
     assert unquote(name)[:8] == buyer[:8]
     assert re.fullmatch(r"([^%]|%[0-9A-F]{2})*", name)
 
@@ -390,12 +390,14 @@ def test_a_killed_fleet_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     with Registry(tmp_path / "r.sqlite") as registry:
-        before = len(list(registry.rows()))
+        before = {path.name for path in (tmp_path / "out").glob("*.vgc")}
+        # Registered first, named then: the kill leaves no file outside the registry.
+        assert before <= {row.file for row in registry.rows()}
         report = Exporter(folder, SELLER, TERMS, tmp_path / "out").fleet(read_list(tmp_path / "fleet.csv"), registry)
-        rows = list(registry.rows())
-    assert report.skipped == before
-    assert len(rows) == len({r.ueid for r in rows}) == 4 * BATCH
-    assert len(list((tmp_path / "out").glob("*.vgc"))) == 4 * BATCH
+        newest = {row.ueid: row.file for row in registry.rows()}
+    assert report.skipped == len(before)
+    assert len(newest) == 4 * BATCH
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(newest.values())
 
 
 @pytest.mark.parametrize(

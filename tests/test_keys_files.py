@@ -15,7 +15,7 @@ import pytest
 
 from variegate.keys import cbor, keyfile
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import read_capped, write_atomic
+from variegate.keys.files import made_or_empty, read_capped, write_atomic, write_new
 from variegate.keys.keyfile import MAGIC, KeyFile
 
 SECRET = b"the secret of this test"
@@ -111,6 +111,25 @@ def test_replacing_a_folder_leaves_no_temporary_file(tmp_path: Path) -> None:
     with pytest.raises(MisuseError):
         write_atomic(tmp_path / "key", b"new", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_new_file_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"kept")
+    for name, target in (("full", victim), ("dangling", tmp_path / "nowhere")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(FileExistsError):
+            write_new(tmp_path / name, b"data")
+        assert not made_or_empty(tmp_path / name)
+    with pytest.raises(FileExistsError):
+        write_new(victim, b"data")
+    write_new(tmp_path / "new", b"data", mode=0o644)
+    assert ((tmp_path / "new").read_bytes(), (tmp_path / "new").stat().st_mode & 0o777) == (b"data", 0o644)
+    assert made_or_empty(tmp_path / "made")
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+    assert made_or_empty(tmp_path / "made")
+    assert victim.read_bytes() == b"kept"
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_reading_refuses_what_is_no_file_or_too_large(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ MANIFESTS = st.builds(
     measurements=st.dictionaries(TEXT, HASH, max_size=3),
     not_after=st.none() | UINT,
     previous=st.none() | HASH,
+    allow_downgrade=st.booleans(),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from variegate.export.registry import Registry, Row, now
+from variegate.export.registry import Numbers, Registry, Row, now
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 ROW = Row(
@@ -36,7 +36,7 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
         assert list(registry.rows()) == rows
         assert [r.sequence for r in registry.rows(buyer="b0")] == [2, 4]
         assert list(registry.rows(ueid="none")) == []
-        assert registry.latest_sequences() == {ROW.ueid: 4}
+        assert registry.reserve([(ROW.ueid, 0)]) == [Numbers(sequence=5, security_counter=0)]
     assert (tmp_path / "r.sqlite").stat().st_mode & 0o077 == 0
 
 

@@ -70,8 +70,9 @@ def _create(folder: Path, made: Path, contents: dict[str, bytes], prepared: Prep
     try:
         # A killed process may have left one; a living one would hold the parent.
         shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()  # not with its parents: a link in its place would be followed
         for name in ("inputs", SAMPLES, REPLAYS):
-            (made / name).mkdir(parents=True)
+            (made / name).mkdir()
         for name, data in contents.items():
             write_atomic(made / name, data, mode=PRIVATE if name == COPIES else PUBLIC)
         meta = {name: sha256(data).hex() for name, data in contents.items()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from variegate.keys.errors import DeviceError
+from variegate.keys.files import PUBLIC, write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def write_cosines(path: Path, rows: Iterable[CosineRow]) -> None:
     """Writes `study/gradient_cosine.parquet`: whole or not at all, the same rows to the same bytes.
 
     Raises:
-        DeviceError: The file cannot be written.
+        DeviceError, MisuseError: The file cannot be written.
     """
     _write(path, COSINES, [vars(row) for row in rows])
 
@@ -83,26 +83,17 @@ def write_replication(path: Path, rows: Iterable[ReplicationRow]) -> None:
     """Writes `study/collusion.parquet` or one of its form, as `write_cosines`.
 
     Raises:
-        DeviceError: The file cannot be written.
+        DeviceError, MisuseError: The file cannot be written.
     """
     _write(path, REPLICATION, [vars(row) for row in rows])
 
 
 def _write(path: Path, schema: pa.Schema, rows: list[dict[str, object]]) -> None:
     table = pa.Table.from_pylist(rows, schema=schema)
-    temporary: Path | None = None
+    packed = io.BytesIO()
+    pq.write_table(table, packed, compression="zstd")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(path)
     except OSError as error:
         raise DeviceError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    write_atomic(path, packed.getvalue(), mode=PUBLIC, overwrite=True)

@@ -24,6 +24,7 @@ from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import WEIGHTS, SignNet, read_labels
 from variegate.device_sim.world.signs import SIGNS
 from variegate.keys.errors import MisuseError, VariegateError
+from variegate.keys.files import PUBLIC, write_atomic
 
 TRAIN_SEED = 1
 """Stream of the training frames, and seed of the initial weights."""
@@ -125,16 +126,6 @@ def weights_of(network: SignNet) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
 
 
-def _write(path: Path, blob: bytes) -> None:
-    """Write beside the target and rename: the old weights stay whole until the new ones are."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    try:
-        partial_path.write_bytes(blob)
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train, report and write the weights; the exit status is 0 done, 1 refused, 2 usage."""
     parser = argparse.ArgumentParser(prog="python -m variegate.device_sim.world.train", description=__doc__)
@@ -148,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         network = train(seed=options.seed, images=options.images, progress=partial(print, flush=True))
         result = evaluate(network)
-        _write(options.out, weights_of(network))
+        write_atomic(options.out, weights_of(network), mode=PUBLIC, overwrite=True)
     except MisuseError as error:
         print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return 2

@@ -67,6 +67,8 @@ def _good() -> list[Case]:
     for name, length in (("exact-multiple", 2048), ("one-byte-over", 2049)):
         note = f"payload of {length} bytes in chunks of {p.CHUNK}"
         out.append(Case(f"good-{name}", note, p.with_component(*p.seal(p.payload(length)))))
+    lower = p.manifest(allow_downgrade=True).to_bytes()
+    out.append(Case("good-allow-downgrade", "field 17 is there", p.whole(p.sign(p.signed_payload(lower)))))
     out.append(Case("good-batch-first", "index 0 of a batch of 5", p.whole(p.BATCH[0])))
     out.append(Case("good-batch-last", "index 4 of a batch of 5, path of one", p.whole(p.BATCH[4])))
     return out
@@ -196,6 +198,9 @@ def _manifests() -> list[Case]:
         ("canaries-short", "canaries of 31 bytes", _put(12, value=bytes(31))),
         ("measurement-short", "measurement of 31 bytes", _put(13, value=[["runtime", bytes(31)]])),
         ("previous-text", "previous manifest is a text", _put(15, value="0" * 32)),
+        ("downgrade-false", "field 17 is false, which is to be left out", _put(17, value=False)),
+        ("downgrade-number", "field 17 is 1 in place of true", _put(17, value=1)),
+        ("field-18", "field 18", _put(18, value=True)),
     ]
     out = [Case(f"manifest-{name}", note, p.with_manifest(e), Refusal.MALFORMED) for name, note, e in edits]
     good = p.manifest().to_bytes()
