@@ -18,6 +18,7 @@ from variegate.attest.evidence import NONCE_BYTES
 from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings
 from variegate.isolation.launch import Image
+from variegate.isolation.lockdown import supervisor
 from variegate.isolation.memory import frame_memory, mappable, sealed
 from variegate.isolation.offered import Brokered, Offered
 from variegate.isolation.policy import DevicePolicy
@@ -352,7 +353,7 @@ class Isolated:
             launches=self._launched,
             time_ns=round(platform.now() * wire.NS),
             security=platform.counter(SECURITY_COUNTER),
-            held=(process.held,),
+            held=(process.held, supervisor()),
             envelope=self._envelope,
         )
         identity = mappable(platform.identity_descriptor())

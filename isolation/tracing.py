@@ -11,12 +11,13 @@ steal the stops. So a thread of its own does both, and nobody else waits for the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import threading
 
-from variegate.isolation import syscalls
+from variegate.isolation import machine, syscalls
 from variegate.keys.errors import DeviceError
 from variegate.runtime.enclave import Protection, ProtectionState
 
@@ -105,8 +106,7 @@ class Tracer:
             try:
                 syscalls.ptrace(_SEIZE, self.pid, _EXIT_KILL | _FORKS)
             except OSError as error:
-                reason = f"seizing is refused: {syscalls.name_of(error)}"
-                self.protection = Protection(NAME, ProtectionState.UNAVAILABLE, reason)
+                self.protection = _refused(error)
                 seized.set()
                 self._wait_only()
             else:
@@ -152,6 +152,18 @@ class Tracer:
                 # What it forked does not outlive it.
                 for other in others:
                     _kill(other)
+
+
+def _refused(error: OSError, host: Protection | None = None) -> Protection:
+    """What it means that the kernel refuses to seize: where it refuses everybody, nobody else holds the child either.
+
+    Args:
+        error: The kernel's answer.
+        host: The machine's `host-ptrace`; read now unless given.
+    """
+    if error.errno == errno.EPERM and (host or machine.ptrace()).state == ProtectionState.ON:
+        return Protection(NAME, ProtectionState.ON, "held by the host: Yama 3")
+    return Protection(NAME, ProtectionState.UNAVAILABLE, f"seizing is refused: {syscalls.name_of(error)}")
 
 
 def _resume(pid: int, number: int, event: int) -> None:
