@@ -1,11 +1,12 @@
 """Every thread of the machine as `/proc` shows it: what it may do, and whether it can write to `/proc/sys`.
 
 Rights belong to threads, not to processes, so every thread is looked at; those of the kernel run no foreign code and
-are left out.
+are left out, and so are those that have ended and wait to be asked for.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,8 +23,11 @@ RIGHTS = {
 # Not the bounding set alone: whoever leaves it keeps what is permitted, and what is inheritable comes back by a file.
 _SETS = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
 _OF_KERNEL = 0x0020_0000
-_FLAGS = 6
-"""Field of `stat`, counted from the state, which follows the name."""
+_STATE, _FLAGS = 0, 6
+"""Fields of `stat`, counted from the first after the name."""
+_ENDED = {"Z", "X"}
+_NOT_THERE = {errno.ENOENT, errno.ESRCH, errno.EINVAL}
+"""What the kernel says of a thread that has ended; the last of its mounts."""
 _INIT = ("1", "1")
 _ROUNDS = 16
 
@@ -76,9 +80,11 @@ def _first(proc: Path, fault: Callable[[Path], str | None]) -> str | None:
             settled = False  # it may have forked before it was looked at: the next round finds the child
             thread = proc / pid / "task" / tid
             try:
-                found = None if _of_kernel(thread) else fault(thread)
-            except (FileNotFoundError, ProcessLookupError):  # it has ended
-                continue
+                found = None if _runs_nothing(thread) else fault(thread)
+            except OSError as error:
+                if error.errno in _NOT_THERE:  # the next round says whether it has ended
+                    continue
+                raise
             if found is not None:
                 return f"process {pid} {found}"
             known.add((pid, tid))
@@ -99,11 +105,12 @@ def _threads(proc: Path) -> Iterator[tuple[str, str]]:
             yield pid, tid
 
 
-def _of_kernel(thread: Path) -> bool:
+def _runs_nothing(thread: Path) -> bool:
+    """Whether a thread is the kernel's own, or has ended."""
     # The name may hold anything, brackets and blanks among it.
     fields = text_of(thread / "stat").rpartition(")")[2].split()
     try:
-        return bool(int(fields[_FLAGS]) & _OF_KERNEL)
+        return fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _OF_KERNEL)
     except (IndexError, ValueError):
         raise Unknown(f"{thread / 'stat'} has another form") from None
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import machines
 from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
-from tests.support.machines import ALL_RIGHTS, HARMLESS, MOUNTS, thread
+from tests.support.machines import ALL_RIGHTS, HARMLESS, MOUNTS, stat, thread
 from variegate.attest.groups import HOST, HOST_PROTECTIONS, members
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
@@ -53,6 +53,7 @@ _BY_SYSCTL = {"host-sysctl": OFF, "host-perf": OFF}
 _RW = MOUNTS.replace("/proc/sys ro", "/proc/sys rw")
 _OPEN = MOUNTS.replace("22 21 0:21 /sys /proc/sys ro,relatime - proc proc rw\n", "")
 _KERNEL = "proc/sys/kernel"
+_MOUNTS_OF_80 = "proc/80/task/80/mountinfo"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,8 @@ _KERNEL = "proc/sys/kernel"
         ),
         (thread(1, 1, rights=ALL_RIGHTS), _BY_RIGHTS),
         (thread(70, 72, rights=HARMLESS), {}),
+        # It has ended, and shows no mounts any more.
+        ({**thread(80, 80, rights=ALL_RIGHTS), "proc/80/task/80/stat": stat(80, state="Z"), _MOUNTS_OF_80: None}, {}),
         ({"proc/70/task/71/status": "Name:\tx\n"}, _BY_RIGHTS_UNKNOWN),
         ({"proc/70/task/71/stat": "71 (x)\n"}, _BY_CENSUS),
         ({"proc/70/task/71/stat": None}, _BY_CENSUS),  # neither there nor gone
@@ -240,10 +243,13 @@ def test_what_is_reported_of_this_machine_is_what_its_kernel_does() -> None:
 def test_a_census_of_real_processes() -> None:
     """In a PID namespace, where all processes are this test's: without rights and writable settings, and with."""
     script = """
-import os, subprocess, sys, threading
+import os
 from pathlib import Path
 from variegate.isolation import census, machine
 proc = Path("/proc")
+if os.fork() == 0:
+    os._exit(0)
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # ended, and there as long as nobody asks for it
 print(census.holder_of_rights(proc), census.writer_of_sysctls(proc), sep="|")
 print({p.state for p in machine.protections()} == {"unavailable"})
 """

@@ -24,9 +24,9 @@ def status(rights: int = 0, sets: Mapping[str, int] | None = None) -> str:
     )
 
 
-def stat(pid: int, *, kernel: bool = False) -> str:
+def stat(pid: int, *, kernel: bool = False, state: str = "S") -> str:
     """A thread's `stat`, with a name made to confuse."""
-    return f"{pid} (a) S 1 (b) S 1 1 0 0 -1 {0x200040 if kernel else 0x400100} 0 0\n"
+    return f"{pid} (a) S 1 (b) {state} 1 1 0 0 -1 {0x200040 if kernel else 0x400100} 0 0\n"
 
 
 def thread(
