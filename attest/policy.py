@@ -2,7 +2,7 @@
 
 schema = 1
 profiles = ["tag:variegate.example,2026:simulated-device"]   # kinds of device accepted, by name
-require = ["isolation", "seccomp"]                           # protections that must be on
+require = ["isolation", "seccomp"]                           # protections that must be on; "host": all of host-*
 debug = false                                                # whether a device open to debuggers passes
 clock_skew_s = 300                                           # how far a device's clock may be off
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from variegate.attest.evidence import MAX_NAMES, MAX_TEXT, Evidence
+from variegate.attest.groups import HOST, members, of_host
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.primitives import HASH_BYTES
 
@@ -38,7 +39,7 @@ class AppraisalPolicy:
         profiles: Profiles accepted; a simulated device passes only where its profile is named.
         measurements: For each name that evidence must hold the values accepted, 32 bytes each. Evidence that holds
             a further name is refused: nobody has said what it should be.
-        require: Protections that must be on.
+        require: Protections that must be on, and groups of them (`groups`).
         debug: Whether a device that is open to debuggers passes.
         clock_skew_s: Seconds by which a device's clock may be off.
     """
@@ -53,12 +54,17 @@ class AppraisalPolicy:
     def of(cls, evidence: Evidence) -> AppraisalPolicy:
         """The policy that this evidence meets: its profile, its measurements, and what it says is on.
 
-        Debuggers are refused, even when this evidence would need them.
+        Debuggers are refused, even when this evidence would need them. Of its machine `host` is required where all of
+        that group is on, and nothing otherwise: a part of it stops nobody, and changes with the machine's settings.
         """
+        states = {claim.name: claim.state for claim in evidence.protections}
+        on = {name for name, state in states.items() if state == "on"}
+        whole = on.issuperset(members((HOST,), states))
+        require = {name for name in on if not of_host(name)} | ({HOST} if whole else set())
         return cls(
             profiles=(evidence.profile,),
             measurements={name: (value,) for name, value in evidence.measurements.items()},
-            require=tuple(sorted(claim.name for claim in evidence.protections if claim.state == "on")),
+            require=tuple(sorted(require)),
         )
 
     def with_values_of(self, evidence: Evidence) -> AppraisalPolicy:

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from variegate.attest import evidence as tokens
 from variegate.attest.evidence import SIMULATED, DebugStatus, Evidence
+from variegate.attest.groups import members
 from variegate.attest.nonces import Nonces, NonceState
 from variegate.attest.policy import AppraisalPolicy
 from variegate.keys.errors import Refusal, RefusedError
@@ -184,7 +185,7 @@ class Verifier:
         for name in sorted(policy.measurements.keys() | evidence.measurements.keys()):
             yield self._measurement(name, evidence.measurements.get(name))
         claims = {claim.name: claim for claim in evidence.protections}
-        for name in policy.require:
+        for name in members(policy.require, claims):
             claim = claims.get(name)
             detail = "not mentioned" if claim is None else f"{claim.state}: {claim.reason}"
             yield Check(f"protection {name}", claim is not None and claim.state == "on", detail)

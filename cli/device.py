@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from variegate.cli import device_attest, device_audit, device_image, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
-from variegate.cli.device_open import add_broker_options, isolated, opened
+from variegate.cli.device_open import add_broker_options, host_line, isolated, opened
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import host_for
 from variegate.isolation.host import Isolated
+from variegate.isolation.machine import summary
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
@@ -240,9 +241,10 @@ class _Patient:
 
 def _protections(args: argparse.Namespace) -> int:
     with opened(args) as device:
-        found = [(p.name, str(p.state), p.reason) for p in device.boot().status().protections]
-    facts = [dict(zip(("name", "state", "reason"), one, strict=True)) for one in found]
-    emit(facts, args.json, lambda: table(found))
+        found = device.boot().status().protections
+    rows = [(p.name, str(p.state), p.reason) for p in (*found, summary(found))]
+    facts = [dict(zip(("name", "state", "reason"), row, strict=True)) for row in rows]
+    emit(facts, args.json, lambda: f"{table(rows[:-1])}\n{host_line(found)}")
     return 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from variegate.attest.client import BrokerClient
 from variegate.device_sim.device import Device
 from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
+from variegate.isolation.machine import summary
 from variegate.keys.errors import MisuseError
+from variegate.runtime.enclave import Protection, ProtectionState
 
 
 def add_broker_options(parser: argparse.ArgumentParser) -> None:
@@ -48,3 +51,10 @@ def isolated(device: Device) -> Isolated:
     raise MisuseError(
         "only an isolated enclave signs evidence and receipts", hint='set isolation = "process" in its policy.toml'
     )
+
+
+def host_line(protections: Iterable[Protection]) -> str:
+    """One line on the machine below a device: whether root reaches other processes there, and what is missing."""
+    host = summary(protections)
+    answer = "yes" if host.state is ProtectionState.ON else f"no ({host.reason})"
+    return f"{host.name}: this machine stops root from reaching other processes: {answer}"

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from variegate.cli.console import note, table
-from variegate.cli.device_open import add_broker_options, opened
+from variegate.cli.device_open import add_broker_options, host_line, opened
+from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
+from variegate.isolation.lockdown import close_supervisor
 from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 from variegate.runtime.port import LabelPort
@@ -80,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         limits=ServeLimits(**{one.name: getattr(args, one.name) for one in fields(ServeLimits)}),
     )
     options.check()  # before a boot is spent on it
+    if not host_of(args.folder).policy.debug:
+        close_supervisor()
     with opened(args) as device:
         port = device.boot()
         if isinstance(port, Isolated):
@@ -111,6 +115,7 @@ def _tell(service: Service, port: LabelPort, options: ServeOptions, protections:
     note(
         table([(p.name, p.state if p.state is ProtectionState.ON else p.state.upper(), p.reason) for p in protections])
     )
+    note(host_line(protections))
     if service.address is not None:
         note(f"serving at {'http' if options.tls is None else 'https'}://{address_text(service.address)}")
     if service.metrics_address is not None:

@@ -18,7 +18,8 @@ import numpy as np
 from cryptography.hazmat.backends import openssl as _openssl  # noqa: F401  no file can be opened on first use
 from numpy.typing import NDArray
 
-from variegate.isolation import seccomp, wire
+from variegate.attest.groups import members
+from variegate.isolation import machine, seccomp, wire
 from variegate.isolation.below import Below, Settings, protections_to_values
 from variegate.isolation.calls import Stage, filter_calls
 from variegate.isolation.loader import in_a_fork
@@ -38,6 +39,8 @@ _DESCRIPTORS = 3
 """Frames, component, identity: what comes with `START`."""
 _ROOMS = (64 << 20, 16 << 20, 4 << 20, 1 << 20)
 """Bytes to set aside for the keyed tensors; pages that are not written take no memory, but count as locked."""
+_MOST_LISTED = 1500
+"""Characters of what a refusal lists; an error's message is bounded."""
 _ISOLATION = Protection("isolation", ProtectionState.ON, "a process of its own")
 
 
@@ -82,7 +85,8 @@ class _Process:
         self._below = below = Below(channel, settings, identity)
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         region = _region(len(file), secret=policy.secret_pages)
-        held = (_ISOLATION, *settings.held, *lock_down(ram_mib=policy.ram_mib, debug=policy.debug))
+        host = machine.protections()  # as it is now, looked at while this process still can
+        held = (_ISOLATION, *settings.held, *host, *lock_down(ram_mib=policy.ram_mib, debug=policy.debug))
         self._protections = (*held, region.protection)
         self._hold_to(policy.require if policy.strict else ())
         with memoryview(file) as component:
@@ -163,12 +167,18 @@ class _Process:
         return answer + self._says.receipt(frames, labels) if receipt else answer
 
     def _hold_to(self, required: tuple[str, ...]) -> None:
-        on = {protection.name for protection in self._protections if protection.state == ProtectionState.ON}
-        missing = [name for name in required if name not in on]
+        found = {protection.name: protection for protection in self._protections}
+        wanted = {name: found.get(name) for name in members(required, found)}
+        missing = [
+            f"{name} ({'not known here' if p is None else p.reason})"
+            for name, p in wanted.items()
+            if p is None or p.state != ProtectionState.ON
+        ]
         if missing:
+            listed = "; ".join(missing)[:_MOST_LISTED]
             raise DeviceError(
-                f"the device's policy requires what is not on: {', '.join(missing)}",
-                hint="`variegate device status` says why",
+                f"the device's policy requires what is not on: {listed}",
+                hint="with strict = false in its policy.toml, `variegate device protections` lists all",
             )
 
 

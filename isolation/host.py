@@ -19,6 +19,7 @@ from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings
 from variegate.isolation.given import Given, passed_on
 from variegate.isolation.launch import Image
+from variegate.isolation.lockdown import supervisor
 from variegate.isolation.memory import frame_memory, mappable, sealed
 from variegate.isolation.offered import Brokered, Offered
 from variegate.isolation.policy import DevicePolicy
@@ -385,7 +386,7 @@ class Isolated:
             time_ns=round(platform.now() * wire.NS),
             security=platform.counter(SECURITY_COUNTER),
             used=self._used(),
-            held=(process.held,),
+            held=(process.held, supervisor()),
             envelope=self._envelope,
         )
         identity = mappable(platform.identity_descriptor())

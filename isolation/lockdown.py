@@ -27,6 +27,8 @@ RAM_CAP, LIMITS, NO_NEW_PRIVS, CAPABILITIES, DUMPABLE, MDWE = (
 )
 NAMES = (RAM_CAP, LIMITS, NO_NEW_PRIVS, landlock.NAME, CAPABILITIES, MDWE, DUMPABLE, calls.NAME)
 """What `lock_down` reports, in its order."""
+SUPERVISOR = "supervisor"
+"""What the process that launches an enclave reports of itself."""
 
 _MIB = 1024 * 1024
 _STACK_BYTES = 8 * _MIB
@@ -167,6 +169,30 @@ def refuse_exec_gain(writable_code: bool = False) -> Protection:
     if writable_code:
         return Protection.when(MDWE, False, "set, but a page was writable and executable before")
     return Protection.when(MDWE, on, "writable memory never becomes executable")
+
+
+def close_supervisor() -> None:
+    """Makes this process undumpable and leaves no core file of it, for good: it relays what its enclave answers.
+
+    `/proc/PID` then belongs to root, and who lacks `CAP_SYS_PTRACE` cannot open its descriptors or its memory, root
+    neither. `supervisor` says whether it worked.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    undumpable()
+
+
+def supervisor() -> Protection:
+    """Whether `close_supervisor` holds in this process, as the kernel says now."""
+    try:
+        dumpable = syscalls.prctl(_GET_DUMPABLE)
+    except OSError as error:
+        return _unavailable(SUPERVISOR, error)
+    if dumpable != 0:
+        return Protection.when(SUPERVISOR, False, "the supervisor is open to its own user")
+    if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
+        return Protection.when(SUPERVISOR, False, "the supervisor may leave a core file")
+    return Protection.when(SUPERVISOR, True, "no core file, closed to who lacks CAP_SYS_PTRACE")
 
 
 def undumpable() -> Protection:

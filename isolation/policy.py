@@ -4,7 +4,7 @@ schema = 1
 isolation = "process"     # or "none": in the caller's process
 secret_pages = true       # weights and keys in memfd_secret pages
 strict = false            # refuse to serve unless every protection in `require` is on
-require = []              # names as `variegate device status` lists them
+require = []              # names as `variegate device protections` lists them; "host" for all of host-*
 ram_mib = 1024            # what the enclave may take of ordinary memory
 hang_s = 30.0             # an answer that takes longer counts as a hang; so much for every 64 frames of a batch
 restarts = 3              # restarts allowed ...
@@ -39,7 +39,7 @@ class DevicePolicy:
         isolation: "process" or "none".
         secret_pages: Whether weights and keys are to lie in secret pages.
         strict: Whether a protection in `require` that is not on refuses to serve.
-        require: Names of protections.
+        require: Names of protections, and of groups of them (`attest.groups`).
         ram_mib: Ordinary memory of the enclave, MiB.
         hang_s: Seconds until an unanswered query of up to 64 frames counts as a hang; larger ones get more.
         restarts: Restarts allowed within `restart_window_s`.

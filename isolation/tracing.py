@@ -18,7 +18,7 @@ import signal
 import threading
 from pathlib import Path
 
-from variegate.isolation import syscalls
+from variegate.isolation import machine, syscalls
 from variegate.keys.errors import DeviceError
 from variegate.runtime.enclave import Protection, ProtectionState
 
@@ -117,8 +117,7 @@ class Tracer:
                 syscalls.ptrace(_SEIZE, self.pid, _EXIT_KILL | _FORKS)
             except OSError as error:
                 self._taken = error.errno == errno.EPERM and (_tracer_of(self.pid) != 0 or _seizes_others(self.pid))
-                reason = f"seizing is refused: {syscalls.name_of(error)}"
-                self.protection = Protection(NAME, ProtectionState.UNAVAILABLE, reason)
+                self.protection = _refused(error)
                 seized.set()
                 self._wait_only()
             else:
@@ -164,6 +163,18 @@ class Tracer:
                 # What it forked does not outlive it.
                 for other in others:
                     _kill(other)
+
+
+def _refused(error: OSError, host: Protection | None = None) -> Protection:
+    """What it means that the kernel refuses to seize: where it refuses everybody, nobody else holds the child either.
+
+    Args:
+        error: The kernel's answer.
+        host: The machine's `host-ptrace`; read now unless given.
+    """
+    if error.errno == errno.EPERM and (host or machine.ptrace()).state == ProtectionState.ON:
+        return Protection(NAME, ProtectionState.ON, "held by the host: Yama 3")
+    return Protection(NAME, ProtectionState.UNAVAILABLE, f"seizing is refused: {syscalls.name_of(error)}")
 
 
 def _resume(pid: int, number: int, event: int) -> None:

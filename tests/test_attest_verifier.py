@@ -18,6 +18,7 @@ from tests.support.artefacts import MemorySigner
 from tests.support.attesting import Clock, Scene
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import SIMULATED, DebugStatus, ProtectionClaim
+from variegate.attest.groups import HOST_PROTECTIONS
 from variegate.attest.nonces import LIFETIME_S, PER_DEVICE, Nonces, NonceState
 from variegate.attest.policy import MAX_POLICY_BYTES, AppraisalPolicy
 from variegate.attest.verifier import Appraisal, Tier, Verifier
@@ -320,3 +321,41 @@ def test_no_policy_is_read_out_of_noise(data: bytes) -> None:
         AppraisalPolicy.from_toml(data)
     with pytest.raises(RefusedError):
         AppraisalPolicy.from_toml(bytes(MAX_POLICY_BYTES + 1))
+
+
+def _host(**states: str) -> tuple[ProtectionClaim, ...]:
+    claimed = dict.fromkeys(HOST_PROTECTIONS, "on") | {name.replace("_", "-"): state for name, state in states.items()}
+    found = (ProtectionClaim(name, state, "why") for name, state in claimed.items())
+    return (ProtectionClaim("isolation", "on", ""), *found)
+
+
+@pytest.mark.parametrize(
+    ("claims", "missing"),
+    [
+        (_host(), []),
+        (_host(host_ptrace="off"), ["protection host-ptrace"]),
+        (_host(host_core="unavailable"), ["protection host-core"]),
+        (_host(host_later="on"), []),
+        (_host(host_later="off"), ["protection host-later"]),  # what a newer device looks at besides
+        (_host()[:-1], ["protection host-core"]),  # left out
+        # What an old device says, and one that gives itself the group's name.
+        (_host()[:1], [f"protection {name}" for name in HOST_PROTECTIONS]),
+        ((_host()[0], ProtectionClaim("host", "on", "")), [f"protection {name}" for name in HOST_PROTECTIONS]),
+    ],
+)
+def test_a_policy_can_require_the_host_as_a_whole(
+    scene: Scene, claims: tuple[ProtectionClaim, ...], missing: list[str]
+) -> None:
+    for require in (("isolation", "host"), ("host", "isolation", "host")):
+        checker = verifier(scene, require=require)
+        assert failed(checker.appraise(scene.token(checker.challenge(), protections=claims))) == missing
+    checker = verifier(scene)
+    assert failed(checker.appraise(scene.token(checker.challenge(), protections=claims))) == []
+
+
+def test_a_policy_of_evidence_requires_the_host_as_a_whole_or_not_at_all(scene: Scene) -> None:
+    whole = AppraisalPolicy.of(scene.evidence(bytes(8), protections=_host()))
+    assert whole.require == ("host", "isolation")
+    assert AppraisalPolicy.from_toml(whole.to_toml()) == whole
+    for claims in (_host(host_ptrace="off"), _host(host_later="off"), _host()[:-1], _host()[:1]):
+        assert AppraisalPolicy.of(scene.evidence(bytes(8), protections=claims)).require == ("isolation",)

@@ -17,11 +17,12 @@ from variegate.attest import evidence, receipt
 from variegate.attest.broker import Broker
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import DebugStatus
+from variegate.attest.groups import HOST, HOST_PROTECTIONS
 from variegate.attest.policy import AppraisalPolicy
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import POLICY_FILE, host_of
-from variegate.isolation import launch
+from variegate.isolation import launch, machine
 from variegate.isolation.host import Isolated
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.artefact import Artefact
@@ -127,6 +128,23 @@ def _swapped_runtime(scene: Scene, patched: pytest.MonkeyPatch) -> None:
     swapped = scene.place.parent / "code" / "runtime" / "allowance.py"
     swapped.write_text(swapped.read_text().replace("self._reserve(count)", "self._ready = count"))
     patched.setattr(launch, "_OURS", ours)
+
+
+def test_a_broker_that_requires_the_host_releases_nothing_to_an_ordinary_machine(scene: Scene) -> None:
+    if all(p.state == ProtectionState.ON for p in machine.protections()):
+        pytest.skip("this machine stops root")
+    assert not {HOST, *HOST_PROTECTIONS}.intersection(scene.policy.require)
+    asking = replace(scene.policy, require=(*scene.policy.require, HOST))
+    scene.broker = Broker(scene.key, SIGNER.root, scene.store, asking, time.time)
+    with pytest.raises(RefusedError):
+        scene.boot()
+    entry = list(scene.store.log())[-1]
+    assert entry.event == "refused"
+    for one in machine.protections():
+        told = f"protection {one.name}: {one.state}: {one.reason}"[:60]
+        assert (told in entry.detail) == (one.state != ProtectionState.ON), entry.detail
+    scene.broker = Broker(scene.key, SIGNER.root, scene.store, scene.policy, time.time)
+    assert isinstance(scene.boot(), int)
 
 
 def test_an_in_process_device_does_not_open_such_a_copy(scene: Scene) -> None:

@@ -1,0 +1,48 @@
+"""Names that stand for several protections, for whoever requires them: a device's policy and a verifier's.
+
+`host` asks whether the machine stops root from reaching other processes at all. One gap is enough for root, so the
+group is worth something as a whole only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+HOST = "host"
+HOST_PROTECTIONS = (
+    "host-ptrace",
+    "host-lockdown",
+    "host-modules",
+    "host-kexec",
+    "host-rights",
+    "host-sysctl",
+    "host-bpf",
+    "host-perf",
+    "host-swap",
+    "host-core",
+)
+"""What every device reports of its machine, in this order; `isolation.machine` measures it."""
+_PREFIX = f"{HOST}-"
+
+
+def of_host(name: str) -> bool:
+    """Whether a protection belongs to the group `host`."""
+    return name.startswith(_PREFIX)
+
+
+def members(required: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
+    """Spells groups out.
+
+    Args:
+        required: Names, `host` perhaps among them.
+        present: Names that a device reports.
+
+    Returns:
+        Names of single protections, none twice. `host` becomes every one of `HOST_PROTECTIONS`, so that leaving one
+        out is no way round it, and whatever else of the group is reported: a newer device may look at more.
+    """
+    more = [name for name in present if of_host(name)]
+    found: list[str] = []
+    for name in required:
+        found += (*HOST_PROTECTIONS, *more) if name == HOST else (name,)
+    return tuple(dict.fromkeys(found))
