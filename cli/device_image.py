@@ -11,7 +11,9 @@ from pathlib import Path
 from variegate.cli.console import add_json_option, emit, note, table
 from variegate.device_sim.image.build import build
 from variegate.device_sim.image.machine import Machine
+from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.errors import DeviceError
+from variegate.keys.files import read_capped
 
 _LEAST_MIB = 512
 
@@ -21,6 +23,8 @@ def add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="IMAGE", help="folder to make; must not be there yet"
     )
+    help_policy = 'its policy.toml in the image (default: its own); require = ["host"], strict = true are for here'
+    parser.add_argument("--policy", type=Path, metavar="PATH", help=help_policy)
     parser.add_argument(
         "--root-shell", action="store_true", help="whoever boots it gets a root shell, too; measured like the rest"
     )
@@ -47,7 +51,10 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
 
 def _image(args: argparse.Namespace) -> int:
     note("fetching Debian's packages, making root file system and boot program")
-    facts = build(args.folder, args.out, shell=args.root_shell)
+    policy = None
+    if args.policy is not None:
+        policy = DevicePolicy.from_toml(read_capped(args.policy, limit=MAX_POLICY_BYTES))
+    facts = build(args.folder, args.out, policy=policy, shell=args.root_shell)
     size = sum(path.stat().st_size for path in args.out.iterdir())
     found = {
         "image": str(args.out),

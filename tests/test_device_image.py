@@ -16,16 +16,19 @@ from tests.support.images import Car, built, free_port, skip_without_images
 from variegate.device_sim.image import Machine, build
 from variegate.device_sim.image.build import BOOT, DATA, FACTS, ROOT, read_facts
 from variegate.device_sim.image.tools import run
+from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError, RefusedError
 
 skip_without_images()
 
 pytestmark = pytest.mark.slow
 
+STRICT = DevicePolicy(strict=True, require=("host", "memory", "ptrace", "supervisor", "seccomp", "landlock"))
+
 
 @pytest.fixture(scope="module")
 def car() -> Iterator[Car]:
-    with built() as made:
+    with built(policy=STRICT) as made:
         yield made
 
 
@@ -104,7 +107,7 @@ def test_another_command_line_is_another_boot(bound: Car, tmp_path: Path) -> Non
 
 
 def test_another_policy_is_another_launch(bound: Car, tmp_path: Path) -> None:
-    weaker = changed(bound, tmp_path, DATA, lambda data: data.replace(b"strict = false", b"strict = true "))
+    weaker = changed(bound, tmp_path, DATA, lambda data: data.replace(b'"host", ', b" " * 8))
     assert "did not unseal" in refusal(weaker)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from variegate.device_sim import chip
 from variegate.device_sim.device import Device
-from variegate.device_sim.hosting import host_of
+from variegate.device_sim.hosting import POLICY_FILE, host_of
 from variegate.device_sim.image import debian, kernel, tools, tree
+from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 
@@ -64,7 +65,9 @@ class Facts:
         return OPEN_WORD not in self.command_line.split()
 
 
-def build(device: Path, out: Path, *, shell: bool = False, locked: bool = True) -> Facts:
+def build(
+    device: Path, out: Path, *, policy: DevicePolicy | None = None, shell: bool = False, locked: bool = True
+) -> Facts:
     """Makes a bootable image of a flashed device over a TPM.
 
     From its first boot the device's key opens in this image on this TPM only, and `device` is a copy that no longer
@@ -73,6 +76,8 @@ def build(device: Path, out: Path, *, shell: bool = False, locked: bool = True) 
     Args:
         device: The device's folder; turned off.
         out: Folder to make; its parent exists.
+        policy: In place of the device's own. One that requires the group `host` is for here: no ordinary machine opens
+            a copy under it, so none can be flashed there.
         shell: Whether whoever starts the machine gets a root shell beside the device; it is in what is measured.
         locked: Whether root is locked out. Without, it is the control for a test of what the lock does.
 
@@ -92,7 +97,7 @@ def build(device: Path, out: Path, *, shell: bool = False, locked: bool = True) 
         undo.callback(shutil.rmtree, image, ignore_errors=True)
         for folder in ("image", "root", "boot", "initramfs"):
             (work / folder).mkdir()
-        ueid = _device_disk(device, work / "device", image / DATA)
+        ueid = _device_disk(device, policy, work / "device", image / DATA)
         inside, boot = debian.fetch(work / "debian")
         debian.unpack(boot, work / "boot")
         tree.lay_out(inside, work / "root")
@@ -146,7 +151,7 @@ def read_facts(image: Path) -> Facts:
     raise RefusedError(Refusal.MALFORMED, f"{FACTS} of the image is damaged")
 
 
-def _device_disk(device: Path, copy: Path, out: Path) -> str:
+def _device_disk(device: Path, policy: DevicePolicy | None, copy: Path, out: Path) -> str:
     """Copies a device's folder into a file system. Returns its ueid, hexadecimal."""
     host = host_of(device)
     with Device.open(device, host=host) as one:  # it is whole, nobody else has it on, and its TPM gives its key
@@ -155,6 +160,8 @@ def _device_disk(device: Path, copy: Path, out: Path) -> str:
             shutil.copytree(device, copy, symlinks=True)
         except (OSError, shutil.Error) as error:
             raise DeviceError("the device's folder cannot be copied") from error
+    if policy is not None:
+        write_atomic(copy / POLICY_FILE, policy.to_toml(), mode=PUBLIC, overwrite=True)
     chip.moved(copy / "fuses", TPM, host.measurements())
     taken = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
     size = f"{(2 * taken + _SPARE_BYTES) // _MIB}M"

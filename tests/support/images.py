@@ -59,14 +59,14 @@ class Car:
 @contextmanager
 def built(*, policy: DevicePolicy | None = None, locked: bool = True, budget: int = 1000) -> Iterator[Car]:
     """A car's image with a root shell."""
-    policy = DevicePolicy() if policy is None else policy
+    flashing = DevicePolicy()
     seller = Seller.generate()
     with workplace() as place, software_tpm() as tpm:
-        made = Device.create(place / "car", CLASS, seller.root, tpm=tpm.tcti, policy=policy, host=host_for(policy))
+        made = Device.create(place / "car", CLASS, seller.root, tpm=tpm.tcti, policy=flashing, host=host_for(flashing))
         with made as device:
             flash(device, seal_for(device.identity, seller.signer, policy=Policy(budget=budget)))
             identity = device.identity
-        build(place / "car", place / "image", shell=True, locked=locked)
+        build(place / "car", place / "image", policy=policy, shell=True, locked=locked)
         tpm.kill()
         shutil.copytree(tpm.folder / "state", place / "tpm")
         yield Car(place / "image", place / "tpm", identity, place / "shell")
