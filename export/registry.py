@@ -1,4 +1,4 @@
-"""Who got what: an append-only SQLite registry. It holds no seed and no key.
+"""Who got what: an append-only SQLite registry, which also knows the newest revocation list. No seed, no key.
 
 Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history; whoever owns the file
 can still replace it, so keep it where you keep your books.
@@ -18,6 +18,8 @@ from typing import Self
 from urllib.parse import quote
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.primitives import sha256
+from variegate.keys.rotation import Revocations
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -35,6 +37,14 @@ CREATE INDEX copies_by_artefact ON copies (artefact);
 CREATE TRIGGER copies_no_update BEFORE UPDATE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER copies_no_delete BEFORE DELETE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+_REVOCATIONS = """
+CREATE TABLE IF NOT EXISTS revocations (serial INTEGER PRIMARY KEY, digest BLOB NOT NULL) STRICT;
+CREATE TRIGGER IF NOT EXISTS revocations_no_update BEFORE UPDATE ON revocations
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS revocations_no_delete BEFORE DELETE ON revocations
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+"""Made with the first list, so that registries from before there was such a table take lists, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +134,35 @@ class Registry:
             RefusedError: `MALFORMED`, when a device would get a sequence number twice, or the file is damaged.
         """
         holders = ", ".join("?" * len(_COLUMNS))
+        with self._transaction():
+            self._db.executemany(
+                f"INSERT INTO copies ({', '.join(_COLUMNS)}) VALUES ({holders})",  # noqa: S608  constants
+                [astuple(row) for row in rows],
+            )
+
+    def remember(self, revoked: Revocations) -> None:
+        """Remembers a revocation list as seen, so that an older one is refused from now on.
+
+        Args:
+            revoked: A list whose signature holds. All lists of one registry are one seller's.
+
+        Raises:
+            RefusedError: `ROLLED_BACK`, when a newer list was seen, or another one with this serial; `MALFORMED`,
+                when the file is damaged.
+        """
+        digest = sha256(*sorted(revoked.ueids))
         with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.executemany(
-                    f"INSERT INTO copies ({', '.join(_COLUMNS)}) VALUES ({holders})",  # noqa: S608  constants
-                    [astuple(row) for row in rows],
-                )
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            self._db.executescript(_REVOCATIONS)
+        with self._transaction():
+            query = "SELECT serial, digest FROM revocations ORDER BY serial DESC LIMIT 1"
+            serial, known = self._db.execute(query).fetchone() or (0, b"")
+            if revoked.serial < serial:
+                message = f"revocation list {revoked.serial} is older than list {serial}, which this registry has seen"
+                raise RefusedError(Refusal.ROLLED_BACK, message, hint=_NEWEST)
+            if revoked.serial == serial and digest != known:
+                message = f"this registry has seen another revocation list {serial}"
+                raise RefusedError(Refusal.ROLLED_BACK, message, hint=_NEWEST)
+            self._db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (revoked.serial, digest))
 
     def rows(self, *, buyer: str | None = None, ueid: str | None = None) -> Iterator[Row]:
         """Rows in the order in which they were made.
@@ -155,6 +183,18 @@ class Registry:
             return dict(self._db.execute("SELECT ueid, MAX(sequence) FROM copies GROUP BY ueid").fetchall())
 
     @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and no other process writes meanwhile."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -163,6 +203,7 @@ class Registry:
 
 
 _PRAGMAS = ("application_id", "user_version")
+_NEWEST = "give the seller's newest list; another seller's copies belong in a registry of their own, see --registry"
 
 
 def now() -> str:
