@@ -60,6 +60,14 @@ def revoked(commands: Any) -> argparse.ArgumentParser:
     return p
 
 
+def follow(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker follow`."""
+    line = "serve the seller's next root; copies that devices have opened stay good under the one before"
+    p = _command(commands, "follow", line, "variegate broker follow broker to2.root")
+    p.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote; before devices follow it")
+    return p
+
+
 def listing(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker list`."""
     p = _command(commands, "list", "who is allowed what", "variegate broker list broker --json")
