@@ -176,11 +176,12 @@ def test_other_answers_before_a_body(port: LabelPort, method: str, path: str, st
                     connection.close()
 
 
-@pytest.mark.parametrize("what", ["device", "broker"])
-@pytest.mark.parametrize("kind", ["length", "chunked", "garbage"])
+@pytest.mark.parametrize(
+    ("what", "kind"), [("device", "length"), ("device", "chunked"), ("device", "garbage"), ("broker", "chunked")]
+)
 def test_an_answered_body_gets_no_more_time(port: LabelPort, tmp_path: Path, what: str, kind: str) -> None:
     """A client that drips the body of a request that was answered is cut when the body's time is up."""
-    with either(what, port, tmp_path, body_s=1.0, keep_alive_s=60) as (address, path):
+    with either(what, port, tmp_path, body_s=4.0, keep_alive_s=60) as (address, path):
         framing = f"Content-Length: {FAR}" if kind == "length" else "Transfer-Encoding: chunked"
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
         piece = bytes(1 << 16) if kind == "length" else b"10000\r\n" + bytes(1 << 16) + b"\r\n"
