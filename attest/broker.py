@@ -6,7 +6,7 @@ the broker's log has the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from variegate.attest.broker_store import BrokerStore
@@ -30,7 +30,7 @@ class Broker:
 
     Args:
         key: What shares are sealed to.
-        root: Whose envelopes it serves.
+        root: Whose envelopes it serves: the root it was made for. Those that the seller has had since are in the books.
         store: Its books.
         policy: What is asked of evidence.
         clock: Unix time in seconds.
@@ -49,7 +49,14 @@ class Broker:
     ) -> None:
         self._key, self._root, self._store, self._clock = key, root, store, clock
         nonces = Nonces(store.database, clock) if nonces is None else nonces
-        self._verifier = Verifier(policy, store.device, nonces, clock, revocations=store.revocations)
+        self._verifier = Verifier(
+            policy,
+            store.device,
+            nonces,
+            clock,
+            revocations=store.revocations,
+            roots=lambda: [one.fingerprint for one in store.roots(root)],
+        )
         self._thinning = Thinning(clock)
 
     def challenge(self) -> bytes:
@@ -100,8 +107,13 @@ class Broker:
         appraisal = self._verifier.judge(identified)
         case.fresh = appraisal.fresh
         evidence = appraisal.require()
-        case.envelope = opened = open_envelope(envelope, self._root)
-        self._match(evidence, opened)
+        roots = self._store.roots(self._root)
+        opened, root = _opened(envelope, roots)
+        case.envelope = opened
+        self._match(evidence, opened, root)
+        if root != roots[-1] and not self._store.was_released(evidence.ueid, opened.digest):
+            # As on a device: what counted when the root changed goes on, and nothing new counts under the old one.
+            raise RefusedError(Refusal.ROLLED_BACK, "copy is under an earlier root, and was not opened before")
         manifest = opened.manifest
         if not self._store.is_allowed(manifest.buyer, manifest.ueid):
             raise RefusedError(Refusal.REVOKED, "buyer is not authorised on this device, or no longer")
@@ -111,11 +123,11 @@ class Broker:
         kem, public = evidence.ephemeral
         return hpke_seal(kem, public, release_info(token), share)
 
-    def _match(self, evidence: Evidence, opened: Envelope) -> None:
+    def _match(self, evidence: Evidence, opened: Envelope, root: SellerRoot) -> None:
         """That the evidence speaks of this envelope, and the envelope is one that its device may open now."""
         manifest = opened.manifest
-        if evidence.root != self._root.fingerprint:
-            raise RefusedError(Refusal.EVIDENCE, "device pins another seller's root")
+        if evidence.root != root.fingerprint:
+            raise RefusedError(Refusal.EVIDENCE, "device pins another seller's root, or another of this one's")
         if manifest.ueid != evidence.ueid:
             raise RefusedError(Refusal.WRONG_DEVICE, "envelope is for another device")
         if evidence.model != opened.digest:
@@ -145,6 +157,17 @@ class Broker:
             detail=detail[:_MAX_DETAIL],
         )
         return 0.0
+
+
+def _opened(envelope: bytes, roots: Sequence[SellerRoot]) -> tuple[Envelope, SellerRoot]:
+    """The envelope, and which of the seller's roots it is under; today's is tried first."""
+    for root in reversed(roots[1:]):
+        try:
+            return open_envelope(envelope, root), root
+        except RefusedError as error:
+            if error.refusal is not Refusal.SIGNATURE:
+                raise
+    return open_envelope(envelope, roots[0]), roots[0]
 
 
 @dataclass

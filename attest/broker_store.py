@@ -5,7 +5,7 @@ Triggers keep the log append-only against mistakes in a script; whoever owns the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from variegate.attest.database import Database
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.manifest import UEID_BYTES
 from variegate.keys.public_identity import DevicePublic
-from variegate.keys.rotation import Revocations
+from variegate.keys.rotation import PinnedRoot, Revocations, follow
 from variegate.keys.signing import SellerRoot
 
 _APPLICATION, _VERSION = 0x56474252, 1
@@ -34,6 +34,13 @@ CREATE TABLE log (
 CREATE TRIGGER log_no_update BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER log_no_delete BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+_SINCE = """
+CREATE TABLE IF NOT EXISTS rotations (serial INTEGER PRIMARY KEY, statement BLOB NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS released ON log (ueid, model) WHERE event = 'released';
+"""
+"""What came later, and is added to books that were made before."""
+_ROTATIONS = "SELECT statement FROM rotations ORDER BY serial"
+_NEWEST_LIST = "SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1"
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Entry:
     Attributes:
         number: Counts from 1.
         time: Unix seconds.
-        event: What happened: "released", "refused", "limited", "allowed", "denied", "revoked".
+        event: What happened: "released", "refused", "limited", "allowed", "denied", "revoked", "followed".
         ueid: The device, hexadecimal, or empty.
         buyer: Buyer id, or empty.
         model: SHA-256 of the manifest, hexadecimal, or empty.
@@ -91,6 +98,10 @@ class BrokerStore:
     def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
         self._clock = clock
         self.database = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, create=create)
+        with self.database.transaction() as db:
+            for statement in filter(str.strip, _SINCE.split(";")):
+                db.execute(statement)
+        self._roots: tuple[SellerRoot, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -189,14 +200,16 @@ class BrokerStore:
                 or another one with its serial.
             DeviceError: Storage failed.
         """
-        found = Revocations.verify(statement, root, self.revocations().serial)
+        found = Revocations.verify(statement, root, 0)
+        joined = b"".join(sorted(found.ueids))
         with self.database.transaction() as db:
-            # Of two lists at once the newer stays, whichever came first.
-            joined = b"".join(sorted(found.ueids))
-            db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
-            kept = db.execute("SELECT ueids FROM revocations WHERE serial = ?", (found.serial,)).fetchone()[0]
-            if kept != joined:
+            # In one transaction, so that of two lists at once the older is told that it is.
+            newest, kept = db.execute(_NEWEST_LIST).fetchone() or (0, b"")
+            if found.serial < newest:
+                raise RefusedError(Refusal.ROLLED_BACK, f"revocation list {found.serial} is older than list {newest}")
+            if found.serial == newest and kept != joined:
                 raise RefusedError(Refusal.ROLLED_BACK, "another revocation list with this serial is here already")
+            db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
         self.record("revoked", detail=f"list {found.serial} with {len(found.ueids)} devices")
         return found
 
@@ -207,11 +220,66 @@ class BrokerStore:
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
-            row = db.execute("SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1").fetchone()
+            row = db.execute(_NEWEST_LIST).fetchone()
         if row is None:
             return Revocations()
         serial, joined = row
         return Revocations(serial, frozenset(joined[i : i + UEID_BYTES] for i in range(0, len(joined), UEID_BYTES)))
+
+    def follow(self, statement: bytes, first: SellerRoot) -> SellerRoot:
+        """Takes the seller's next root over; nothing else changes.
+
+        Args:
+            statement: Hostile bytes.
+            first: The root that the broker was made for.
+
+        Returns:
+            The root from now on.
+
+        Raises:
+            RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when the serial does not grow; `KEY`,
+                when the new root is not one.
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            chain = _chain(first, [row[0] for row in db.execute(_ROTATIONS)])
+            new = follow(chain[-1].root, chain[-1].serial, statement)
+            db.execute("INSERT INTO rotations VALUES (?, ?)", (new.serial, statement))
+        self.record("followed", detail=f"root {new.root.fingerprint.hex()}, serial {new.serial}")
+        return new.root
+
+    def roots(self, first: SellerRoot) -> tuple[SellerRoot, ...]:
+        """The seller's roots: the one that the broker was made for, and those followed since, today's last.
+
+        Args:
+            first: The root that the broker was made for.
+
+        Raises:
+            RefusedError: `SIGNATURE`, when the books follow from another root than this; `MALFORMED`.
+            DeviceError: Storage failed.
+        """
+        with self.database.transaction() as db:
+            count = db.execute("SELECT count(*) FROM rotations").fetchone()[0]
+            known = self._roots
+            if len(known) == count + 1 and known[0] == first:
+                return known
+            statements = [row[0] for row in db.execute(_ROTATIONS)]
+        self._roots = roots = tuple(pinned.root for pinned in _chain(first, statements))
+        return roots
+
+    def was_released(self, ueid: bytes, model: bytes) -> bool:
+        """Whether a copy's share was released to a device before.
+
+        Args:
+            ueid: The device.
+            model: SHA-256 of the copy's manifest.
+
+        Raises:
+            DeviceError: Storage failed.
+        """
+        query = "SELECT 1 FROM log WHERE event = 'released' AND ueid = ? AND model = ?"
+        with self.database.transaction() as db:
+            return db.execute(query, (ueid.hex(), model.hex())).fetchone() is not None
 
     def record(
         self, event: str, *, ueid: bytes | None = None, buyer: str = "", model: bytes | None = None, detail: str = ""
@@ -239,3 +307,15 @@ class BrokerStore:
         with self.database.transaction() as db:
             rows = db.execute(query, (after, limit)).fetchall()
         return (Entry(*row) for row in rows)
+
+
+def _chain(first: SellerRoot, statements: Iterable[bytes]) -> list[PinnedRoot]:
+    """Roots from the first on. The statements are verified again each time: only they say who comes next."""
+    chain = [PinnedRoot(first, 0)]
+    for statement in statements:
+        try:
+            chain.append(follow(chain[-1].root, chain[-1].serial, statement))
+        except RefusedError as error:
+            hint = "give the root that the broker was made for: its books hold what came after"
+            raise RefusedError(error.refusal, "books do not follow from this root", hint=hint) from None
+    return chain

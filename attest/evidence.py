@@ -26,6 +26,8 @@ TYP = "application/eat+cwt"
 """Media type of RFC 9782."""
 NONCE_BYTES = range(8, 65)
 """RFC 9711 section 4.1."""
+ROOT = "root"
+"""Name of the measurement that is the fingerprint of the seller's root."""
 MAX_NAMES = 64
 MAX_TEXT = 128
 MAX_REASON = 512

@@ -5,7 +5,7 @@ Appraising uses up the nonce, whatever comes out, once an enrolled device has si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -91,6 +91,8 @@ class Verifier:
         nonces: For freshness.
         clock: Unix time in seconds.
         revocations: Gives the devices that no longer count, at each appraisal.
+        roots: Gives the fingerprints of the roots that one seller has had. Where the policy takes one of them as a
+            device's root, it takes all.
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class Verifier:
         clock: Callable[[], float],
         *,
         revocations: Callable[[], Revocations] = Revocations,
+        roots: Callable[[], Iterable[bytes]] = tuple,
     ) -> None:
         self._policy, self._devices, self._nonces = policy, devices, nonces
-        self._clock, self._revocations = clock, revocations
+        self._clock, self._revocations, self._roots = clock, revocations, roots
 
     def challenge(self) -> bytes:
         """A nonce for one piece of evidence."""
@@ -197,6 +200,9 @@ class Verifier:
             return Check(title, False, "not measured")
         if accepted is None:
             return Check(title, False, f"{value.hex()}, and no reference value to hold it against")
+        if name == tokens.ROOT and value not in accepted:
+            same = frozenset(self._roots())
+            return Check(title, value in same and not same.isdisjoint(accepted), value.hex())
         return Check(title, value in accepted, value.hex())
 
 

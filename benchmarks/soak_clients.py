@@ -23,7 +23,7 @@ from benchmarks.soak_ledger import Answer, Gate, Ledger, LostError, Pool, Query,
 from variegate.serve import socket_wire
 
 PATH = "/v2/models/copy/infer"
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: soak\r\n\r\n"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 WAIT_S = 60.0
 Address = tuple[str, int]
 _CHARGED = b"may have been charged"
@@ -116,7 +116,7 @@ def request(frames: NDArray[Any], name: str, *, binary: bool = True, encoding: s
     split = f"Inference-Header-Content-Length: {len(text)}\r\n" if binary else ""
     packed = f"Content-Encoding: {encoding}\r\n" if encoding is not None else ""
     kind = "application/octet-stream" if binary else "application/json"
-    lines = f"POST {PATH} HTTP/1.1\r\nHost: soak\r\nContent-Type: {kind}\r\n{split}{packed}"
+    lines = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{split}{packed}"
     return f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -158,7 +158,7 @@ def _never_reads(target: Target) -> list[int]:
         reader.sock.settimeout(target.slow_s)
         with contextlib.suppress(OSError):
             while True:
-                reader.sock.sendall(b"GET /v2/models/copy HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+                reader.sock.sendall(b"GET /v2/models/copy HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
     return []
 
 

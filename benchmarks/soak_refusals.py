@@ -25,7 +25,7 @@ def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
         headers: More than the first two.
         length: What `Content-Length` says; None for the truth, -1 to leave it out.
     """
-    lines = [f"POST {PATH} HTTP/1.1", "Host: soak", *headers]
+    lines = [f"POST {PATH} HTTP/1.1", "Host: localhost", *headers]
     if length != -1:
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -84,7 +84,10 @@ def refusals() -> dict[str, tuple[bytes, frozenset[int]]]:
         "long header": (b"GET /v2 HTTP/1.1\r\nX-A: " + b"b" * 100_000, frozenset({431, 400}) | AWAY),
         "two lengths": (post(good, f"Content-Length: {len(good)}"), wrong),
         "both framings": (post(good, "Transfer-Encoding: chunked"), wrong),
-        "other path": (b"GET /v2/models/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", frozenset({404, 400}) | AWAY),
-        "other method": (b"DELETE " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n", frozenset({405}) | AWAY),
+        "other path": (
+            b"GET /v2/models/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            frozenset({404, 400}) | AWAY,
+        ),
+        "other method": (b"DELETE " + PATH.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", frozenset({405}) | AWAY),
         "tls hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), wrong),
     }

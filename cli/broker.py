@@ -42,6 +42,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     broker_options.allow(commands).set_defaults(run=_allow)
     broker_options.deny(commands).set_defaults(run=_deny)
     broker_options.revoked(commands).set_defaults(run=_revoked)
+    broker_options.follow(commands).set_defaults(run=_follow)
     broker_options.listing(commands).set_defaults(run=_list)
     broker_options.log(commands).set_defaults(run=_log)
     broker_options.challenge(commands).set_defaults(run=_challenge)
@@ -114,8 +115,17 @@ def _deny(args: argparse.Namespace) -> int:
 
 def _revoked(args: argparse.Namespace) -> int:
     with _books(args.folder) as store:
-        found = store.revoke(read_capped(args.list, limit=MAX_STATEMENT_BYTES), _root(args.folder))
+        root = store.roots(_root(args.folder))[-1]
+        found = store.revoke(read_capped(args.list, limit=MAX_STATEMENT_BYTES), root)
     note(f"took over list {found.serial}: {len(found.ueids)} devices")
+    return 0
+
+
+def _follow(args: argparse.Namespace) -> int:
+    with _books(args.folder) as store:
+        root = store.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES), _root(args.folder))
+    note(f"{args.folder} serves the seller with root {root.fingerprint.hex()}")
+    note("copies under the roots before stay good where a device has opened them; nothing new counts under those")
     return 0
 
 
@@ -158,7 +168,9 @@ def _appraise(args: argparse.Namespace) -> int:
     token, policy = _token(args.token), _read_policy(args.folder)
     with _books(args.folder) as store:
         nonces = Nonces(store.database, time.time)
-        appraisal = Verifier(policy, store.device, nonces, time.time, revocations=store.revocations).appraise(token)
+        roots = [root.fingerprint for root in store.roots(_root(args.folder))]
+        verifier = Verifier(policy, store.device, nonces, time.time, revocations=store.revocations, roots=lambda: roots)
+        appraisal = verifier.appraise(token)
     rows = [("passed" if c.passed else "FAILED", c.name, c.detail) for c in appraisal.checks]
     data = {"tier": appraisal.tier, "good": appraisal.good, "checks": [asdict(c) for c in appraisal.checks]}
     emit(data, args.json, lambda: f"{table(rows)}\n{appraisal.tier}")
@@ -181,6 +193,7 @@ def _serve(args: argparse.Namespace) -> int:
         note(f"broker {key.public.id.hex()} listens on {'https' if tls else 'http'}://{where}")
 
     with _books(args.folder) as store:
+        store.roots(root)  # a root that the books do not follow from is told now, not to each device
         broker = Broker(key, root, store, policy, time.time)
         BrokerService(broker, args.host, args.port, tls=tls or None, on_start=started).run()
     return 0
@@ -199,6 +212,7 @@ def _pages(store: BrokerStore, after: int) -> Iterator[Entry]:
 
 
 def _root(folder: Path) -> SellerRoot:
+    """The root that the broker was made for; those followed since are in its books."""
     return SellerRoot.from_bytes(read_capped(folder / ROOT, limit=MAX_STATEMENT_BYTES))
 
 

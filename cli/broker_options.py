@@ -60,6 +60,14 @@ def revoked(commands: Any) -> argparse.ArgumentParser:
     return p
 
 
+def follow(commands: Any) -> argparse.ArgumentParser:
+    """Options of `broker follow`."""
+    line = "serve the seller's next root; copies that devices have opened stay good under the one before"
+    p = _command(commands, "follow", line, "variegate broker follow broker to2.root")
+    p.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote; before devices follow it")
+    return p
+
+
 def listing(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker list`."""
     p = _command(commands, "list", "who is allowed what", "variegate broker list broker --json")
@@ -100,7 +108,7 @@ def appraise(commands: Any) -> argparse.ArgumentParser:
 def serve(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker serve`."""
     p = _command(commands, "serve", "serve devices over HTTP", "variegate broker serve broker --port 8443")
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    p.add_argument("--host", default="127.0.0.1", help="address or name to listen on, and to be named as (%(default)s)")
     p.add_argument("--port", type=int, default=8443, help="0 takes any free one (%(default)s)")
     p.add_argument("--certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
     p.add_argument("--key", type=Path, metavar="PEM", help="its key")

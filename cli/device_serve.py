@@ -35,7 +35,12 @@ _MOST_PORTS = 65535
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the command's parser; `folder` is there already."""
-    parser.add_argument("--host", default="127.0.0.1", help="address for HTTP (default: %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address or name for HTTP (default: %(default)s); where that is this machine alone, requests name it, "
+        "localhost, or an IP address as their Host",
+    )
     parser.add_argument("--port", type=_port, default=8000, help="port for HTTP; 0 for a free one (default: 8000)")
     parser.add_argument("--no-http", action="store_true", help="serve on --socket only")
     parser.add_argument(

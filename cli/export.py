@@ -41,7 +41,6 @@ from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Policy
 from variegate.keys.rotation import Revocations
-from variegate.keys.signing import SellerRoot
 from variegate.keys.uri import open_signer
 
 _RANK = 4
@@ -200,12 +199,17 @@ def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | Non
     exporter = Exporter(args.release, seller, terms, args.out, cohort, signer)
     # Release and folder come before the registry, so that a wrong one leaves no empty registry behind.
     note(f"release: {exporter.release.name}, base sha256 {exporter.release.base_digest.hex()[:16]}")
-    _refuse_revoked(args, exporter.root, wanted)
-    prepare_folder(args.out)
+    revoked = None if args.revoked is None else Revocations.verify(_read(args.revoked), exporter.root, 0)
+    if revoked is None:  # else the registry is not empty, and a refused export makes no folder
+        prepare_folder(args.out)
     registry = args.registry or args.release.resolve().parent / "registry.sqlite"
     if not registry.exists():
         note(f"{registry} is new; a device that holds a copy already may need --security-counter: see its status")
     with Registry(registry) as entered, Progress("copies", len(wanted)) as progress:
+        if revoked is not None:
+            # Remembered also where it stops this export: the next must not get by with an older list.
+            entered.remember(revoked)
+            _refuse_revoked(revoked, wanted)
         seen = 0
 
         def advance(done: int, total: int) -> None:  # noqa: ARG001
@@ -250,10 +254,7 @@ def _terms(args: argparse.Namespace) -> Terms:
     )
 
 
-def _refuse_revoked(args: argparse.Namespace, root: SellerRoot, wanted: list[Wanted]) -> None:
-    if args.revoked is None:
-        return
-    revoked = Revocations.verify(_read(args.revoked), root, 0)
+def _refuse_revoked(revoked: Revocations, wanted: list[Wanted]) -> None:
     hit = [w for w in wanted if revoked.contains(w.device.ueid)]
     if hit:
         raise RefusedError(

@@ -112,7 +112,13 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--registry", type=Path, metavar="FILE", help="SQLite registry (default: registry.sqlite beside RELEASE)"
     )
-    p.add_argument("--revoked", type=Path, metavar="FILE", help="signed list of devices that get nothing")
+    p.add_argument(
+        "--revoked",
+        type=Path,
+        metavar="FILE",
+        help="signed list of devices that get nothing; refused when it is older than the newest that the registry has "
+        "seen, so that a new registry takes any",
+    )
     p.add_argument(
         "--broker", type=Path, metavar="FILE", help="broker.pub of a key broker that each opening shall need"
     )

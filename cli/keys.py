@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
-from variegate.keys.rotation import Revocations, hand_over
+from variegate.keys.rotation_files import extend, rotate
 from variegate.keys.seller import Seller
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
-from variegate.keys.uri import file_path, is_hsm, new_seller, next_seller
+from variegate.keys.uri import file_path, is_hsm, new_seller
 
 _LONG = ("mldsa65", "kem_public")
 """Public keys of a kilobyte and more: in JSON only."""
@@ -66,7 +65,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     root.set_defaults(run=_root)
 
     example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --revoked revoked.list"
-    turn = _command(commands, "rotate", "new signing keys under the same master secret", example)
+    line = "new signing keys under the same master secret; where it was stopped, the same command goes on"
+    turn = _command(commands, "rotate", line, example)
     turn.add_argument("path", metavar="OLD", help=f"{_SELLER}, so far")
     _add_seller_out(turn, "key file to write, same passphrase")
     turn.add_argument("--statement", type=Path, required=True, help="file to write: the new root, signed by the old")
@@ -160,32 +160,17 @@ def _root(args: argparse.Namespace) -> int:
 def _rotate(args: argparse.Namespace) -> int:
     secrets = Secrets(args.passphrase_file)
     old = secrets.seller(args.path)
-    revoked = None
-    if args.revoked is not None:
-        revoked = Revocations.verify(read_capped(args.revoked, limit=MAX_STATEMENT_BYTES), old.root, 0)
-    with contextlib.ExitStack() as undo:
-        # The keys first: a statement whose keys were never stored would hand the devices to nobody.
-        new, remove = next_seller(old, args.out, secrets.of(args.out))
-        undo.callback(remove)
-        write_atomic(args.statement, hand_over(old.signer, new.serial, new.root), mode=PUBLIC)
-        undo.callback(args.statement.unlink)
-        if revoked is not None:
-            write_atomic(args.revoked, revoked.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
-        undo.pop_all()
+    new, resumed = rotate(old, args.out, secrets.of(args.out), statement=args.statement, revoked=args.revoked)
+    if resumed:
+        note(f"{args.out} was there already, with the keys that come next: went on from there")
     note(f"wrote {args.out} and {args.statement}; new root {new.root.fingerprint.hex()}")
-    note(f"keep {args.path} until every device has followed")
+    note(f"keep {args.path} until every device and broker has followed")
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
     ueids = [_ueid(text) for text in args.ueid]
-    seller = Secrets(args.passphrase_file).seller(args.path)
-    there = args.revoked.exists()
-    revoked = Revocations()
-    if there:
-        revoked = Revocations.verify(read_capped(args.revoked, limit=MAX_STATEMENT_BYTES), seller.root, 0)
-    revoked = revoked.extended(ueids)
-    write_atomic(args.revoked, revoked.sign(seller.signer), mode=PUBLIC, overwrite=there)
+    revoked = extend(args.revoked, Secrets(args.passphrase_file).seller(args.path), ueids)
     note(f"wrote {args.revoked}; serial {revoked.serial}, {len(revoked.ueids)} devices")
     return 0
 

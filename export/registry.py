@@ -1,4 +1,4 @@
-"""Who got what: an append-only SQLite registry. It holds no seed and no key.
+"""Who got what: an append-only SQLite registry, which also knows the newest revocation list. No seed, no key.
 
 Numbers of copies are reserved here before anything is signed, so that exports at once never give one twice; a copy
 that came of them is entered when its file is whole.
@@ -22,6 +22,8 @@ from urllib.parse import quote
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import made_or_empty
+from variegate.keys.primitives import sha256
+from variegate.keys.rotation import Revocations
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -56,6 +58,14 @@ SELECT MAX(sequence), MAX(security_counter) FROM (
   UNION ALL SELECT sequence, security_counter FROM reserved WHERE ueid = ?1)
 """
 _MAX_NUMBER = (1 << 63) - 1
+_REVOCATIONS = """
+CREATE TABLE IF NOT EXISTS revocations (serial INTEGER PRIMARY KEY, digest BLOB NOT NULL) STRICT;
+CREATE TRIGGER IF NOT EXISTS revocations_no_update BEFORE UPDATE ON revocations
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS revocations_no_delete BEFORE DELETE ON revocations
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+"""Made with the first list, so that registries from before there was such a table take lists, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +227,30 @@ class Registry:
                 [astuple(row) for row in rows],
             )
 
+    def remember(self, revoked: Revocations) -> None:
+        """Remembers a revocation list as seen, so that an older one is refused from now on.
+
+        Args:
+            revoked: A list whose signature holds. All lists of one registry are one seller's.
+
+        Raises:
+            RefusedError: `ROLLED_BACK`, when a newer list was seen, or another one with this serial; `MALFORMED`,
+                when the file is damaged.
+        """
+        digest = sha256(*sorted(revoked.ueids))
+        with self._errors():
+            self._db.executescript(_REVOCATIONS)
+        with self._errors(), self._transaction():
+            query = "SELECT serial, digest FROM revocations ORDER BY serial DESC LIMIT 1"
+            serial, known = self._db.execute(query).fetchone() or (0, b"")
+            if revoked.serial < serial:
+                message = f"revocation list {revoked.serial} is older than list {serial}, which this registry has seen"
+                raise RefusedError(Refusal.ROLLED_BACK, message, hint=_NEWEST)
+            if revoked.serial == serial and digest != known:
+                message = f"this registry has seen another revocation list {serial}"
+                raise RefusedError(Refusal.ROLLED_BACK, message, hint=_NEWEST)
+            self._db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (revoked.serial, digest))
+
     def rows(self, *, buyer: str | None = None, ueid: str | None = None) -> Iterator[Row]:
         """Rows in the order in which they were made.
 
@@ -250,6 +284,7 @@ class Registry:
 
 
 _PRAGMAS = ("application_id", "user_version")
+_NEWEST = "give the seller's newest list; another seller's copies belong in a registry of their own, see --registry"
 
 
 def now() -> str:

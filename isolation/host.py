@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attest.evidence import NONCE_BYTES
+from variegate.attest.evidence import NONCE_BYTES, ROOT
 from variegate.isolation import launch, wire
 from variegate.isolation.below import Settings
 from variegate.isolation.given import Given, passed_on
@@ -35,7 +35,7 @@ from variegate.runtime.enclave import Protection, ProtectionState, Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 
-BOOT, POLICY, ROOT, SYSTEM = "boot", "policy", "root", "system"
+BOOT, POLICY, SYSTEM = "boot", "policy", "system"
 _MAX_FRAME_MEMORY = 1 << 30
 _CLOSE_S = 0.5
 """What a query under way gets to end by itself when its enclave is closed."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import stat
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
@@ -14,13 +18,17 @@ PRIVATE = 0o600
 PUBLIC = 0o644
 _OTHERS = 0o077
 _HINT = "name a file in a folder that exists and that you may write"
+_PART = ".part"
+_DRAWN = "?" * 8
+"""What `mkstemp` draws."""
+_POLL_S = 0.05
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: bool = False) -> None:
     """Writes a file so that a crash or an error leaves either the old state or the new, never a part.
 
     The bytes go to a temporary file in the same folder, which is synced and then given its name; last the
-    folder is synced.
+    folder is synced. A kill may leave the temporary file: see `clear_leftovers`.
 
     Args:
         path: The file.
@@ -35,14 +43,14 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
     """
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
-    temporary = None
+    descriptor, temporary = -1, None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        descriptor, temporary = _temporary(path)
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
         if overwrite:
             Path(temporary).replace(path)
             temporary = None
@@ -61,6 +69,53 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Removes the temporary files that killed calls of `write_atomic` left beside a file; those in use stay.
+
+    It reads the folder, so it is for callers that write few files.
+
+    Args:
+        path: The file.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_DRAWN}{_PART}"):
+        with contextlib.suppress(OSError):  # another process was faster, or holds it
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
+    """A lock on a folder, for changes of what is in it: of two processes one waits, and then finds what the other did.
+
+    Args:
+        folder: The folder.
+        wait_s: How long to wait for another process.
+
+    Raises:
+        MisuseError: There is no such folder, or another process holds it for longer.
+        DeviceError: It cannot be locked.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MisuseError(f"there is no folder {folder}") from error
+    try:
+        ends = time.monotonic() + wait_s
+        while not _locked(descriptor, folder):
+            if time.monotonic() > ends:
+                raise MisuseError(f"another process holds {folder}", hint="name a folder elsewhere, or wait for it")
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_new(path: Path, data: bytes | memoryview, *, mode: int = PRIVATE) -> None:
@@ -156,6 +211,27 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
     if status.st_mode & _OTHERS:
         message = f"{path} holds a secret, and its group or others can reach it"
         raise RefusedError(Refusal.KEY, message, hint=f"chmod 600 {path}")
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A temporary file beside another, held for as long as it is open, and its name."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        with contextlib.suppress(OSError):  # where locks do not work, `clear_leftovers` gets none either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # taken for a leftover before it was held
+
+
+def _locked(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise DeviceError(f"cannot lock {folder}: {_reason(error)}") from error
+    return True
 
 
 def sync_folder(folder: Path) -> None:

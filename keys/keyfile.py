@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import read_capped, write_atomic
+from variegate.keys.files import clear_leftovers, read_capped, write_atomic
 from variegate.keys.primitives import KEY_BYTES, TAG_BYTES, aead, aead_open, hkdf_expand
 
 MAGIC = b"vgkeys\x00\x01"
@@ -131,6 +131,7 @@ def save(path: Path, kind: str, secret: bytes, passphrase: str, *, overwrite: bo
         MisuseError: The passphrase is empty or no text, or the path cannot be taken.
         DeviceError: Storage failed, or there is not enough memory for Argon2id.
     """
+    clear_leftovers(path)
     write_atomic(path, seal(kind, secret, passphrase), overwrite=overwrite)
 
 

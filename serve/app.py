@@ -159,7 +159,9 @@ class App:
         except _GoneError:
             return
         except _FaultError as error:
-            await self._fault(send, "infer", error.fault)
+            # A client that waits for the go-ahead of its body would otherwise not know whether to send it now.
+            extra = ((b"connection", b"close"),) if error.fault is self._too_large else ()
+            await self._fault(send, "infer", error.fault, *extra)
         except Exception as error:  # noqa: BLE001 - fault_of knows ours, and says nothing of others
             await self._fault(send, "infer", fault_of(error))
         else:

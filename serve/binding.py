@@ -1,10 +1,12 @@
-"""Binds a TCP address of either family."""
+"""Binds a TCP address of either family, and knows by which names it may be called."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
+from collections.abc import Callable
 
 from variegate.keys.errors import MisuseError
 
@@ -36,3 +38,40 @@ def address_text(address: tuple[str, int]) -> str:
     """Host and port as a URL has them (RFC 3986 section 3.2.2: IPv6 in brackets)."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether a bound socket is reached from this machine alone."""
+    return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def host_check(sock: socket.socket, host: str) -> Callable[[bytes], bool]:
+    """Tells which values of the header Host are ours.
+
+    A web page can have its own name lead to this machine (DNS rebinding), and then reads here as if it were from here;
+    only the name that its browser sends gives it away. So a port for this machine alone answers to `localhost`, to
+    addresses, which no page can have as its name, and to the name that it was bound by. Others are reached by names
+    that are not known here, and by whoever is on their network.
+
+    Args:
+        sock: Bound.
+        host: What it was bound by.
+    """
+    if not is_loopback(sock):
+        return lambda _: True
+    names = {"localhost", host.lower()}
+
+    def ours(value: bytes) -> bool:
+        name = value.decode("latin-1").strip().lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        return name.removesuffix(".") in names or _is_address(name)
+
+    return ours
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

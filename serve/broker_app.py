@@ -26,7 +26,7 @@ from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, RefusedError
 from variegate.keys.signing import MAX_STATEMENT_BYTES
 from variegate.serve.app import Receive, Scope, Send
-from variegate.serve.binding import bound
+from variegate.serve.binding import bound, host_check
 from variegate.serve.limits import ServeLimits
 from variegate.serve.listener import Listener
 from variegate.serve.metrics import Metrics
@@ -48,6 +48,7 @@ _TEXTS = {
     503: "not now",
 }
 _Header = tuple[bytes, bytes]
+_CLOSE: _Header = (b"connection", b"close")
 
 
 class _StatusError(Exception):
@@ -101,7 +102,7 @@ class BrokerApp:
             raise _StatusError(404)
         if scope["method"] != "POST":
             raise _StatusError(405, (b"allow", b"POST"))
-        body = await _body(receive, MAX_REQUEST_BYTES if path == RELEASE_PATH else 0)
+        body = await _body(scope, receive, MAX_REQUEST_BYTES if path == RELEASE_PATH else 0)
         if path == CHALLENGE_PATH:
             return await self._call(self._broker.challenge)
         try:
@@ -125,7 +126,9 @@ class BrokerApp:
             raise _StatusError(503, (b"retry-after", b"5")) from None
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
+async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    if any(name == b"content-length" and int(value) > limit for name, value in scope["headers"]):
+        raise _StatusError(413, _CLOSE)  # before `receive`, which would ask the client to go on sending
     parts, size = [], 0
     while True:
         message = await receive()
@@ -133,7 +136,7 @@ async def _body(receive: Receive, limit: int) -> bytes:
             raise _GoneError
         size += len(message.get("body", b""))
         if size > limit:
-            raise _StatusError(413, (b"connection", b"close"))
+            raise _StatusError(413, _CLOSE)
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
@@ -189,6 +192,7 @@ class BrokerService:
 
     async def _serve(self, app: BrokerApp, sock: socket.socket) -> None:
         limits, metrics, loop = self._limits, Metrics(), asyncio.get_running_loop()
+        ours = host_check(sock, self._host)
         config = Config(
             app,
             interface="asgi3",
@@ -213,7 +217,7 @@ class BrokerService:
                 limits=limits,
                 metrics=metrics,
                 permit=permit,
-                body_bytes=MAX_REQUEST_BYTES,
+                ours=ours,
             )
 
         listener = Listener(sock, Doorkeeper(limits), make, limits=limits, metrics=metrics, context=self._context)

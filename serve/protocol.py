@@ -8,19 +8,28 @@ begins, headers are complete, the message is complete.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from variegate.serve.limits import ServeLimits
 from variegate.serve.metrics import Metrics
 from variegate.serve.peers import Permit, peer_of_certificate
 
-_TEXTS = {400: "malformed HTTP", 408: "request took too long", 431: "request head too large"}
+_TEXTS = {
+    400: "malformed HTTP",
+    408: "request took too long",
+    421: "no such host here",
+    431: "request head too large",
+}
+_MAX_HEAD_DROPPED = 4 << 20
+_MAX_BODY_DROPPED = 1 << 30
+"""Bytes that are read and dropped behind an answer, within the time that their request had in any case."""
 PERMIT = "variegate.permit"
 """Key of the connection's permit in `scope["extensions"]`."""
 
@@ -38,7 +47,7 @@ class GuardedProtocol(HttpToolsProtocol):
         limits: Times and sizes.
         metrics: Counts what is refused here.
         permit: Of this connection; released with it.
-        body_bytes: Most that is read of a body nobody wants any more.
+        ours: Whether a value of the header Host may be asked for.
     """
 
     def __init__(
@@ -49,16 +58,16 @@ class GuardedProtocol(HttpToolsProtocol):
         limits: ServeLimits,
         metrics: Metrics,
         permit: Permit,
-        body_bytes: int,
+        ours: Callable[[bytes], bool],
     ) -> None:
         super().__init__(config, state, {})
-        self._limits, self._metrics, self._permit, self._body_bytes = limits, metrics, permit, body_bytes
+        self._limits, self._metrics, self._permit, self._ours = limits, metrics, permit, ours
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._in_message = self._in_head = False
         self._head_bytes = self._raw_bytes = self._unwanted = 0
-        self._completed = self._offered = False
+        self._completed = self._offered = self._leaving = False
         self._framed: set[bytes] = set()
         self._status = 400
 
@@ -91,6 +100,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
+        if self._leaving:
+            self._drop(len(data))
+            return
         if self._deadline is None and not self._in_message:
             self._expect(self._limits.head_s)  # also for bytes that begin no message, as empty lines do
         self._completed = False
@@ -145,6 +157,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._framed.add(lower)
         if lower == b"transfer-encoding" and value.lower() != b"chunked":
             raise _RefusedHeadError
+        if lower == b"host" and not self._ours(value):
+            self._status = 421
+            raise _RefusedHeadError
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -158,15 +173,14 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         super().on_headers_complete()
+        # Before its task runs.
+        self.cycle.transport = cast("asyncio.Transport", _Answering(self, self.cycle))
         self._expect(self._limits.body_s)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         if self.cycle.response_complete:
-            self._unwanted += len(body)
-            if self._unwanted > self._body_bytes:
-                self.transport.abort()
-                return
+            self._drop(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -214,6 +228,26 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._write_timer is None and self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
 
+    def leave(self, most: int = _MAX_BODY_DROPPED) -> None:
+        """Ends what is written, and drops what still comes, until the client is done as well.
+
+        To close a connection with bytes unread resets it, and the client may lose its answer with it. No time is added:
+        the request has what is left of its own.
+
+        Args:
+            most: Bytes to drop before the connection is cut.
+        """
+        self._leaving, self._unwanted = True, _MAX_BODY_DROPPED - most
+        if self.transport.can_write_eof():  # not under TLS, where the answer's length and `close` have to do
+            self.transport.write_eof()
+        if self._deadline is None:
+            self._expect(self._limits.head_s)
+
+    def _drop(self, size: int) -> None:
+        self._unwanted += size
+        if self._unwanted > _MAX_BODY_DROPPED:
+            self.transport.abort()
+
     def _decline(self, rest: bytes) -> None:
         """Goes on without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
 
@@ -254,7 +288,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._timer = None
         if self._deadline is None or self.transport.is_closing():
             return
-        if self.flow.read_paused:  # it is us who do not read
+        if self._leaving:
+            self.transport.abort()
+        elif self.flow.read_paused:  # it is us who do not read
             self._expect(self._limits.body_s)
         elif self._deadline > self.loop.time():
             self._timer = self.loop.call_at(self._deadline, self._look)
@@ -275,6 +311,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answers what cannot be served, where an answer still has a place, and closes."""
         cycle: Any = self.cycle
         waiting = cycle is not None and not cycle.response_complete
+        if not waiting and self._in_message and not self._in_head:
+            # It has its answer: only the rest of its body is wrong, or late.
+            self.transport.close()
+            self._cut_later()
+            return
         self._metrics.requests["other", status] += 1
         if waiting and (self._in_head or self.pipeline or cycle.response_started):
             # An answer to an earlier request is due, and this would be taken for it.
@@ -285,8 +326,30 @@ class GuardedProtocol(HttpToolsProtocol):
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
             % (status, HTTPStatus(status).phrase.encode("ascii"), len(body), body)
         )
-        self.transport.close()
-        self._cut_later()
+        if status == HTTPStatus.REQUEST_TIMEOUT or not self.transport.can_write_eof():
+            self.transport.close()
+            self._cut_later()
+        else:
+            self.leave(_MAX_HEAD_DROPPED)
         if waiting:
             cycle.disconnected = True
             cycle.message_event.set()
+
+
+class _Answering:
+    """The connection as uvicorn's writer of one answer sees it: closing waits for the rest of the request."""
+
+    def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+
+    def write(self, data: bytes) -> None:
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self.is_closing():
+            self._protocol.leave()
+        else:
+            self._protocol.transport.close()

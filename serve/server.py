@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -22,7 +21,7 @@ from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 from variegate.runtime.port import LabelPort
 from variegate.serve.app import App, Receive, Scope, Send
-from variegate.serve.binding import bound
+from variegate.serve.binding import bound, host_check, is_loopback
 from variegate.serve.dispatcher import Dispatcher
 from variegate.serve.health import Health
 from variegate.serve.limits import ServeLimits, Spec
@@ -167,18 +166,20 @@ class Service:
                 health=health,
                 metrics=metrics,
                 version=version("variegate"),
-                show_metrics=watch is None and http is not None and _is_loopback(http),
+                show_metrics=watch is None and http is not None and is_loopback(http),
             )
             server = self._uvicorn = _Uvicorn(_config(app, limits), health)
             _gauges(metrics, dispatcher, health, server.server_state, options.restarts)
             metrics.gauge("buffered_bytes", "Bytes of requests held.", lambda: room.held)
             if http is not None:
                 self.address = http.getsockname()[:2]
-                make = _maker(server, _config(app, limits), limits, metrics, spec.body_bytes)
+                ours = host_check(http, options.host or "")
+                make = _maker(server, _config(app, limits), limits, metrics, ours)
                 server.add(Listener(http, doorkeeper, make, limits=limits, metrics=metrics, context=self._context))
             if watch is not None:
                 self.metrics_address = watch.getsockname()[:2]
-                make = _maker(server, _config(app.watch, limits), limits, metrics, 0)
+                ours = host_check(watch, options.metrics_host)
+                make = _maker(server, _config(app.watch, limits), limits, metrics, ours)
                 server.add(Listener(watch, Doorkeeper(limits), make, limits=limits, metrics=metrics))
             if local is not None:
                 server.add(
@@ -252,18 +253,12 @@ def _config(app: Callable[[Scope, Receive, Send], object], limits: ServeLimits) 
 
 
 def _maker(
-    server: _Uvicorn, config: Config, limits: ServeLimits, metrics: Metrics, body_bytes: int
+    server: _Uvicorn, config: Config, limits: ServeLimits, metrics: Metrics, ours: Callable[[bytes], bool]
 ) -> Callable[[Permit], asyncio.BaseProtocol]:
     def make(permit: Permit) -> asyncio.BaseProtocol:
-        return GuardedProtocol(
-            config, server.server_state, limits=limits, metrics=metrics, permit=permit, body_bytes=body_bytes
-        )
+        return GuardedProtocol(config, server.server_state, limits=limits, metrics=metrics, permit=permit, ours=ours)
 
     return make
-
-
-def _is_loopback(sock: socket.socket) -> bool:
-    return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _gauges(

@@ -109,7 +109,8 @@ def test_rotate_revoke_and_root(home: Path) -> None:
     # The old key no longer extends the list.
     before = (home / "revoked").read_bytes()
     late = run(home, *revoke, ueids[0], **environment)
-    assert (late.returncode, late.stderr) == (1, "variegate: statement is not signed by the seller's root\n")
+    assert late.returncode == 1
+    assert late.stderr.startswith("variegate: statement is not signed by the seller's root\nhint: ")
     assert (home / "revoked").read_bytes() == before
 
 

@@ -49,7 +49,7 @@ def http(service: Service) -> Http:
 
 
 def post(body: bytes, *headers: str, length: bool = True) -> bytes:
-    lines = [f"POST {INFER} HTTP/1.1", "Host: x", *headers]
+    lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", *headers]
     if length:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -64,6 +64,17 @@ def statuses(answer: bytes) -> list[int]:
     return [int(part[1:4]) for part in answer.split(b"HTTP/1.1")[1:]]
 
 
+def cut(sock: socket.socket, piece: bytes) -> bool:
+    """Whether a client that goes on sending finds the connection broken."""
+    began = time.monotonic()
+    try:
+        while time.monotonic() - began < 15:
+            sock.sendall(piece)
+    except OSError:
+        return True
+    return False
+
+
 def answered(http: Http) -> bool:
     try:
         return http.infer(frames(1))[0] == 200
@@ -72,7 +83,7 @@ def answered(http: Http) -> bool:
 
 
 BODY = infer_json(frames(1))
-GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 AMBIGUOUS = {
     "both lengths": post(b"", "Transfer-Encoding: chunked", "Content-Length: 5", length=False) + b"0\r\n\r\n",
@@ -96,8 +107,8 @@ AMBIGUOUS = {
     "no request": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
     "chunk without length": post(b"", "Transfer-Encoding: chunked", length=False) + b"xyz\r\n" + BODY,
     "negative chunk": post(b"", "Transfer-Encoding: chunked", length=False) + b"-5\r\nabcde\r\n0\r\n\r\n",
-    "upgrade": b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    "connect": b"CONNECT example.com:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "upgrade": b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "connect": b"CONNECT example.com:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
 
@@ -186,7 +197,7 @@ def test_heads_without_an_end_are_bounded(http: Http, start: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nHost: x\r\n", post(BODY)[:-10], GET[:-1]], ids=range(5)
+    "start", [b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n", post(BODY)[:-10], GET[:-1]], ids=range(5)
 )
 def test_slow_requests_end(http: Http, start: bytes) -> None:
     began = time.monotonic()
@@ -223,17 +234,15 @@ def test_idle_and_kept_alive_connections_end(http: Http) -> None:
 def test_bodies_are_bounded_by_their_word_and_by_their_bytes(http: Http, port: LabelPort) -> None:
     for stated in (10 << 20, 10**11):
         with socket.create_connection(http.address, timeout=10) as sock:
-            sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {stated}\r\n\r\n".encode())
+            sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {stated}\r\n\r\n".encode())
             answer = sock.recv(65536)  # before a byte of the body was sent
             assert statuses(answer) == [413]
     large = post(b"", "Transfer-Encoding: chunked", length=False) + chunked(b" " * (1 << 20), 65536)
-    assert statuses(http.raw(large))[:1] in ([413], [])
-    # Far beyond the bound the connection is cut, whether or not the client reads.
+    assert statuses(http.raw(large)) in ([413], [])  # a busy machine may take longer than the body's time
+    # A body without end is cut when its time is up, whether or not the client reads.
     with socket.create_connection(http.address, timeout=10) as sock:
         sock.sendall(post(b"", "Transfer-Encoding: chunked", length=False))
-        endless = (b"10000\r\n" + bytes(65536) + b"\r\n") * 1000
-        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe
-            sock.sendall(endless)
+        assert cut(sock, b"10000\r\n" + bytes(65536) + b"\r\n")
 
 
 def test_waits_for_the_bodys_go_ahead(http: Http) -> None:
@@ -258,7 +267,7 @@ def test_chunked_bodies_and_trailers(http: Http, port: LabelPort) -> None:
 def test_pipelined_requests_are_answered_in_order(http: Http, port: LabelPort) -> None:
     shown = frames(3, seed=9)
     requests = [post(infer_json(shown[i : i + 1])) for i in range(3)]
-    answer = http.raw(b"".join(requests) + GET.replace(b"Host: x", b"Connection: close"))
+    answer = http.raw(b"".join(requests) + GET.replace(b"Host: localhost", b"Connection: close"))
     assert statuses(answer) == [200] * 4
     found = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in answer.split(b"HTTP/1.1")[1:4]]
     assert [one["outputs"][0]["data"][0] for one in found] == port.classify_batch(shown).tolist()
@@ -274,7 +283,7 @@ def test_answers_nobody_reads_do_not_stay(http: Http, service: Service) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         sock.settimeout(5)
         sock.connect(http.address)
-        page = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        page = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
         began = time.monotonic()
         try:
             while time.monotonic() - began < 10:

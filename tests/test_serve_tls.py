@@ -136,7 +136,7 @@ def test_tritonclient_over_tls(port: LabelPort, files: TlsFiles, ours: Authority
 
 def _plain(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=10) as sock:
-        sock.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         if not sock.recv(100).startswith(b"HTTP"):
             raise ConnectionResetError
 

@@ -11,14 +11,9 @@ A campaign needs its file, the data and the bases no more once it is made.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from variegate.attack.campaign import config, copies, images, ledger
@@ -27,7 +22,7 @@ from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.software import KEY, software
 from variegate.attack.campaign.units import Unit, units
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import PRIVATE, PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PRIVATE, PUBLIC, held, read_capped, write_atomic
 from variegate.keys.primitives import sha256
 
 CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cbor"
@@ -35,7 +30,7 @@ SAMPLES, REPLAYS = "samples", "replays"
 MAX_INPUT_BYTES = 4 << 30
 MAX_SHARD_BYTES = 1 << 30
 _GLOB = frozenset("*?[]")
-_WAIT_S, _POLL_S = 60.0, 0.05
+_WAIT_S = 60.0
 """For another process that makes a campaign beside this one. A campaign that runs holds its folder for longer."""
 
 
@@ -61,7 +56,8 @@ def create(folder: Path, prepared: Prepared) -> None:
             message = f"{name} would have {len(data)} bytes, and only {MAX_INPUT_BYTES} can be read again"
             raise RefusedError(Refusal.TOO_LARGE, message, hint="make campaigns of fewer images, fleets or bases")
     made = folder.with_name(f".{folder.name}.preparing")
-    with _held(folder.absolute().parent):
+    # Of two processes that make one campaign, one waits, and then finds it there.
+    with held(folder.absolute().parent, _WAIT_S):
         _create(folder, made, contents, prepared)
 
 
@@ -82,34 +78,6 @@ def _create(folder: Path, made: Path, contents: dict[str, bytes], prepared: Prep
         raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _held(parent: Path) -> Iterator[None]:
-    """A lock on the folder that a campaign is made in: of two processes one waits, and then finds it there."""
-    try:
-        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise MisuseError(f"there is no folder {parent}") from error
-    try:
-        ends = time.monotonic() + _WAIT_S
-        while not _locked(descriptor, parent):
-            if time.monotonic() > ends:
-                raise MisuseError(f"another process holds {parent}", hint="name a folder elsewhere, or wait for it")
-            time.sleep(_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, parent: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise DeviceError(f"cannot lock {parent}: {(error.strerror or type(error).__name__).lower()}") from error
-    return True
 
 
 def _asked(prepared: Prepared) -> dict[str, str]:

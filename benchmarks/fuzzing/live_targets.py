@@ -91,16 +91,18 @@ def _talk(sock: socket.socket, data: bytes) -> bytes:
 
 def _requests() -> list[bytes]:
     def post(body: bytes, *headers: str) -> bytes:
-        lines = [f"POST {_INFER} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+        lines = [f"POST {_INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
         return "\r\n".join(lines).encode() + body
 
     body, length = infer_binary(frames(1))
     text = infer_json(frames(1))
+    pages = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    pages += b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     return [
         post(text, "Connection: close"),
         post(body, f"Inference-Header-Content-Length: {length}", "Connection: close"),
-        b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\nGET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        f"POST {_INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode()
+        pages,
+        f"POST {_INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode()
         + b"%x\r\n%s\r\n0\r\nTrailer: x\r\n\r\n" % (len(text), text),
         post(b"x" * 9, "Content-Encoding: gzip", "Connection: close"),
     ]
