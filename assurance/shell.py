@@ -46,7 +46,7 @@ class RootShell:
         """
         mark = secrets.token_hex(_MARK_BYTES)
         # In two parts, so that an echo of the command is not taken for its end.
-        self._line.sendall(f"echo; echo {mark}'<'; {command}\necho; echo {mark}'>' $?\n".encode())
+        self._line.sendall(f"echo; echo {mark}'<'; {command}\nstatus=$?; echo; echo {mark}'>' $status\n".encode())
         ended = re.compile(rb"\n%b> (\d+)\r?\n" % mark.encode())
         said, until = b"", time.monotonic() + seconds
         while (found := ended.search(said)) is None:

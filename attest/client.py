@@ -1,4 +1,4 @@
-"""The way to a broker over HTTP, with the standard library only; an `attest.release.Exchange`."""
+"""The way over HTTP to a broker (`attest.release.Exchange`) and to a device that signs evidence; standard library."""
 
 from __future__ import annotations
 
@@ -11,19 +11,90 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from variegate.attest.evidence import MAX_EVIDENCE_BYTES
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 
 CHALLENGE_PATH, RELEASE_PATH = "/v1/challenge", "/v1/release"
+EVIDENCE_PATH = "/v1/evidence/"
 MEDIA_TYPE = "application/cbor"
 TIMEOUT_S = 15.0
+EVIDENCE_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 8 * 1024
 _MAX_RETRY_S = 3600
 _OK, _FORBIDDEN, _TOO_MANY = 200, 403, 429
 
 
+class _Way:
+    """To one server; each call opens a connection of its own.
+
+    Args:
+        what: Whom it leads to, for messages.
+        url: `https://host[:port]`; `http://` only for this very machine.
+        ca: PEM file of who signs the server's certificate; the system's authorities unless told.
+        certificate: PEM file of a client certificate, if the server asks for one.
+        key: PEM file of its key.
+        timeout_s: Seconds for a whole call.
+
+    Raises:
+        MisuseError: The URL or a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        url: str,
+        *,
+        ca: Path | None,
+        certificate: Path | None,
+        key: Path | None,
+        timeout_s: float,
+    ) -> None:
+        self._what = what
+        self._host, self._port, secured = _address(what, url)
+        self._timeout_s = timeout_s
+        self._context = _context(what, ca, certificate, key) if secured else None
+        if not secured and (ca, certificate, key) != (None, None, None):
+            raise MisuseError(f"certificates belong to a {what} at https://")
+
+    def ask(self, method: str, path: str, body: bytes = b"", *, limit: int) -> tuple[int, float | None, bytes]:
+        """One request.
+
+        Returns:
+            Status, seconds to wait if it says so, and at most one byte more than `limit` of the body.
+
+        Raises:
+            DeviceError: It cannot be reached.
+        """
+        try:
+            return self._exchange(method, path, body, limit)
+        except (OSError, http.client.HTTPException, ValueError):
+            raise DeviceError(f"the {self._what} cannot be reached", hint="check its URL, and that it runs") from None
+
+    def _exchange(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
+        connection = self._connection()
+        connection.connect()
+        # A timeout of sockets begins anew with each byte; this one ends the call.
+        timer = threading.Timer(self._timeout_s, _abort, (connection.sock,))
+        timer.daemon = True
+        timer.start()
+        try:
+            connection.request(method, path, body, {"Content-Type": MEDIA_TYPE, "Connection": "close"})
+            answer = connection.getresponse()
+            data = answer.read(limit + 1)
+            return answer.status, _seconds(answer.getheader("Retry-After")), data
+        finally:
+            timer.cancel()
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._context)
+
+
 class BrokerClient:
-    """Speaks to one broker; each call opens a connection of its own.
+    """Speaks to one broker.
 
     Args:
         url: `https://host[:port]`; `http://` only for this very machine, since evidence names device and buyer.
@@ -45,11 +116,7 @@ class BrokerClient:
         key: Path | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._host, self._port, secured = _address(url)
-        self._timeout_s = timeout_s
-        self._context = _context(ca, certificate, key) if secured else None
-        if not secured and (ca, certificate, key) != (None, None, None):
-            raise MisuseError("certificates belong to an https:// broker")
+        self._way = _Way("key broker", url, ca=ca, certificate=certificate, key=key, timeout_s=timeout_s)
 
     def challenge(self) -> bytes:
         """A fresh nonce; errors as `release`."""
@@ -66,10 +133,7 @@ class BrokerClient:
         return self._post(RELEASE_PATH, cbor.encode([token, envelope]))
 
     def _post(self, path: str, body: bytes) -> bytes:
-        try:
-            status, retry_after, data = self._exchange(path, body)
-        except (OSError, http.client.HTTPException, ValueError):
-            raise DeviceError("the key broker cannot be reached", hint="check its URL, and that it runs") from None
+        status, retry_after, data = self._way.ask("POST", path, body, limit=MAX_ANSWER_BYTES)
         if status == _FORBIDDEN:
             raise RefusedError(Refusal.RELEASE, "the key broker refuses", hint="the broker's log has the reason")
         if status == _TOO_MANY:
@@ -81,26 +145,25 @@ class BrokerClient:
                     return answer
         raise DeviceError("the key broker gives no answer of its protocol")
 
-    def _exchange(self, path: str, body: bytes) -> tuple[int, float | None, bytes]:
-        connection = self._connection()
-        connection.connect()
-        # A timeout of sockets begins anew with each byte; this one ends the call.
-        timer = threading.Timer(self._timeout_s, _abort, (connection.sock,))
-        timer.daemon = True
-        timer.start()
-        try:
-            connection.request("POST", path, body, {"Content-Type": MEDIA_TYPE, "Connection": "close"})
-            answer = connection.getresponse()
-            data = answer.read(MAX_ANSWER_BYTES + 1)
-            return answer.status, _seconds(answer.getheader("Retry-After")), data
-        finally:
-            timer.cancel()
-            connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._context is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._context)
+def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: float = EVIDENCE_TIMEOUT_S) -> bytes:
+    """Evidence of a device that serves, as it came: an `attest.verifier` says what it is worth.
+
+    Args:
+        url: Of the device, as of a broker.
+        nonce: 8 to 64 bytes.
+        ca: PEM file of who signs its certificate.
+        timeout_s: Seconds for the call.
+
+    Raises:
+        MisuseError: The URL or the file cannot be used.
+        DeviceError: The device cannot be reached, or gives no evidence.
+    """
+    way = _Way("device", url, ca=ca, certificate=None, key=None, timeout_s=timeout_s)
+    status, _, data = way.ask("GET", f"{EVIDENCE_PATH}{nonce.hex()}", limit=MAX_EVIDENCE_BYTES)
+    if status != _OK or len(data) > MAX_EVIDENCE_BYTES:
+        raise DeviceError("the device gives no evidence", hint="it is to serve with --evidence")
+    return data
 
 
 def _abort(sock: socket.socket) -> None:
@@ -115,18 +178,18 @@ def _seconds(text: str | None) -> float | None:
     return float(min(int(text[:9]), _MAX_RETRY_S))
 
 
-def _address(url: str) -> tuple[str, int, bool]:
+def _address(what: str, url: str) -> tuple[str, int, bool]:
     hint = "write https://host or https://host:port"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise MisuseError("the broker's URL is not valid", hint=hint) from None
+        raise MisuseError(f"the {what}'s URL is not valid", hint=hint) from None
     plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username or parts.password)
     if parts.scheme not in ("https", "http") or not host or not plain:
-        raise MisuseError("the broker's URL is not valid", hint=hint)
+        raise MisuseError(f"the {what}'s URL is not valid", hint=hint)
     if parts.scheme == "http" and not _is_here(host):
-        raise MisuseError("a broker on another machine is spoken to over https only", hint=hint)
+        raise MisuseError(f"a {what} on another machine is spoken to over https only", hint=hint)
     secured = parts.scheme == "https"
     return host, port or (443 if secured else 80), secured
 
@@ -138,7 +201,7 @@ def _is_here(host: str) -> bool:
         return host == "localhost"
 
 
-def _context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+def _context(what: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -146,7 +209,7 @@ def _context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl
             # An encrypted key would otherwise be asked for on the terminal.
             context.load_cert_chain(certificate, key, password=lambda: "")
         elif key is not None:
-            raise MisuseError("a key for the broker needs its certificate")
+            raise MisuseError(f"a key for the {what} needs its certificate")
     except (OSError, ValueError):
-        raise MisuseError("the certificates for the broker cannot be used", hint="give PEM files") from None
+        raise MisuseError(f"the certificates for the {what} cannot be used", hint="give PEM files") from None
     return context

@@ -106,7 +106,9 @@ def _add_showing(commands: _Commands) -> None:
     protections.set_defaults(run=_protections)
 
     example = "variegate device attest camera7 --nonce $(variegate broker challenge broker) --out camera7.eat"
-    device_attest.add_attest(_command(commands, "attest", "sign evidence of what the device runs", example))
+    what = "the device's folder; or, of a device that serves with --evidence, its http:// or https:// address"
+    attest = _command(commands, "attest", "sign evidence of what the device runs", example, what=what, kind=str)
+    device_attest.add_attest(attest)
 
     example = "variegate device receipt frames.receipt --identity camera7.json --frames frames.npy"
     line = "verify a receipt that `classify --receipt` wrote"
@@ -321,6 +323,7 @@ def _command(
     example: str,
     *,
     what: str = "the device's folder",
+    kind: Callable[[str], object] = Path,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -329,5 +332,5 @@ def _command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help=what)
+    parser.add_argument("folder", type=kind, help=what)
     return parser

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from variegate.attest import receipt
+from variegate.attest.client import evidence_from
 from variegate.attest.evidence import NONCE_BYTES
 from variegate.cli.console import add_json_option, emit, note, table
 from variegate.cli.device_open import add_broker_options, isolated, opened
@@ -24,6 +25,7 @@ def add_attest(parser: argparse.ArgumentParser) -> None:
     """Fills the parser of `attest`, which has `folder` already."""
     parser.add_argument("--nonce", type=_nonce, required=True, metavar="HEX", help="the verifier's, 8 to 64 bytes")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="token; must not be there yet")
+    parser.add_argument("--ca", type=Path, metavar="PEM", help="of an https:// device: who signs its certificate")
     add_broker_options(parser)
     parser.set_defaults(run=_attest)
 
@@ -38,8 +40,12 @@ def add_receipt(parser: argparse.ArgumentParser) -> None:
 
 def _attest(args: argparse.Namespace) -> int:
     check_new(args.out)  # before a boot is spent on it
-    with opened(args) as device:
-        token = isolated(device).evidence(args.nonce)
+    if args.folder.startswith(("http://", "https://")):
+        token = evidence_from(args.folder, args.nonce, ca=args.ca)
+    else:
+        args.folder = Path(args.folder)
+        with opened(args) as device:
+            token = isolated(device).evidence(args.nonce)
     write_atomic(args.out, token, mode=PUBLIC)
     note(f"wrote {args.out}; a seller appraises it with `variegate broker appraise`")
     return 0

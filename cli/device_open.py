@@ -13,6 +13,7 @@ from variegate.isolation.host import Isolated
 from variegate.isolation.machine import summary
 from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
+from variegate.runtime.port import LabelPort
 
 
 def add_broker_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,15 @@ def isolated(device: Device) -> Isolated:
         MisuseError: Its policy puts the enclave into this process.
         RefusedError, DeviceError: As `Device.boot`.
     """
-    port = device.boot()
+    return as_isolated(device.boot())
+
+
+def as_isolated(port: LabelPort) -> Isolated:
+    """A port whose enclave can sign.
+
+    Raises:
+        MisuseError: The device's policy puts the enclave into this process.
+    """
     if isinstance(port, Isolated):
         return port
     raise MisuseError(

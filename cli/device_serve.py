@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from variegate.cli.console import note, table
-from variegate.cli.device_open import add_broker_options, host_line, opened
+from variegate.cli.device_open import add_broker_options, as_isolated, host_line, opened
 from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
 from variegate.isolation.lockdown import close_supervisor
@@ -56,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="serve /metrics there, and health, which clients cannot crowd out; without it /metrics is on --port, but"
         " only when --host is this machine alone, since it tells what is left of the budget",
     )
+    help_evidence = "also sign evidence for whoever asks (GET /v1/evidence/NONCE); it tells what is left of the budget"
+    parser.add_argument("--evidence", action="store_true", help=help_evidence)
     add_broker_options(parser)
     tls = parser.add_argument_group("TLS")
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate and its chain")
@@ -92,7 +94,11 @@ def run(args: argparse.Namespace) -> int:
     with opened(args) as device:
         port = device.boot()
         if isinstance(port, Isolated):
-            options = replace(options, restarts=lambda: port.restarts)
+            options = replace(
+                options, restarts=lambda: port.restarts, evidence=port.evidence if args.evidence else None
+            )
+        elif args.evidence:
+            as_isolated(port)  # which it is not
         closed = device.close_boot()
         key = Protection.when("key", closed, _CLOSED if closed else _OPEN)
         protections = (*port.status().protections, key, *options.protections())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from variegate.attest.evidence import NONCE_BYTES, TYP
 from variegate.serve import encodings, oip
 from variegate.serve.answers import INPUT, TOO_LARGE, BusyError, Fault, fault_of
 from variegate.serve.dispatcher import Dispatcher, Query
@@ -29,6 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 Pages = dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]]
 """By path: what kind of page it is for the metrics, and its status and body."""
 
+EVIDENCE_PATH = b"/v1/evidence/"
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _TAKEN = {_JSON, _BINARY}
 _ONCE = {b"content-length", b"content-encoding", b"content-type", b"inference-header-content-length"}
@@ -38,6 +40,7 @@ _METHOD = Fault(405, INPUT, "http", "method not allowed")
 _MEDIA = Fault(415, INPUT, "http", "body is neither application/json nor application/octet-stream")
 _ENCODING = Fault(415, INPUT, "http", "content encoding is none of gzip, deflate and identity")
 _BROWSER = Fault(403, INPUT, "http", "requests of web pages are not served")
+_NONCE = Fault(400, INPUT, "http", "a nonce is 8 to 64 bytes, hexadecimal")
 _HEADERS = Fault(400, INPUT, "http", "a header is malformed or given twice")
 _MAX_LOOP_BYTES = 64 << 10
 """JSON up to here is parsed where it arrives, in about a millisecond; handing it to a thread would take as long."""
@@ -67,6 +70,7 @@ class App:
         metrics: Counts.
         version: Of Variegate, for the server's metadata.
         show_metrics: Whether /metrics is served by this, or by `watch` only.
+        evidence: Signs evidence for a nonce, or None where none is given.
     """
 
     def __init__(
@@ -80,9 +84,10 @@ class App:
         metrics: Metrics,
         version: str,
         show_metrics: bool,
+        evidence: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._spec, self._dispatcher, self._health, self._metrics = spec, dispatcher, health, metrics
-        self._room, self._workshop = room, workshop
+        self._room, self._workshop, self._evidence = room, workshop, evidence
         self._too_large = Fault(413, TOO_LARGE, "too-large", f"body of more than {spec.body_bytes} bytes")
         model = b"/v2/models/" + oip.MODEL.encode("ascii")
         bases = (model, model + b"/versions/" + spec.version.encode("ascii"))
@@ -111,6 +116,8 @@ class App:
                 await self._infer(scope, receive, send)
             else:
                 await self._fault(send, "infer", _METHOD, (b"allow", b"POST"))
+        elif path.startswith(EVIDENCE_PATH) and self._evidence is not None:
+            await self._attest(scope, send, self._evidence)
         else:
             await self._page(self._pages, scope, send)
 
@@ -139,6 +146,25 @@ class App:
     def _model_ready(self) -> tuple[int, bytes]:
         status, _ = self._ready()
         return status, json.dumps({"name": oip.MODEL, "ready": status == 200}).encode("ascii")  # noqa: PLR2004
+
+    async def _attest(self, scope: Scope, send: Send, sign: Callable[[bytes], bytes]) -> None:
+        """Evidence (RFC 9711) for the nonce, hexadecimal, that ends the path."""
+        if scope["method"] != "GET":
+            await self._fault(send, "evidence", _METHOD, (b"allow", b"GET"))
+            return
+        try:
+            nonce = bytes.fromhex(scope["raw_path"].removeprefix(EVIDENCE_PATH).decode("ascii"))
+        except ValueError:
+            nonce = b""
+        if len(nonce) not in NONCE_BYTES:
+            await self._fault(send, "evidence", _NONCE)
+            return
+        try:
+            token = await self._dispatcher.evidence(_permit(scope).peer, lambda: sign(nonce))
+        except Exception as error:  # noqa: BLE001 - as in `_infer`
+            await self._fault(send, "evidence", fault_of(error))
+        else:
+            await self._send(send, "evidence", 200, token, TYP.encode("ascii"))
 
     async def _infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()

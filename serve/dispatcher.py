@@ -27,13 +27,15 @@ Answer = Labels | Exception
 
 
 class Query:
-    """One batch on its way. `done` is called once on the loop, unless it is dropped first."""
+    """One question on its way. `done` is called once on the loop, unless it is dropped first."""
 
-    __slots__ = ("done", "frames", "timer")
+    __slots__ = ("done", "put", "timer")
 
-    def __init__(self, frames: NDArray[Any], done: Callable[[Answer], None]) -> None:
-        self.frames: NDArray[Any] | None = frames
-        self.done: Callable[[Answer], None] | None = done
+    def __init__(self, put: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self.put: Callable[[], Any] | None = put
+        """Puts it to the port; holds its frames."""
+        self.done: Callable[[Any], None] | None = done
+        """Gets what `put` gave, or the error."""
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -41,7 +43,7 @@ class Dispatcher:
     """Serialises the queries of all clients, fairly. Made and used on the thread of the loop.
 
     Args:
-        port: What answers. Only `classify_batch` is called here, from one thread.
+        port: What answers. Only `classify_batch` is called here, and what `evidence` is given, from one thread.
         limits: How many may wait, and how long.
         loop: The running loop.
     """
@@ -82,11 +84,13 @@ class Dispatcher:
             BusyError: There is no room to wait.
             MisuseError: The server is closing.
         """
+        return self._pushed(peer, len(frames), Query(lambda: self._port.classify_batch(frames), done))
+
+    def _pushed(self, peer: str, weight: int, query: Query) -> Query:
         if self._closing:
             raise MisuseError("server is closing")
-        query = Query(frames, done)
         with self._lock:
-            if not self._queue.push(peer, len(frames), query):
+            if not self._queue.push(peer, weight, query):
                 raise BusyError("too many queries are waiting")
         query.timer = self._loop.call_later(self._answer_s, self._expire, query)
         self._tokens.put(True)
@@ -104,14 +108,36 @@ class Dispatcher:
             VariegateError: What the port raised, and what `ask` raises.
             asyncio.CancelledError: The query was dropped by cancelling.
         """
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future, done = self._awaitable()
+        query = self.ask(peer, frames, done)
+        hold(query)
+        labels: Labels = await self._settled(query, future)
+        return labels
 
-        def done(answer: Answer) -> None:
+    async def evidence(self, peer: str, sign: Callable[[], bytes]) -> bytes:
+        """Has the port sign, in the turn of its queries.
+
+        Args:
+            peer: Whose share it counts against, as one frame.
+            sign: Asks the port.
+
+        Raises:
+            VariegateError: What the port raised, and what `ask` raises.
+        """
+        future, done = self._awaitable()
+        token: bytes = await self._settled(self._pushed(peer, 1, Query(sign, done)), future)
+        return token
+
+    def _awaitable(self) -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(answer: object) -> None:
             if not future.done():
                 future.set_result(answer)
 
-        query = self.ask(peer, frames, done)
-        hold(query)
+        return future, done
+
+    async def _settled(self, query: Query, future: asyncio.Future[Any]) -> Any:
         try:
             answer = await future
         finally:
@@ -129,7 +155,7 @@ class Dispatcher:
             query.timer.cancel()
         with self._lock:
             self._queue.remove(query)
-        query.frames = None
+        query.put = None
 
     def give_up(self, query: Query) -> None:
         """Answers a query whose client has left with an error, so that nobody waits for it."""
@@ -144,7 +170,7 @@ class Dispatcher:
     def _expire(self, query: Query) -> None:
         self._finish(query, TimeLimitError("no answer in time"))
 
-    def _finish(self, query: Query, answer: Answer) -> None:
+    def _finish(self, query: Query, answer: object) -> None:
         done = query.done
         self.drop(query)
         if done is not None:
@@ -154,30 +180,31 @@ class Dispatcher:
         while self._tokens.get():
             with self._lock:
                 query = self._queue.pop()
-            frames = None if query is None else query.frames
-            if query is None or frames is None:
+            put = None if query is None else query.put
+            if query is None or put is None:
                 continue
-            answer = self._answer(frames)
+            answer = self._answer(put)
+            put = None  # it holds the frames
             try:
                 self._loop.call_soon_threadsafe(self._finish, query, answer)
             except RuntimeError:  # the loop has ended
                 return
 
-    def _answer(self, frames: NDArray[Any]) -> Answer:
+    def _answer(self, put: Callable[[], Any]) -> Any:
         try:
-            labels = self._port.classify_batch(frames)
+            found = put()
         except VariegateError as error:
             # Its frames hold on to an enclave that has ended, and they and the error to each other.
-            found: Exception = error.with_traceback(None)
+            failure: Exception = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - nothing foreign may reach a client or end this thread
-            found = DeviceError(f"the port failed ({type(error).__name__})")
+            failure = DeviceError(f"the port failed ({type(error).__name__})")
         else:
             self.last_error = None
-            return labels
-        if not isinstance(found, LimitError) and not _of_client(found):
+            return found
+        if not isinstance(failure, LimitError) and not _of_client(failure):
             self.failed_at = time.monotonic()
-            self.last_error = found
-        return found
+            self.last_error = failure
+        return failure
 
 
 def _of_client(error: Exception) -> bool:

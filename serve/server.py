@@ -51,6 +51,7 @@ class ServeOptions:
         tls: For HTTP.
         limits: Bounds on clients.
         restarts: Tells how often the enclave was restarted, where something counts that.
+        evidence: Signs evidence for a nonce over HTTP; None gives none. It tells what is left of the budget.
     """
 
     host: str | None = "127.0.0.1"
@@ -62,6 +63,7 @@ class ServeOptions:
     tls: TlsFiles | None = None
     limits: ServeLimits = field(default_factory=ServeLimits)
     restarts: Callable[[], int] | None = None
+    evidence: Callable[[bytes], bytes] | None = None
 
     def check(self) -> None:
         """Looks at what can be looked at before anything runs.
@@ -167,6 +169,7 @@ class Service:
                 metrics=metrics,
                 version=version("variegate"),
                 show_metrics=watch is None and http is not None and is_loopback(http),
+                evidence=options.evidence,
             )
             server = self._uvicorn = _Uvicorn(_config(app, limits), health)
             _gauges(metrics, dispatcher, health, server.server_state, options.restarts)

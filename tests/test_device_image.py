@@ -13,6 +13,9 @@ import tritonclient.http as triton
 from assurance.shell import RootShell
 from tests.support.artefacts import frames
 from tests.support.images import Car, built, free_port, skip_without_images
+from variegate.attest.client import evidence_from
+from variegate.attest.evidence import verify
+from variegate.attest.groups import HOST_PROTECTIONS
 from variegate.device_sim.image import Machine, build
 from variegate.device_sim.image.build import BOOT, DATA, FACTS, ROOT, read_facts
 from variegate.device_sim.image.tools import run
@@ -39,6 +42,7 @@ def bound(car: Car) -> Car:
         machine.wait()
         _gives_labels(machine)
         _is_locked(car.shell)
+        _says_so(machine, car)
     return car
 
 
@@ -51,6 +55,17 @@ def _gives_labels(machine: Machine) -> None:
     client.close()
     assert first.shape == (3,)
     assert (first == second).all()
+
+
+def _says_so(machine: Machine, car: Car) -> None:
+    nonce = b"n" * 16
+    evidence = verify(evidence_from(machine.address, nonce), car.identity.signing_public)
+    assert evidence.nonce == nonce
+    assert evidence.ueid == car.identity.ueid
+    assert len(evidence.measurements["boot"]) == 32
+    states = {claim.name: claim.state for claim in evidence.protections}
+    assert {states[name] for name in HOST_PROTECTIONS} == {"on"}
+    assert (states["ptrace"], states["supervisor"]) == ("on", "on")
 
 
 def _is_locked(shell: Path) -> None:

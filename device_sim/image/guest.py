@@ -117,7 +117,7 @@ def _serve() -> None:
     began = time.monotonic()
     command = [sys.executable, "-I", "-B", "-m", "variegate.cli.main", "device", "serve", "/device"]
     device = subprocess.Popen(  # noqa: S603  this package
-        [*command, "--host", "0.0.0.0", "--port", str(_PORT)],  # noqa: S104  the machine's only address
+        [*command, "--host", "0.0.0.0", "--port", str(_PORT), "--evidence"],  # noqa: S104  the machine's only address
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

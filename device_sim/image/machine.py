@@ -24,6 +24,7 @@ _INSIDE_PORT = 8000
 _TPM_START_S = 20.0
 _POLL_S = 0.25
 _END_S = 10.0
+_LAST_WORDS = 3
 START_S = 600.0
 """What a machine gets to come up on a busy host."""
 
@@ -175,7 +176,8 @@ class Machine:
 
     def _last_words(self) -> str:
         said = [line.removeprefix("image: ") for line in self.console if "the machine ends" not in line]
-        return " / ".join(said[-3:]) or "it said nothing"
+        panic = next((line for line in said if "Kernel panic" in line), None)
+        return panic or " / ".join(said[-_LAST_WORDS:]) or "it said nothing"
 
 
 def _started_tpm(state: Path, work: Path) -> subprocess.Popen[bytes]:
