@@ -79,18 +79,19 @@ class Report:
         return "\n".join([*rows, *([f"not tried: {', '.join(self.left_out)}"] if self.left_out else [])])
 
 
-def attack(target: Target, *, only: list[str] | None = None, machine: bool = False) -> Report:
+def attack(target: Target, *, only: list[str] | None = None, machine: bool = False, slow: float = 1.0) -> Report:
     """Has a device attacked.
 
     Args:
         target: Where it serves.
         only: Names of the attacks; all unless told.
         machine: Whether also those that touch settings of the whole machine: only where nothing else lives.
+        slow: How many times longer to wait, as under emulation.
 
     Raises:
         DeviceError: The attacks did not run.
     """
-    arguments = [*(["--only", *only] if only else []), *(["--machine"] if machine else [])]
+    arguments = [*(["--only", *only] if only else []), *(["--machine"] if machine else []), "--slow", str(slow)]
     needles = json.dumps({"secrets": [window.hex() for window in target.device.secrets]})
     said = target.run(arguments, needles)
     try:

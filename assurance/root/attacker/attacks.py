@@ -94,7 +94,7 @@ def carried_out(attack: Attack, victim: Victim) -> Result:
         os.setpgid(0, 0)
         _child(attack, victim, write)
     os.close(write)
-    said = _all_of(read, started + attack.seconds + _GRACE_S)
+    said = _all_of(read, started + attack.seconds * victim.slow + _GRACE_S)
     os.close(read)
     # With what it started: a process that an attack leaves behind would be in the way of the next one.
     for kill in (os.killpg, os.kill):
@@ -112,7 +112,7 @@ def carried_out(attack: Attack, victim: Victim) -> Result:
 def _child(attack: Attack, victim: Victim, write: int) -> None:
     """Ends the process."""
     signal.signal(signal.SIGALRM, _late)
-    signal.setitimer(signal.ITIMER_REAL, attack.seconds)
+    signal.setitimer(signal.ITIMER_REAL, attack.seconds * victim.slow)
     try:
         try:
             out = attack.run(victim)
@@ -120,7 +120,7 @@ def _child(attack: Attack, victim: Victim, write: int) -> None:
         except ImpossibleError as why:
             said = [IMPOSSIBLE, str(why), 0, {}]
         except _Late:
-            said = [FAILED, f"not done in {attack.seconds:g} s", 0, {}]
+            said = [FAILED, f"not done in {attack.seconds * victim.slow:g} s", 0, {}]
         except OSError as error:
             said = [FAILED, f"{name_of(error)} {error.filename or ''}".strip(), 0, {}]
         except Exception as error:  # noqa: BLE001  no label, no enclave, a program that failed: all is told

@@ -101,14 +101,14 @@ def bpf_probe(victim: Victim) -> Outcome:
 
     def parts() -> Iterator[bytes]:
         for at in range(secret.start, min(secret.end - step, secret.start + _MOST), step):
-            yield _read(pid, at, store)
+            yield _read(pid, at, store, victim.until(_SECONDS))
 
     with victim.busy(victim.known):
         out = judged(victim, parts(), "by bpf_probe_read_user")
     return Outcome(out.windows > 0, out.detail, out.windows)
 
 
-def _read(pid: int, at: int, store: int) -> bytes:
+def _read(pid: int, at: int, store: int, until: float) -> bytes:
     code, licence = program(pid, at, store), ctypes.create_string_buffer(b"GPL")
     held = ctypes.create_string_buffer(code, len(code))
     head = struct.pack("<IIQQ", _RAW_TRACEPOINT, len(code) // 8, ctypes.addressof(held), ctypes.addressof(licence))
@@ -118,7 +118,6 @@ def _read(pid: int, at: int, store: int) -> bytes:
     try:
         key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(_VALUE)
         look = struct.pack("<IIQQQ", store, 0, ctypes.addressof(key), ctypes.addressof(value), 0)
-        until = time.monotonic() + _SECONDS
         while time.monotonic() < until:
             _bpf(_MAP_LOOKUP, look)
             if any(value.raw[-8:]):

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-from assurance.root.attacker import activations, bpf, budget, perf, reads, settings, start, tracer, writes
+from assurance.root.attacker import activations, bpf, budget, machine, perf, reads, settings, start, tracer, writes
 from assurance.root.attacker.attacks import Attack, carried_out
 from assurance.root.attacker.victim import NoDeviceError, Victim
 
@@ -26,6 +26,7 @@ ATTACKS: tuple[Attack, ...] = (
     *tracer.ATTACKS,
     *start.LOUD,
     *settings.LOUD,
+    *machine.ATTACKS,
     *budget.ATTACKS,
 )
 """In order of harm."""
@@ -37,11 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="of the device, where several serve")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these attacks alone")
     parser.add_argument("--machine", action="store_true", help="also those that touch the whole machine's settings")
+    parser.add_argument("--slow", type=float, default=1.0, metavar="N", help="wait so many times longer (emulation)")
     parser.add_argument("--no-needles", action="store_true", help="do not read the standard input")
     args = parser.parse_args(arguments)
     needles = {} if args.no_needles else json.load(sys.stdin)
     try:
         victim = Victim.found([bytes.fromhex(text) for text in needles.get("secrets", [])], args.port)
+        victim.slow = args.slow
         chosen = [
             attack
             for attack in ATTACKS

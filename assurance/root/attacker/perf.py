@@ -84,7 +84,7 @@ def perf_stack(victim: Victim) -> Outcome:
     attributes = _attributes(_SOFTWARE, _TASK_CLOCK, _REGISTERS | _STACK, period=4000, flags=_FREQUENCY | _NO_KERNEL)
     taken: list[bytes] = []
     with Ring(pid, attributes) as ring, victim.busy():
-        until = time.monotonic() + _SECONDS
+        until = victim.until(_SECONDS)
         while time.monotonic() < until and len(taken) < _ENOUGH:
             taken += ring.samples()
             time.sleep(0.02)
@@ -145,7 +145,7 @@ def _probed(victim: Victim, events: str, place: str, user: str) -> Outcome:
             number = int((folder / "events" / name / "take" / "id").read_text())
             attributes = _attributes(_TRACEPOINT, number, _RAW, period=1)
             with Ring(pid, attributes) as ring:
-                until = time.monotonic() + _SECONDS
+                until = victim.until(_SECONDS)
                 while time.monotonic() < until:
                     samples = list(ring.samples())
                     if samples:

@@ -137,7 +137,7 @@ def second(victim: Victim, folder: Path) -> Iterator[Victim]:
     )
     try:
         other = replace(victim, supervisor=process.pid, port=port, folder=folder)
-        until = time.monotonic() + _START_S
+        until = victim.until(_START_S)
         while True:
             with contextlib.suppress(Refused):
                 other.ask(other.known)
@@ -209,7 +209,7 @@ def swapped_library(victim: Victim) -> Outcome:
         mount(str(altered), Path(where), flags=MS_BIND)
         try:
             os.kill(old, signal.SIGKILL)
-            said = _heard(way)
+            said = _heard(way, _START_S * victim.slow)
         finally:
             unmount(Path(where))
         out = judged(victim, [said], "said by an altered enclave")
@@ -222,11 +222,11 @@ def swapped_library(victim: Victim) -> Outcome:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _heard(way: int) -> bytes:
-    out, until = bytearray(), time.monotonic() + _START_S
+def _heard(way: int, seconds: float) -> bytes:
+    out, until = bytearray(), time.monotonic() + seconds
     while time.monotonic() < until:
         # The first words take as long as an enclave takes to start.
-        if not select.select([way], [], [], 1.0 if out else _START_S)[0]:
+        if not select.select([way], [], [], seconds / _START_S if out else seconds)[0]:
             break
         out += os.read(way, 1 << 16)
     return bytes(out)

