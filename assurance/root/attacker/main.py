@@ -13,7 +13,7 @@ import sys
 
 from assurance.root.attacker import activations, bpf, budget, machine, perf, reads, settings, start, tracer, writes
 from assurance.root.attacker.attacks import Attack, carried_out
-from assurance.root.attacker.victim import NoDeviceError, Victim
+from assurance.root.attacker.victim import NoDeviceError, Refused, Victim
 
 ATTACKS: tuple[Attack, ...] = (
     *reads.ATTACKS,
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             for attack in ATTACKS
             if (attack.name in args.only if args.only else args.machine or not attack.machine)
         ]
-        victim.patiently(bytes(victim.pixels))  # it serves; its shape is known to every attack from here on
-    except NoDeviceError as error:
+        victim.patiently()  # it serves; its shape is known to every attack from here on
+    except (NoDeviceError, Refused) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     results = []

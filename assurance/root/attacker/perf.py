@@ -140,7 +140,11 @@ def _probed(victim: Victim, events: str, place: str, user: str) -> Outcome:
 
     def fetched(folder: Path, at: int) -> bytes:
         arguments = " ".join(f"a{i}=+{user}0(\\{at + i * step:#x}):u64[{_WORDS}]" for i in range(_FETCHED))
-        _say(folder / events, f"p:{name}/take {place} {arguments}\n")
+        try:
+            _say(folder / events, f"p:{name}/take {place} {arguments}\n")
+        except OSError as error:
+            said = [line for line in (folder / "error_log").read_text().splitlines() if "error:" in line]
+            raise OSError(error.errno, os.strerror(error.errno or 0), " ".join(said[-1:])) from None
         try:
             number = int((folder / "events" / name / "take" / "id").read_text())
             attributes = _attributes(_TRACEPOINT, number, _RAW, period=1)

@@ -128,7 +128,11 @@ class Victim:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of a frame, as the port says."""
+        """Of a frame, as the port says.
+
+        Raises:
+            Refused: It says nothing.
+        """
         (image,) = json.loads(self._asked("GET", _PATH))["inputs"]
         return tuple(image["shape"][1:])
 
@@ -153,7 +157,7 @@ class Victim:
         return [int(label) for label in answer["outputs"][0]["data"]]
 
     def patiently(self, *frames: bytes, seconds: float = _PATIENCE_S) -> list[int]:
-        """As `ask`, again and again while the enclave starts.
+        """As `ask`, again and again while the device starts.
 
         Raises:
             Refused: As `ask`, for good.
@@ -161,7 +165,8 @@ class Victim:
         until = self.until(seconds)
         while True:
             try:
-                return self.ask(*frames)
+                # Without frames, a black one: what a frame is, only a device that serves says.
+                return self.ask(*frames or (bytes(self.pixels),))
             except Refused as error:
                 if error.status not in (0, 429, 503) or time.monotonic() > until:
                     raise
