@@ -30,11 +30,11 @@ _PAGES = 512
 _HEAD = 1024
 """Where the first page of a ring has the count of bytes written."""
 _SAMPLE = 9
-_FETCHED, _WORDS = 6, 32
-"""Arguments of a probe, and words of each: all together below what an event may hold."""
+_ARGUMENTS = 100
+"""Words that a probe fetches; an event has up to 128 arguments."""
 _SECONDS = 2.0
 _ENOUGH = 40
-_PROBES = 96
+_PROBES = 192
 
 
 class Ring:
@@ -135,11 +135,10 @@ def _probed(victim: Victim, events: str, place: str, user: str) -> Outcome:
     """
     pid = victim.enclave()
     secret = secret_area(pid)
-    step = 8 * _WORDS
     name = f"root_{os.getpid()}"
 
     def fetched(folder: Path, at: int) -> bytes:
-        arguments = " ".join(f"a{i}=+{user}0(\\{at + i * step:#x}):u64[{_WORDS}]" for i in range(_FETCHED))
+        arguments = " ".join(f"a{i}=+{user}0(\\{at + 8 * i:#x}):x64" for i in range(_ARGUMENTS))
         try:
             _say(folder / events, f"p:{name}/take {place} {arguments}\n")
         except OSError as error:
@@ -163,7 +162,7 @@ def _probed(victim: Victim, events: str, place: str, user: str) -> Outcome:
         if not (folder / events).exists():
             raise ImpossibleError(f"this kernel has no {events}")
         with victim.busy(victim.known):
-            parts = (fetched(folder, secret.start + i * _FETCHED * step) for i in range(_PROBES))
+            parts = (fetched(folder, secret.start + i * 8 * _ARGUMENTS) for i in range(_PROBES))
             out = judged(victim, parts, f"fetched by {events}", enough=2)
     return Outcome(out.windows > 0, out.detail, out.windows)
 
