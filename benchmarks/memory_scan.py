@@ -48,6 +48,11 @@ class Secrets:
         *_, windows = self._prepared
         return len(windows) + sum(1 for key in self.keys.values() for _ in _parts(key))
 
+    def all_windows(self) -> set[bytes]:
+        """The windows of tensors that are looked for."""
+        *_, windows = self._prepared
+        return windows
+
     def found(self, memory: bytes, at: int = 0) -> int:
         """Windows found in `memory`, which begins at address `at`; one place counts once."""
         places = sum(1 for key in self.keys.values() for part in _parts(key) if part in memory)

@@ -1,0 +1,1 @@
+"""Attacks that the project makes on its own device: what is claimed is tried."""

@@ -1,0 +1,7 @@
+"""What root can do to a serving device: attacks that each must succeed on an open machine and fail in a locked one."""
+
+from __future__ import annotations
+
+from assurance.root.run import Report, Target, archive, attack, judged
+
+__all__ = ["Report", "Target", "archive", "attack", "judged"]
