@@ -54,7 +54,7 @@ def _image(args: argparse.Namespace) -> int:
     policy = None
     if args.policy is not None:
         policy = DevicePolicy.from_toml(read_capped(args.policy, limit=MAX_POLICY_BYTES))
-    facts = build(args.folder, args.out, policy=policy, shell=args.root_shell)
+    facts = build(args.folder, args.out, policy=policy, root_shell=args.root_shell)
     size = sum(path.stat().st_size for path in args.out.iterdir())
     found = {
         "image": str(args.out),

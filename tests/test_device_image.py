@@ -143,7 +143,7 @@ def test_another_device_has_the_same_root_and_boot_program(car: Car) -> None:
 
 
 def test_what_an_image_is_not_made_of(tmp_path: Path, car: Car) -> None:
-    with pytest.raises(MisuseError, match="holds no device"):
+    with pytest.raises(MisuseError, match=r"cannot read .*policy.toml"):
         build(tmp_path, tmp_path / "out")
     with pytest.raises(MisuseError, match="is there already"):
         build(tmp_path, tmp_path)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from assurance.root.needles import secrets_of
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
+from variegate.device_sim.hosting import host_for
 from variegate.export.base import Base
 from variegate.export.release import make_release
 from variegate.export.rewriters import Qim
@@ -59,7 +60,9 @@ class Made:
     grid: tuple[int, int]
 
 
-def made(folder: Path, base: Base, images: NDArray[np.uint8], policy: DevicePolicy = POLICY) -> Made:
+def made(
+    folder: Path, base: Base, images: NDArray[np.uint8], policy: DevicePolicy = POLICY, tpm: str | None = None
+) -> Made:
     """Makes a device and flashes a copy of `base` to it.
 
     Args:
@@ -67,10 +70,12 @@ def made(folder: Path, base: Base, images: NDArray[np.uint8], policy: DevicePoli
         base: What is sold.
         images: Some, (N, C, H, W).
         policy: How its enclave is isolated.
+        tpm: As `Device.create`.
     """
     release, _ = make_release("attacked", base, REWRITER, images)
     seller = Seller.generate()
-    with Device.create(folder, "attacked-v1", seller.root, policy=policy) as device:
+    host = host_for(policy)
+    with Device.create(folder, "attacked-v1", seller.root, policy=policy, tpm=tpm, host=host) as device:
         order = CopyOrder(buyer=_BUYER, device=device.identity, epoch=0, sequence=1, security_counter=0)
         (copy,) = seal_copies(release, seller, [order], Terms(vendor="assurance", policy=Policy(budget=BUDGET)))
         flash(device, Artefact.from_bytes(copy.to_bytes()))

@@ -92,14 +92,18 @@ def attack(target: Target, *, only: list[str] | None = None, machine: bool = Fal
         DeviceError: The attacks did not run.
     """
     arguments = [*(["--only", *only] if only else []), *(["--machine"] if machine else []), "--slow", str(slow)]
-    needles = json.dumps({"secrets": [window.hex() for window in target.device.secrets]})
-    said = target.run(arguments, needles)
+    said = target.run(arguments, needles_of(target.device))
     try:
         values = json.loads(said.strip().splitlines()[-1])
         report = Report([Result(**one) for one in values["results"]], values["left_out"])
     except (ValueError, LookupError, TypeError) as error:
         raise DeviceError("the attacks gave no report", hint=said[-300:]) from error
     return judged(report, target.device)
+
+
+def needles_of(device: Made) -> str:
+    """What the attacks are told to look for, so that they can say whether they found it."""
+    return json.dumps({"secrets": [window.hex() for window in device.secrets]})
 
 
 def judged(report: Report, device: Made) -> Report:

@@ -66,7 +66,7 @@ class Facts:
 
 
 def build(
-    device: Path, out: Path, *, policy: DevicePolicy | None = None, shell: bool = False, locked: bool = True
+    device: Path, out: Path, *, policy: DevicePolicy | None = None, root_shell: bool = False, locked: bool = True
 ) -> Facts:
     """Makes a bootable image of a flashed device over a TPM.
 
@@ -78,7 +78,7 @@ def build(
         out: Folder to make; its parent exists.
         policy: In place of the device's own. One that requires the group `host` is for here: no ordinary machine opens
             a copy under it, so none can be flashed there.
-        shell: Whether whoever starts the machine gets a root shell beside the device; it is in what is measured.
+        root_shell: Whether whoever starts the machine gets a root shell beside the device; it is in what is measured.
         locked: Whether root is locked out. Without, it is the control for a test of what the lock does.
 
     Returns:
@@ -102,7 +102,7 @@ def build(
         debian.unpack(boot, work / "boot")
         tree.lay_out(inside, work / "root")
         root = kernel.seal_root(work / "root", image / ROOT)
-        words = [_COMMON, *([_LOCKED] if locked else [OPEN_WORD]), *([SHELL_WORD] if shell else [])]
+        words = [_COMMON, *([_LOCKED] if locked else [OPEN_WORD]), *([SHELL_WORD] if root_shell else [])]
         words += [f"variegate.root={root.digest}", f"variegate.blocks={root.blocks}"]
         line = " ".join(words)
         version = kernel.boot_program(work / "root", work / "boot", line, work, image / BOOT)

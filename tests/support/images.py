@@ -66,7 +66,7 @@ def built(*, policy: DevicePolicy | None = None, locked: bool = True, budget: in
         with made as device:
             flash(device, seal_for(device.identity, seller.signer, policy=Policy(budget=budget)))
             identity = device.identity
-        build(place / "car", place / "image", policy=policy, shell=True, locked=locked)
+        build(place / "car", place / "image", policy=policy, root_shell=True, locked=locked)
         tpm.kill()
         shutil.copytree(tpm.folder / "state", place / "tpm")
         yield Car(place / "image", place / "tpm", identity, place / "shell")
