@@ -24,7 +24,7 @@ _LIBRARIES = (
 _LIBRARY_FOLDER = Path("lib/x86_64-linux-gnu")
 _LOADER = Path("lib64/ld-linux-x86-64.so.2")
 _BLOCK = 4096
-_PE_OFFSET, _PE_TIME = 0x3C, 8
+_PE_OFFSET, _PE_TIME, _PE_CHECKSUM = 0x3C, 8, 88
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 # Where the stub looks for its parts; the kernel has 16 MiB.
 _SECTIONS = {".osrel": 0x20000, ".cmdline": 0x30000, ".linux": 0x2000000, ".initrd": 0x3000000}
@@ -116,12 +116,13 @@ def boot_program(system: Path, boot: Path, command_line: str, work: Path, out: P
 
 
 def _forget_time(program: Path) -> None:
-    """Clears the time of its making (PE format, TimeDateStamp): the same parts give the same program."""
+    """Clears the time of its making, and the sum over it (PE format): the same parts give the same program."""
     with program.open("r+b") as file:
         file.seek(_PE_OFFSET)
         header = int.from_bytes(file.read(4), "little")
-        file.seek(header + _PE_TIME)
-        file.write(bytes(4))
+        for field in (_PE_TIME, _PE_CHECKSUM):
+            file.seek(header + field)
+            file.write(bytes(4))
 
 
 def _initramfs(system: Path, modules: Path, folder: Path, out: Path) -> None:
