@@ -18,7 +18,7 @@ from assurance.root.run import ARCHIVE, Target, archive, needles_of
 from assurance.shell import RootShell
 from tests.support.images import free_port
 from tests.support.swtpm import software_tpm
-from variegate.device_sim.image import Machine, build
+from variegate.device_sim.image import Machine, build, debian
 from variegate.export.base import Base
 
 LOCKED_POLICY = replace(
@@ -36,6 +36,7 @@ LOCKED_POLICY = replace(
         "no-new-privs",
     ),
 )
+_MODULE = "modules/lib/crc7.ko"
 _SECTOR = 512
 _ATTACK_S = 900.0
 
@@ -76,17 +77,20 @@ def booted(folder: Path, base: Base, images: NDArray[np.uint8], *, locked: bool)
         tpm.kill()
         shutil.copytree(tpm.folder / "state", folder / "tpm")
     brought, line = folder / "tools", folder / "shell"
-    carried = archive()
     needles = needles_of(device)
-    data = carried + needles.encode()
+    files = {ARCHIVE: archive(), "needles": needles.encode(), _MODULE: _module(folder / "debian")}
+    data = b"".join(files.values())
     brought.write_bytes(data + bytes(-len(data) % _SECTOR))
     began = time.monotonic()
     with Machine(folder / "image", folder / "tpm", port=free_port(), shell=line, tools_disk=brought) as machine:
         machine.wait()
         boot_s = time.monotonic() - began
         with RootShell(line) as root:
-            root.run(f"head -c {len(carried)} /dev/vdc > /tmp/{ARCHIVE}")
-            root.run(f"tail -c +{len(carried) + 1} /dev/vdc | head -c {len(needles)} > /tmp/needles")
+            root.run(f"mkdir -p /tmp/{Path(_MODULE).parent}")
+            at = 0
+            for name, content in files.items():
+                root.run(f"tail -c +{at + 1} /dev/vdc | head -c {len(content)} > /tmp/{name}")
+                at += len(content)
 
             def run(arguments: list[str], stdin: str) -> str:
                 if stdin != needles:
@@ -96,3 +100,12 @@ def booted(folder: Path, base: Base, images: NDArray[np.uint8], *, locked: bool)
 
             size = sum(path.stat().st_size for path in (folder / "image").iterdir())
             yield Booted(Target(run, device), machine, boot_s, size)
+
+
+def _module(folder: Path) -> bytes:
+    """A small module of the image's kernel, for root to load."""
+    folder.mkdir()
+    _, boot = debian.fetch(folder)
+    debian.unpack(boot, folder / "kernel")
+    (module,) = (folder / "kernel").rglob(_MODULE.removeprefix("modules/"))
+    return module.read_bytes()

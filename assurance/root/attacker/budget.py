@@ -53,7 +53,8 @@ def budget_clone(victim: Victim) -> Outcome:
         given = spend(victim)
         with second(victim, folder) as other:
             beyond = _beyond(other)
-    return Outcome(beyond > 0, f"{given} labels until the budget was spent, and {beyond} beyond it", 0)
+    detail = f"{given} labels until the budget was spent, and {beyond} beyond it"
+    return Outcome(beyond > 0, detail, 0, {"beyond": beyond})
 
 
 def budget_memory(victim: Victim) -> Outcome:
@@ -66,7 +67,7 @@ def budget_memory(victim: Victim) -> Outcome:
         memory.write(at + 24, struct.pack("<I", 1))
     beyond = _beyond(victim)
     detail = f"{given} labels until the budget was spent; {len(integers)} integers set back; {beyond} beyond it"
-    return Outcome(beyond > 0, detail)
+    return Outcome(beyond > 0, detail, 0, {"beyond": beyond})
 
 
 def _texts(memory: Memory, areas: list[Mapping]) -> set[int]:

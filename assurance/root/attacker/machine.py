@@ -41,6 +41,9 @@ _SYSCTLS = {
 """The weakest value of each."""
 _PROC = Path("/proc/sys")
 _HELPER_S = 5.0
+BROUGHT_MODULES = Path("/tmp/modules")
+"""Where root puts those that it brings along, for a machine that has none."""
+_MODULES = ("lib/*.ko*", "crypto/*.ko*")
 _SMALL_MODULES = 32 << 10
 _KEXEC_UNLOAD, _NO_INITRAMFS = 1, 4
 
@@ -145,12 +148,12 @@ def uevent_helper(victim: Victim) -> Outcome:
 def module(victim: Victim) -> Outcome:
     """Loads a real module of this kernel that is not loaded, and unloads it."""
     del victim
-    folder = Path("/lib/modules") / os.uname().release
-    if not folder.is_dir():
-        raise ImpossibleError("this kernel has no modules")
+    folders = [one for one in (Path("/lib/modules") / os.uname().release, BROUGHT_MODULES) if one.is_dir()]
+    if not folders:
+        raise ImpossibleError("there is no module of this kernel here")
     loaded = {line.split()[0] for line in Path("/proc/modules").read_text().splitlines()}
     refused: set[str] = set()
-    for path in sorted(folder.rglob("lib/*.ko*")) + sorted(folder.rglob("crypto/*.ko*")):
+    for path in [path for folder in folders for kind in _MODULES for path in sorted(folder.rglob(kind))]:
         name = path.name.split(".ko")[0].replace("-", "_")
         if name in loaded or path.suffix not in (".ko", ".xz") or path.stat().st_size > _SMALL_MODULES:
             continue
