@@ -1,4 +1,4 @@
-"""What root does to a serving device: in an open machine, where it must succeed, and in a locked one, where it must not.
+"""What root does to a serving device: in an open machine, where it must succeed, and in a locked one, where it may not.
 
     python -m benchmarks.root [--quick]
 
