@@ -85,10 +85,12 @@ def _engine(args: argparse.Namespace) -> str | None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from variegate.attack.campaign.copies import opened_device  # noqa: PLC0415
     from variegate.attack.campaign.verify import verify  # noqa: PLC0415
 
+    opened = opened_device if args.ask_devices else None
     with Progress("units") as line:
-        found = verify(args.campaign, sample=args.sample, progress=lambda _done, _all: line.advance())
+        found = verify(args.campaign, sample=args.sample, opened=opened, progress=lambda _done, _all: line.advance())
     emit(asdict(found), args.json, lambda: _verdict_text(found))
     return _REFUSED if found.differences else 0
 
@@ -160,6 +162,8 @@ def _verdict_text(found: Any) -> str:
     lines = [*found.differences]
     if found.mixed:
         lines.append(f"done by more than one software, so results are a mixture: {found.mixed} differs")
+    words = "is of devices, which were not asked: --ask-devices opens what the campaign names"
+    lines += [f"fleet {name} {words}" for name in found.not_asked]
     asked = f"{found.samples} samples and {found.replays} replays asked again"
     lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")
     return "\n".join(lines)

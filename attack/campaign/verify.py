@@ -50,6 +50,7 @@ class Verdict:
         replays: Replays asked again.
         differences: What differs, one sentence each.
         mixed: What differs between the software that worked on it; empty when it was one.
+        not_asked: Fleets of devices that there was no leave to ask.
     """
 
     units: int
@@ -58,21 +59,22 @@ class Verdict:
     replays: int
     differences: tuple[str, ...]
     mixed: str = ""
+    not_asked: tuple[str, ...] = ()
 
 
 def verify(
     folder: Path,
     *,
     sample: int | None = None,
-    opened: Opener = opened_device,
+    opened: Opener | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Verdict:
-    """Verifies a campaign.
+    """Verifies a campaign, which may be a stranger's: it goes to no device that the campaign names, unless it is told.
 
     Args:
         folder: The campaign's.
         sample: Images to ask again, drawn by the campaign's seed; None for all.
-        opened: Opens devices.
+        opened: Opens the devices that the campaign names; None for none, so that only copies in it are asked.
         progress: Told of units done, and their number.
 
     Raises:
@@ -104,6 +106,7 @@ def verify(
         replays=again.replays,
         differences=tuple(dict.fromkeys([*differences, *again.differences, *unlisted])),
         mixed=mixture,
+        not_asked=again.not_asked,
     )
 
 
@@ -122,10 +125,11 @@ def _drawn(prepared: Prepared, done: list[Entry], sample: int | None) -> dict[st
 class _Again:
     """Derives again what follows from the inputs, and asks the copies again."""
 
-    def __init__(self, folder: Path, prepared: Prepared, opened: Opener) -> None:
+    def __init__(self, folder: Path, prepared: Prepared, opened: Opener | None) -> None:
         self._folder, self._prepared = folder, prepared
-        self._bench = Bench(prepared, opened=opened)
-        self._silent: set[str] = set()
+        self._bench = Bench(prepared, opened=opened or opened_device)
+        self.not_asked = tuple(fleet.name for fleet in prepared.fleets if fleet.devices and opened is None)
+        self._silent = set(self.not_asked)
         self.samples = self.replays = self.told = 0
         self.differences: list[str] = []
 
