@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Self
 
 from variegate.attest import nonces
@@ -111,6 +111,7 @@ class BrokerStore:
         Raises:
             MisuseError: The buyer is not 1 to 128 printable characters, or the time is out of its range.
             RefusedError: `KEY`, when another identity is enrolled under this ueid.
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         if not 1 <= len(buyer) <= _MAX_BUYER or not buyer.isprintable():
@@ -119,8 +120,8 @@ class BrokerStore:
             raise MisuseError("an authorisation ends at a time from 1970 on")
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO devices VALUES (?, ?)", (device.ueid, device.to_json()))
-            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()[0]
-            if found != device.to_json():
+            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()
+            if found != (device.to_json(),):
                 raise RefusedError(Refusal.KEY, f"device {device.ueid.hex()} is enrolled with another identity")
             db.execute("INSERT OR REPLACE INTO allowed VALUES (?, ?, ?)", (buyer, device.ueid, until))
         self.record("allowed", ueid=device.ueid, buyer=buyer, detail="no end" if until is None else f"until {until}")
@@ -136,6 +137,7 @@ class BrokerStore:
             How many there were.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
@@ -148,31 +150,32 @@ class BrokerStore:
         """Whether a buyer may have shares on a device now.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         query = "SELECT 1 FROM allowed WHERE buyer = ? AND ueid = ? AND (until IS NULL OR until > ?)"
-        with self.database.transaction() as db:
-            return db.execute(query, (buyer, ueid, int(self._clock()))).fetchone() is not None
+        return bool(self.database.rows(query, (buyer, ueid, int(self._clock())), int))
 
     def authorisations(self) -> list[Allowed]:
         """All authorisations, also those that have ended, by buyer and device.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        with self.database.transaction() as db:
-            rows = db.execute("SELECT buyer, ueid, until FROM allowed ORDER BY buyer, ueid").fetchall()
+        query = "SELECT buyer, ueid, until FROM allowed ORDER BY buyer, ueid"
+        rows = self.database.rows(query, (), str, bytes, (int, NoneType))
         return [Allowed(*row) for row in rows]
 
     def device(self, ueid: bytes) -> DevicePublic | None:
         """An enrolled device, or None.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        with self.database.transaction() as db:
-            row = db.execute("SELECT identity FROM devices WHERE ueid = ?", (ueid,)).fetchone()
-        return None if row is None else DevicePublic.from_json(row[0])
+        found = self.database.rows("SELECT identity FROM devices WHERE ueid = ?", (ueid,), str)
+        return DevicePublic.from_json(found[0][0]) if found else None
 
     def revoke(self, statement: bytes, root: SellerRoot) -> Revocations:
         """Takes a signed revocation list over.
@@ -187,6 +190,7 @@ class BrokerStore:
         Raises:
             RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when it is older than the last,
                 or another one with its serial.
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         found = Revocations.verify(statement, root, self.revocations().serial)
@@ -194,8 +198,8 @@ class BrokerStore:
             # Of two lists at once the newer stays, whichever came first.
             joined = b"".join(sorted(found.ueids))
             db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
-            kept = db.execute("SELECT ueids FROM revocations WHERE serial = ?", (found.serial,)).fetchone()[0]
-            if kept != joined:
+            kept = db.execute("SELECT ueids FROM revocations WHERE serial = ?", (found.serial,)).fetchone()
+            if kept != (joined,):
                 raise RefusedError(Refusal.ROLLED_BACK, "another revocation list with this serial is here already")
         self.record("revoked", detail=f"list {found.serial} with {len(found.ueids)} devices")
         return found
@@ -204,13 +208,15 @@ class BrokerStore:
         """The last list taken over; empty before the first.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        with self.database.transaction() as db:
-            row = db.execute("SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1").fetchone()
-        if row is None:
+        found = self.database.rows("SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1", (), int, bytes)
+        if not found:
             return Revocations()
-        serial, joined = row
+        serial, joined = found[0]
+        if serial < 0 or len(joined) % UEID_BYTES:
+            raise self.database.damaged()
         return Revocations(serial, frozenset(joined[i : i + UEID_BYTES] for i in range(0, len(joined), UEID_BYTES)))
 
     def record(
@@ -219,6 +225,7 @@ class BrokerStore:
         """Appends a line to the log.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         values = (int(self._clock()), event, (ueid or b"").hex(), buyer, (model or b"").hex(), detail)
@@ -233,9 +240,9 @@ class BrokerStore:
             limit: The most lines given; fewer means that there are no more.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         query = "SELECT id, time, event, ueid, buyer, model, detail FROM log WHERE id > ? ORDER BY id LIMIT ?"
-        with self.database.transaction() as db:
-            rows = db.execute(query, (after, limit)).fetchall()
+        rows = self.database.rows(query, (after, limit), int, int, str, str, str, str, str)
         return (Entry(*row) for row in rows)

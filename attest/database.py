@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.sqlite_file import damaged, has_schema, ours, typed
 
 _WAIT_S = 10.0
 _PRAGMAS = ("application_id", "user_version")
@@ -27,7 +29,7 @@ class Database:
 
     Raises:
         MisuseError: The file is not there, is there already, or cannot be opened.
-        RefusedError: `MALFORMED`, when it is another kind of file.
+        RefusedError: `MALFORMED`, when it is damaged or another kind of file.
         DeviceError: Storage failed.
     """
 
@@ -41,7 +43,16 @@ class Database:
             self._db = sqlite3.connect(uri, isolation_level=None, timeout=_WAIT_S, uri=True, check_same_thread=False)
         except sqlite3.Error:
             raise MisuseError(f"cannot open {path}", hint="name a file in a folder that exists") from None
+        self._path = path
         try:
+            self._prepare(schema, application, version, create=create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, schema: str, application: int, version: int, *, create: bool) -> None:
+        path = self._path
+        with ours(path):
             self._db.execute("PRAGMA synchronous = FULL")
             if create:
                 path.chmod(0o600)
@@ -51,15 +62,10 @@ class Database:
                     f"PRAGMA user_version = {version}; COMMIT;"
                 )
             found = tuple(self._db.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in _PRAGMAS)
-        except (sqlite3.Error, OSError) as error:
-            self._db.close()
-            if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-                raise RefusedError(Refusal.MALFORMED, f"{path} is not an SQLite file") from None
-            raise DeviceError(f"{path} cannot be read or written") from error
-        if found != (application, version):
-            self._db.close()
-            raise RefusedError(Refusal.MALFORMED, f"{path} is not a file of this kind and version")
-        self._path = path
+            if found != (application, version):
+                raise RefusedError(Refusal.MALFORMED, f"{path} is not a file of this kind and version")
+            if not has_schema(self._db, schema):
+                raise damaged(path)
 
     def close(self) -> None:
         """Closes the file."""
@@ -71,19 +77,39 @@ class Database:
         """A transaction that no other thread or process writes beside; durable at its end, or undone.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed or is busy.
         """
-        with self._lock:
+        with self._lock, ours(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    # May fail, too, for instance on a full disk.
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    # SQLite has undone some failures by itself.
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise DeviceError(f"{self._path} cannot be read or written") from error
+                yield self._db
+                # May fail, too, for instance on a full disk.
+                self._db.execute("COMMIT")
+            except BaseException:
+                # SQLite has undone some failures by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, values: Sequence[object], *kinds: type | tuple[type, ...]) -> list[tuple[Any, ...]]:
+        """Rows of a query by itself, whose values are of these types.
+
+        Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
+            DeviceError: Storage failed or is busy.
+        """
+        with self.transaction() as db:
+            return self.typed(db.execute(query, values), *kinds)
+
+    def typed(self, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type, ...]) -> list[tuple[Any, ...]]:
+        """Rows of a query, whose values are of these types.
+
+        Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
+        """
+        return typed(self._path, rows, *kinds)
+
+    def damaged(self) -> RefusedError:
+        """The error for content that is not what we wrote."""
+        return damaged(self._path)

@@ -18,6 +18,7 @@ from typing import Self
 from urllib.parse import quote
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.sqlite_file import damaged, has_schema, typed
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -73,6 +74,7 @@ class Row:
 
 
 _COLUMNS = tuple(f.name for f in fields(Row))
+_KINDS = tuple(int if f.type == "int" else str for f in fields(Row))
 
 
 class Registry:
@@ -101,13 +103,18 @@ class Registry:
                     f"PRAGMA user_version = {_VERSION}; COMMIT;"
                 )
             found = tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+            whole = has_schema(self._db, _SCHEMA)
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            self._close()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
                 raise MisuseError(f"cannot open {path}", hint="name a file in a folder that exists") from None
-            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry: {error}") from None
-        if found != (_APPLICATION, _VERSION):
-            self._db.close()
-            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry of version {_VERSION}")
+            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry{_why(error)}") from None
+        if found != (_APPLICATION, _VERSION) or not whole:
+            self._close()
+            if found != (_APPLICATION, _VERSION):
+                raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry of version {_VERSION}")
+            raise damaged(path)
+        self._path = path
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +122,11 @@ class Registry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._db.close()
+        self._close()
+
+    def _close(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
 
     def add(self, rows: Iterable[Row]) -> None:
         """Appends rows, all or none.
@@ -142,27 +153,41 @@ class Registry:
         Args:
             buyer: Only this buyer's.
             ueid: Only those of devices whose ueid begins with these digits, lower case.
+
+        Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
         """
         query = f"SELECT {', '.join(_COLUMNS)} FROM copies"  # noqa: S608  constants
         query += " WHERE (?1 IS NULL OR buyer = ?1) AND (?2 IS NULL OR substr(ueid, 1, length(?2)) = ?2) ORDER BY id"
         with self._errors():
             for values in self._db.execute(query, (buyer, ueid)):
+                typed(self._path, [values], *_KINDS)
                 yield Row(**dict(zip(_COLUMNS, values, strict=True)))
 
     def latest_sequences(self) -> Mapping[str, int]:
-        """The highest sequence number of each device, by ueid."""
+        """The highest sequence number of each device, by ueid.
+
+        Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
+        """
         with self._errors():
-            return dict(self._db.execute("SELECT ueid, MAX(sequence) FROM copies GROUP BY ueid").fetchall())
+            rows = self._db.execute("SELECT ueid, MAX(sequence) FROM copies GROUP BY ueid").fetchall()
+            return dict(typed(self._path, rows, str, int))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
-            raise RefusedError(Refusal.MALFORMED, f"registry: {error}") from None
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            raise RefusedError(Refusal.MALFORMED, f"the registry cannot be used{_why(error)}") from None
 
 
 _PRAGMAS = ("application_id", "user_version")
+
+
+def _why(error: Exception) -> str:
+    """SQLite's words, where they are words."""
+    return f": {error}" if isinstance(error, sqlite3.Error) else ": it holds text that is not UTF-8"
 
 
 def now() -> str:

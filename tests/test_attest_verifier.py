@@ -256,7 +256,7 @@ def test_a_store_that_is_none_is_not_used(tmp_path: Path) -> None:
         assert (tmp_path / "s").stat().st_mode & 0o077 == 0
         with sqlite3.connect(tmp_path / "s") as db:
             db.execute("DROP TABLE nonce_state")
-        with pytest.raises(DeviceError):
+        with pytest.raises(RefusedError, match="is damaged"):
             Nonces(store.database, clock)
     with pytest.raises(MisuseError):
         BrokerStore(tmp_path / "s", clock, create=True)
