@@ -21,7 +21,7 @@ from variegate.attest.evidence import SIMULATED, DebugStatus, ProtectionClaim
 from variegate.attest.nonces import LIFETIME_S, PER_DEVICE, Nonces, NonceState
 from variegate.attest.policy import MAX_POLICY_BYTES, AppraisalPolicy
 from variegate.attest.verifier import Appraisal, Tier, Verifier
-from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
+from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.primitives import KEM_CLASSIC
 from variegate.keys.rotation import Revocations
