@@ -14,7 +14,7 @@ from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
 from variegate.attack.campaign.check import shard_bytes
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
-from variegate.attack.campaign.schema import printable
+from variegate.attack.campaign.schema import quoted
 from variegate.attack.campaign.unpacked import MEMORY_LIMIT, together, unpacked
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
@@ -139,4 +139,4 @@ def _shards(folder: Path, kind: str, entries: Sequence[Entry]) -> Iterator[tuple
 
 
 def _first(error: duckdb.Error) -> str:
-    return printable(str(error).partition("\n")[0])
+    return quoted(str(error).partition("\n")[0])
