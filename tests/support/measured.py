@@ -43,7 +43,8 @@ def variegate(*arguments: str | Path, folder: Path | None = None) -> Ran:
     """Runs `variegate` and sees how much memory it takes."""
 
     def bounded() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        # The hard limit stays: the command may give a child of its own more.
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
