@@ -285,8 +285,8 @@ class Registry:
             yield
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             message = f"the registry cannot be used{_why(error)}"
-            # Apart from damage, a number given twice is refused: an `IntegrityError`.
-            if isinstance(error, sqlite3.OperationalError) and not is_damage(error):
+            # Refused are damage, and what breaks a rule of the tables: a number given twice.
+            if not is_damage(error) and not isinstance(error, sqlite3.IntegrityError):
                 raise DeviceError(message) from error
             raise RefusedError(Refusal.MALFORMED, message) from None
 

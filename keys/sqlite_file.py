@@ -80,9 +80,11 @@ def run(db: sqlite3.Connection, script: str) -> None:
 def is_damage(error: Exception) -> bool:
     """Whether an error of Python's `sqlite3` says that the file is not what we wrote, rather than that a disk fails."""
     if isinstance(error, sqlite3.Error):
-        # Without a code it is Python's own: text that is not UTF-8.
         code = getattr(error, "sqlite_errorcode", None)
-        return code is None or code & _PRIMARY in _DAMAGE
+        if code is None:
+            # Python's own: text that is not UTF-8, or a file that was closed.
+            return not isinstance(error, sqlite3.ProgrammingError)
+        return code & _PRIMARY in _DAMAGE
     # Also what SQLite says of a file may quote text that is not UTF-8.
     return isinstance(error, UnicodeDecodeError | OverflowError)
 
