@@ -5,10 +5,11 @@ Triggers keep the log append-only against mistakes in a script; whoever owns the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Self
 
 from variegate.attest import nonces
@@ -39,7 +40,7 @@ CREATE TABLE IF NOT EXISTS rotations (serial INTEGER PRIMARY KEY, statement BLOB
 CREATE INDEX IF NOT EXISTS released ON log (ueid, model) WHERE event = 'released';
 """
 """What came later, and is added to books that were made before."""
-_ROTATIONS = "SELECT statement FROM rotations ORDER BY serial"
+_ROTATIONS = "SELECT serial, statement FROM rotations ORDER BY serial"
 _NEWEST_LIST = "SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1"
 
 
@@ -91,16 +92,13 @@ class BrokerStore:
 
     Raises:
         MisuseError: It is not there, is there already, or cannot be opened.
-        RefusedError: `MALFORMED`, when it is another kind of file.
+        RefusedError: `MALFORMED`, when it is damaged or another kind of file.
         DeviceError: Storage failed.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
         self._clock = clock
-        self.database = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, create=create)
-        with self.database.transaction() as db:
-            for statement in filter(str.strip, _SINCE.split(";")):
-                db.execute(statement)
+        self.database = Database(path, _SCHEMA, (_SINCE,), application=_APPLICATION, version=_VERSION, create=create)
         self._roots: tuple[SellerRoot, ...] = ()
 
     def __enter__(self) -> Self:
@@ -122,6 +120,7 @@ class BrokerStore:
         Raises:
             MisuseError: The buyer is not 1 to 128 printable characters, or the time is out of its range.
             RefusedError: `KEY`, when another identity is enrolled under this ueid.
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         if not 1 <= len(buyer) <= _MAX_BUYER or not buyer.isprintable():
@@ -130,8 +129,8 @@ class BrokerStore:
             raise MisuseError("an authorisation ends at a time from 1970 on")
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO devices VALUES (?, ?)", (device.ueid, device.to_json()))
-            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()[0]
-            if found != device.to_json():
+            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()
+            if found != (device.to_json(),):
                 raise RefusedError(Refusal.KEY, f"device {device.ueid.hex()} is enrolled with another identity")
             db.execute("INSERT OR REPLACE INTO allowed VALUES (?, ?, ?)", (buyer, device.ueid, until))
         self.record("allowed", ueid=device.ueid, buyer=buyer, detail="no end" if until is None else f"until {until}")
@@ -147,6 +146,7 @@ class BrokerStore:
             How many there were.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
@@ -159,31 +159,32 @@ class BrokerStore:
         """Whether a buyer may have shares on a device now.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         query = "SELECT 1 FROM allowed WHERE buyer = ? AND ueid = ? AND (until IS NULL OR until > ?)"
-        with self.database.transaction() as db:
-            return db.execute(query, (buyer, ueid, int(self._clock()))).fetchone() is not None
+        return bool(self.database.rows(query, (buyer, ueid, int(self._clock())), int))
 
     def authorisations(self) -> list[Allowed]:
         """All authorisations, also those that have ended, by buyer and device.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        with self.database.transaction() as db:
-            rows = db.execute("SELECT buyer, ueid, until FROM allowed ORDER BY buyer, ueid").fetchall()
+        query = "SELECT buyer, ueid, until FROM allowed ORDER BY buyer, ueid"
+        rows = self.database.rows(query, (), str, bytes, (int, NoneType))
         return [Allowed(*row) for row in rows]
 
     def device(self, ueid: bytes) -> DevicePublic | None:
         """An enrolled device, or None.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        with self.database.transaction() as db:
-            row = db.execute("SELECT identity FROM devices WHERE ueid = ?", (ueid,)).fetchone()
-        return None if row is None else DevicePublic.from_json(row[0])
+        found = self.database.rows("SELECT identity FROM devices WHERE ueid = ?", (ueid,), str)
+        return DevicePublic.from_json(found[0][0]) if found else None
 
     def revoke(self, statement: bytes, root: SellerRoot) -> Revocations:
         """Takes a signed revocation list over.
@@ -198,17 +199,19 @@ class BrokerStore:
         Raises:
             RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when it is older than the last,
                 or another one with its serial.
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         found = Revocations.verify(statement, root, 0)
-        joined = b"".join(sorted(found.ueids))
         with self.database.transaction() as db:
             # In one transaction, so that of two lists at once the older is told that it is.
-            newest, kept = db.execute(_NEWEST_LIST).fetchone() or (0, b"")
-            if found.serial < newest:
-                raise RefusedError(Refusal.ROLLED_BACK, f"revocation list {found.serial} is older than list {newest}")
-            if found.serial == newest and kept != joined:
+            newest = self._newest(db)
+            if found.serial < newest.serial:
+                message = f"revocation list {found.serial} is older than list {newest.serial}"
+                raise RefusedError(Refusal.ROLLED_BACK, message)
+            if found.serial == newest.serial and found != newest:
                 raise RefusedError(Refusal.ROLLED_BACK, "another revocation list with this serial is here already")
+            joined = b"".join(sorted(found.ueids))
             db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
         self.record("revoked", detail=f"list {found.serial} with {len(found.ueids)} devices")
         return found
@@ -217,13 +220,19 @@ class BrokerStore:
         """The last list taken over; empty before the first.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
-            row = db.execute(_NEWEST_LIST).fetchone()
-        if row is None:
+            return self._newest(db)
+
+    def _newest(self, db: sqlite3.Connection) -> Revocations:
+        found = self.database.typed(db.execute(_NEWEST_LIST), int, bytes)
+        if not found:
             return Revocations()
-        serial, joined = row
+        serial, joined = found[0]
+        if serial < 0 or len(joined) % UEID_BYTES:
+            raise self.database.damaged()
         return Revocations(serial, frozenset(joined[i : i + UEID_BYTES] for i in range(0, len(joined), UEID_BYTES)))
 
     def follow(self, statement: bytes, first: SellerRoot) -> SellerRoot:
@@ -239,10 +248,12 @@ class BrokerStore:
         Raises:
             RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when the serial does not grow; `KEY`,
                 when the new root is not one.
+            RefusedError: `SIGNATURE`, when the books follow from another root than `first`; `MALFORMED`: the file is
+                damaged.
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
-            chain = _chain(first, [row[0] for row in db.execute(_ROTATIONS)])
+            chain = self._chain(first, db)
             new = follow(chain[-1].root, chain[-1].serial, statement)
             db.execute("INSERT INTO rotations VALUES (?, ?)", (new.serial, statement))
         self.record("followed", detail=f"root {new.root.fingerprint.hex()}, serial {new.serial}")
@@ -255,7 +266,8 @@ class BrokerStore:
             first: The root that the broker was made for.
 
         Raises:
-            RefusedError: `SIGNATURE`, when the books follow from another root than this; `MALFORMED`.
+            RefusedError: `SIGNATURE`, when the books follow from another root than this; `MALFORMED`: the file is
+                damaged.
             DeviceError: Storage failed.
         """
         with self.database.transaction() as db:
@@ -263,9 +275,23 @@ class BrokerStore:
             known = self._roots
             if len(known) == count + 1 and known[0] == first:
                 return known
-            statements = [row[0] for row in db.execute(_ROTATIONS)]
-        self._roots = roots = tuple(pinned.root for pinned in _chain(first, statements))
+            self._roots = roots = tuple(pinned.root for pinned in self._chain(first, db))
         return roots
+
+    def _chain(self, first: SellerRoot, db: sqlite3.Connection) -> list[PinnedRoot]:
+        """Roots from the first on. The statements are verified again each time: only they say who comes next."""
+        chain = [PinnedRoot(first, 0)]
+        for serial, statement in self.database.typed(db.execute(_ROTATIONS), int, bytes):
+            try:
+                chain.append(follow(chain[-1].root, chain[-1].serial, statement))
+            except RefusedError as error:
+                if error.refusal is not Refusal.SIGNATURE:
+                    raise self.database.damaged() from None
+                hint = "give the root that the broker was made for: its books hold what came after"
+                raise RefusedError(error.refusal, "books do not follow from this root", hint=hint) from None
+            if chain[-1].serial != serial:
+                raise self.database.damaged()
+        return chain
 
     def was_released(self, ueid: bytes, model: bytes) -> bool:
         """Whether a copy's share was released to a device before.
@@ -275,11 +301,11 @@ class BrokerStore:
             model: SHA-256 of the copy's manifest.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        query = "SELECT 1 FROM log WHERE event = 'released' AND ueid = ? AND model = ?"
-        with self.database.transaction() as db:
-            return db.execute(query, (ueid.hex(), model.hex())).fetchone() is not None
+        query = "SELECT 1 FROM log WHERE event = 'released' AND ueid = ? AND model = ? LIMIT 1"
+        return bool(self.database.rows(query, (ueid.hex(), model.hex()), int))
 
     def record(
         self, event: str, *, ueid: bytes | None = None, buyer: str = "", model: bytes | None = None, detail: str = ""
@@ -287,6 +313,7 @@ class BrokerStore:
         """Appends a line to the log.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         values = (int(self._clock()), event, (ueid or b"").hex(), buyer, (model or b"").hex(), detail)
@@ -301,21 +328,9 @@ class BrokerStore:
             limit: The most lines given; fewer means that there are no more.
 
         Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         query = "SELECT id, time, event, ueid, buyer, model, detail FROM log WHERE id > ? ORDER BY id LIMIT ?"
-        with self.database.transaction() as db:
-            rows = db.execute(query, (after, limit)).fetchall()
+        rows = self.database.rows(query, (after, limit), int, int, str, str, str, str, str)
         return (Entry(*row) for row in rows)
-
-
-def _chain(first: SellerRoot, statements: Iterable[bytes]) -> list[PinnedRoot]:
-    """Roots from the first on. The statements are verified again each time: only they say who comes next."""
-    chain = [PinnedRoot(first, 0)]
-    for statement in statements:
-        try:
-            chain.append(follow(chain[-1].root, chain[-1].serial, statement))
-        except RefusedError as error:
-            hint = "give the root that the broker was made for: its books hold what came after"
-            raise RefusedError(error.refusal, "books do not follow from this root", hint=hint) from None
-    return chain

@@ -15,6 +15,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from enum import StrEnum
+from types import NoneType
 
 from variegate.attest.database import Database
 from variegate.keys.errors import LimitError
@@ -55,6 +56,10 @@ class Nonces:
         lifetime_s: Seconds that a nonce can be used.
         per_device: Nonces that one device may use within that time.
         capacity: Used nonces kept.
+
+    Raises:
+        RefusedError: `MALFORMED`: the file is damaged.
+        DeviceError: Storage failed.
     """
 
     def __init__(
@@ -70,7 +75,10 @@ class Nonces:
         self._lifetime_ms, self._per_device, self._capacity = round(lifetime_s * _MS), per_device, capacity
         with database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO nonce_state VALUES (1, ?, 0)", (os.urandom(KEY_BYTES),))
-            self._key: bytes = db.execute("SELECT key FROM nonce_state").fetchone()[0]
+            found = database.typed(db.execute("SELECT key FROM nonce_state"), bytes)
+        if len(found) != 1 or len(found[0][0]) != KEY_BYTES:
+            raise database.damaged()
+        self._key: bytes = found[0][0]
 
     def issue(self) -> bytes:
         """A fresh nonce, 40 bytes."""
@@ -89,6 +97,7 @@ class Nonces:
 
         Raises:
             LimitError: The device has used too many, or too many are in use in all.
+            RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
         body, mac = nonce[:-_MAC], nonce[-_MAC:]
@@ -115,13 +124,15 @@ class Nonces:
         """
         if db.execute("DELETE FROM nonces_used WHERE until <= ?", (now,)).rowcount:
             db.execute("UPDATE nonce_state SET forgotten = max(forgotten, ?)", (now,))
-        return int(db.execute("SELECT forgotten FROM nonce_state").fetchone()[0])
+        ((forgotten,),) = self._database.typed(db.execute("SELECT forgotten FROM nonce_state"), int)
+        return int(forgotten)
 
     def _hold_to_limits(self, db: sqlite3.Connection, ueid: bytes, now: int) -> None:
-        count, first = db.execute("SELECT count(*), min(until) FROM nonces_used WHERE ueid = ?", (ueid,)).fetchone()
+        query, kinds = "SELECT count(*), min(until) FROM nonces_used", (int, (int, NoneType))
+        ((count, first),) = self._database.typed(db.execute(f"{query} WHERE ueid = ?", (ueid,)), *kinds)
         if count >= self._per_device:
             raise LimitError("device has asked too often", retry_after_s=(first - now) / _MS)
-        count, first = db.execute("SELECT count(*), min(until) FROM nonces_used").fetchone()
+        ((count, first),) = self._database.typed(db.execute(query), *kinds)
         if count >= self._capacity:
             raise LimitError("too much evidence at once", retry_after_s=(first - now) / _MS)
 

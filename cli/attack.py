@@ -19,6 +19,7 @@ from variegate.cli import attack_options as options
 from variegate.cli import attack_report, attack_try
 from variegate.cli.attack_watch import LiveTable
 from variegate.cli.console import Progress, emit, note, table
+from variegate.keys.shown import printable
 
 _REFUSED, _INTERRUPTED = 1, 130
 _MOST_LISTED = 20
@@ -75,7 +76,7 @@ def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
     if not ended.failed:
         return 0
     for unit, reason in ended.failed[:_MOST_LISTED]:
-        note(f"unit {unit} failed {runner.ATTEMPTS} times: {reason}")
+        note(f"unit {unit} failed {runner.ATTEMPTS} times: {printable(reason)}")
     note(f"{len(ended.failed)} units failed; variegate attack resume {campaign} tries them again")
     return _REFUSED
 
@@ -85,10 +86,12 @@ def _engine(args: argparse.Namespace) -> str | None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from variegate.attack.campaign.copies import opened_device  # noqa: PLC0415
     from variegate.attack.campaign.verify import verify  # noqa: PLC0415
 
+    opened = opened_device if args.ask_devices else None
     with Progress("units") as line:
-        found = verify(args.campaign, sample=args.sample, progress=lambda _done, _all: line.advance())
+        found = verify(args.campaign, sample=args.sample, opened=opened, progress=lambda _done, _all: line.advance())
     emit(asdict(found), args.json, lambda: _verdict_text(found))
     return _REFUSED if found.differences else 0
 
@@ -157,9 +160,11 @@ def _ended_text(ended: runner.Ended) -> str:
 
 
 def _verdict_text(found: Any) -> str:
-    lines = [*found.differences]
+    lines = [*map(printable, found.differences)]
     if found.mixed:
         lines.append(f"done by more than one software, so results are a mixture: {found.mixed} differs")
+    words = "is of devices, which were not asked: --ask-devices opens what the campaign names"
+    lines += [f"fleet {name} {words}" for name in found.not_asked]
     asked = f"{found.samples} samples and {found.replays} replays asked again"
     lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")
     return "\n".join(lines)
@@ -188,8 +193,7 @@ def _plain(value: object) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """What `_plain` gives as a cell of a table, fit for a terminal whatever a shard holds."""
+    """What `_plain` gives as a cell of a table."""
     if isinstance(value, int | float):
         return value
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -52,6 +52,8 @@ def verify(commands: Any) -> argparse.ArgumentParser:
     p = command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
     p.add_argument("--sample", type=_count, metavar="N", help="images to show again, drawn at random (default: all)")
+    help_devices = "open the addresses and folders of devices that the campaign names, too; for a campaign of your own"
+    p.add_argument("--ask-devices", action="store_true", help=help_devices)
     add_json_option(p)
     return p
 

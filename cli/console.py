@@ -20,6 +20,7 @@ from variegate.keys import keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import refuse_open_to_others
 from variegate.keys.seller import SellerKeys
+from variegate.keys.shown import printable
 from variegate.keys.uri import file_path, is_hsm, open_seller, scheme_of
 
 PASSPHRASE_FILE_VARIABLE = "VARIEGATE_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
@@ -30,8 +31,8 @@ _LOG_PERIOD_S = 5.0
 
 
 def note(text: str) -> None:
-    """Says something to the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Says something to the person, on stderr; whatever it quotes does nothing to the terminal."""
+    print(printable(text, lines=True), file=sys.stderr, flush=True)
 
 
 def emit(data: object, as_json: bool, text: Callable[[], str]) -> None:
@@ -40,13 +41,13 @@ def emit(data: object, as_json: bool, text: Callable[[], str]) -> None:
     Args:
         data: The result in JSON's types.
         as_json: Whether to print `data` as JSON.
-        text: Makes what people read instead.
+        text: Makes what people read instead; whatever it quotes does nothing to the terminal.
     """
-    print(json.dumps(data, indent=2, sort_keys=True) if as_json else text())
+    print(json.dumps(data, indent=2, sort_keys=True) if as_json else printable(text(), lines=True))
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Aligned columns, two spaces apart; numbers to the right, texts to the left.
+    """Aligned columns, two spaces apart; numbers to the right, texts to the left, each on its line.
 
     Args:
         rows: Cells, as many in each row.
@@ -55,7 +56,8 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     Returns:
         Lines without a line end at the last.
     """
-    every = [list(header), *rows] if header else list(rows)
+    given = [list(header), *rows] if header else list(rows)
+    every = [[cell if isinstance(cell, int | float) else printable(str(cell)) for cell in row] for row in given]
     if not every:
         return ""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*every, strict=True)]

@@ -21,6 +21,7 @@ from variegate.device_sim.hosting import host_for
 from variegate.isolation.host import Isolated
 from variegate.isolation.machine import summary
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
+from variegate.keys.arrays import read_npy
 from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
 from variegate.keys.manifest import Manifest
@@ -252,21 +253,18 @@ def _protections(args: argparse.Namespace) -> int:
 
 def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
     """Frames of an image file as the manifest wants them; the enclave checks shape and values."""
-    file = BytesIO(read_capped(path, limit=_MAX_IMAGE_BYTES))
+    data = read_capped(path, limit=_MAX_IMAGE_BYTES)
     if path.suffix.lower() == ".npy":
-        try:
-            frames: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, MemoryError) as error:
-            raise RefusedError(Refusal.INPUT, f"{path} is no numpy array of numbers") from error
+        frames = read_npy(data, str(path))
         return np.ascontiguousarray(frames if frames.ndim > len(manifest.shape) else frames[np.newaxis])
     from PIL import Image  # noqa: PLC0415  an extra
 
     channels, height, width = manifest.shape
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
+        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
             size = image.size
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB")) if size == (width, height) else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise RefusedError(Refusal.INPUT, f"{path} is no PNG or JPEG image") from error
     if pixels is None:
         message = f"{path} has {size[0]} x {size[1]} pixels, the copy takes {width} x {height}"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from io import BytesIO
 from pathlib import Path
-
-import numpy as np
 
 from variegate.attest import receipt
 from variegate.attest.client import evidence_from
 from variegate.attest.evidence import NONCE_BYTES
 from variegate.cli.console import add_json_option, emit, note, table
 from variegate.cli.device_open import add_broker_options, isolated, opened
+from variegate.keys.arrays import read_npy
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
 from variegate.keys.identity import DevicePublic
@@ -57,12 +55,7 @@ def _receipt(args: argparse.Namespace) -> int:
     if given.ueid != public.ueid:
         raise RefusedError(Refusal.WRONG_DEVICE, "receipt names another device than the one that signed it")
     if args.frames is not None:
-        try:
-            frames = np.lib.format.read_array(
-                BytesIO(read_capped(args.frames, limit=_MAX_FRAMES_BYTES)), allow_pickle=False
-            )
-        except (ValueError, EOFError, MemoryError) as error:
-            raise RefusedError(Refusal.INPUT, f"{args.frames} is no numpy array of numbers") from error
+        frames = read_npy(read_capped(args.frames, limit=_MAX_FRAMES_BYTES), str(args.frames))
         given.require_frames(frames)
     facts = {
         "ueid": given.ueid.hex(),

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from variegate.keys.errors import MisuseError, VariegateError
+from variegate.keys.shown import printable
 
 GROUPS = {
     "keys": ("make, show, rotate and revoke keys", "variegate.cli.keys"),
@@ -129,9 +130,9 @@ def _report(error: Exception) -> int:
             hint = f"this is a fault in Variegate; set {_TRACEBACK_VARIABLE}=1 to see where"
     if os.environ.get(_TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
-    print(f"variegate: {message}", file=sys.stderr)
+    print(f"variegate: {printable(message)}", file=sys.stderr)
     if hint is not None:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
     return status
 
 

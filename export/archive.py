@@ -50,6 +50,9 @@ _SAMPLES = "data/sample_inputs/model.pt"
 _FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little", ".data/version": b"6\n"}
 _DROPPED = (".data/", "data/extra/", "extra/", "data/sample_inputs/")
 _ITEM_BYTES = 8
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MAX_JSON = 32 << 20
+"""Of all descriptions: read, they take twenty times the memory."""
 _PROBES = 12
 _EXPORT = "save it again: torch.export.save(torch.export.export(module.eval(), (images,)), path)"
 
@@ -134,6 +137,12 @@ def _unpacked(data: bytes, limits: Limits) -> dict[str, bytes]:
                 "the archive unpacks to too much",
                 hint="raise Limits.file_bytes or Limits.archive_entries if it is yours",
             )
+        # torch stores entries as they are. Others' methods may ask for gigabytes before they have unpacked anything.
+        if any(info.compress_type not in _METHODS for info in infos):
+            raise _malformed("the archive is packed as torch.export.save does not")
+        described = sum(info.file_size for info in infos if info.filename.endswith(".json"))
+        if described > _MAX_JSON:
+            raise RefusedError(Refusal.TOO_LARGE, f"the archive's descriptions have more than {_MAX_JSON} bytes")
         roots = {info.filename.partition("/")[0] for info in infos}
         if len(roots) != 1:
             raise _malformed("the archive is not laid out as torch.export.save does")

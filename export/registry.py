@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.files import made_or_empty
-from variegate.keys.primitives import sha256
+from variegate.keys.primitives import HASH_BYTES, sha256
 from variegate.keys.rotation import Revocations
+from variegate.keys.sqlite_file import complete, damaged, has_schema, is_damage, run, transaction, typed
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -42,22 +43,17 @@ CREATE INDEX copies_by_artefact ON copies (artefact);
 CREATE TRIGGER copies_no_update BEFORE UPDATE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER copies_no_delete BEFORE DELETE ON copies BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
-# Files from before there were reservations get this table when they are next written to.
 _RESERVED = """
-CREATE TABLE reserved (
+CREATE TABLE IF NOT EXISTS reserved (
   id INTEGER PRIMARY KEY,
   made TEXT NOT NULL, ueid TEXT NOT NULL, sequence INTEGER NOT NULL, security_counter INTEGER NOT NULL,
   UNIQUE (ueid, sequence)
 ) STRICT;
-CREATE TRIGGER reserved_no_update BEFORE UPDATE ON reserved BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER reserved_no_delete BEFORE DELETE ON reserved BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS reserved_no_update BEFORE UPDATE ON reserved
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS reserved_no_delete BEFORE DELETE ON reserved
+  BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
-_HIGHEST = """
-SELECT MAX(sequence), MAX(security_counter) FROM (
-  SELECT sequence, security_counter FROM copies WHERE ueid = ?1
-  UNION ALL SELECT sequence, security_counter FROM reserved WHERE ueid = ?1)
-"""
-_MAX_NUMBER = (1 << 63) - 1
 _REVOCATIONS = """
 CREATE TABLE IF NOT EXISTS revocations (serial INTEGER PRIMARY KEY, digest BLOB NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS revocations_no_update BEFORE UPDATE ON revocations
@@ -65,7 +61,15 @@ CREATE TRIGGER IF NOT EXISTS revocations_no_update BEFORE UPDATE ON revocations
 CREATE TRIGGER IF NOT EXISTS revocations_no_delete BEFORE DELETE ON revocations
   BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
-"""Made with the first list, so that registries from before there was such a table take lists, too."""
+_LATER = (_RESERVED, _REVOCATIONS)
+"""What files from before lack, and get when they are next opened to write."""
+_HIGHEST = """
+SELECT MAX(sequence), MAX(security_counter) FROM (
+  SELECT sequence, security_counter FROM copies WHERE ueid = ?1
+  UNION ALL SELECT sequence, security_counter FROM reserved WHERE ueid = ?1)
+"""
+_MAX_NUMBER = (1 << 63) - 1
+_WAIT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,7 @@ class Row:
 
 
 _COLUMNS = tuple(f.name for f in fields(Row))
+_KINDS = tuple(int if f.type == "int" else str for f in fields(Row))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,27 +133,29 @@ class Registry:
 
     Raises:
         MisuseError: When the file cannot be opened.
-        RefusedError: `MALFORMED`, when the file is not a registry of this version.
+        RefusedError: `MALFORMED`, when the file is damaged, or not a registry of this version.
+        DeviceError: Storage failed or is busy.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
         empty = not read_only and made_or_empty(path)
         # As a URI: the mode is what keeps SQLite from making the file, which it would do through a link.
         uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
         try:
-            self._db = sqlite3.connect(uri, isolation_level=None, timeout=30, uri=True)
+            self._db = sqlite3.connect(uri, isolation_level=None, timeout=_WAIT_S, uri=True)
             self._db.execute("PRAGMA synchronous = FULL")
-            found = self._versions()
-            # What is not ours, an empty file behind a link among it, is not written to.
-            if not read_only and (empty or found == _OURS):
-                found = self._prepared(empty=empty)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+            self._prepare(read_only=read_only, empty=empty)
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            self._close()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
                 raise MisuseError(f"cannot open {path}", hint="name a file in a folder that exists") from None
-            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry: {error}") from None
-        if found != _OURS:
-            self._db.close()
-            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry of version {_VERSION}")
+            if not is_damage(error):
+                raise DeviceError(f"{path} cannot be used{_why(error)}") from error
+            raise RefusedError(Refusal.MALFORMED, f"{path} is not a registry{_why(error)}") from None
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -156,30 +163,26 @@ class Registry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._db.close()
+        self._close()
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS)
+    def _close(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
 
-    def _prepared(self, *, empty: bool) -> tuple[int, ...]:
-        """Makes what is not there yet; what two processes open at once, one of them makes."""
-        with self._transaction():
-            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-            if empty and not tables:
-                self._run(f"{_SCHEMA} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};")
-            found = self._versions()
-            if found == _OURS and "reserved" not in tables:
-                self._run(_RESERVED)
-        return found
-
-    def _run(self, script: str) -> None:
-        """Runs statements one by one: `executescript` would end the transaction first."""
-        statement = ""
-        for part in script.split(";"):
-            statement += part + ";"
-            if sqlite3.complete_statement(statement):
-                self._db.execute(statement)
-                statement = ""
+    def _prepare(self, *, read_only: bool, empty: bool) -> None:
+        """Makes what is not there yet, and looks whether all is ours; what is not, is not written to."""
+        if empty:
+            with transaction(self._db):
+                # Of two processes that open it at once, one makes it.
+                if not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                    versions = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
+                    run(self._db, "".join([_SCHEMA, *_LATER, versions]))
+        if tuple(self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in _PRAGMAS) != _OURS:
+            raise RefusedError(Refusal.MALFORMED, f"{self._path} is not a registry of version {_VERSION}")
+        if not has_schema(self._db, _SCHEMA, _LATER):
+            raise damaged(self._path)
+        if not read_only:
+            complete(self._db, _SCHEMA, _LATER)
 
     def reserve(self, wanted: Sequence[tuple[str, int | None]]) -> list[Numbers]:
         """Takes numbers for copies that are to be made, in one transaction; no other export gets them.
@@ -194,12 +197,16 @@ class Registry:
         Raises:
             MisuseError: A device has had the highest number there is.
             RefusedError: `MALFORMED`, when the file is damaged.
+            DeviceError: Storage failed or is busy.
         """
         opened: dict[str, int] = {}
         taken: list[Numbers] = []
-        with self._errors(), self._transaction():
+        with self._errors(), transaction(self._db):
             for ueid, counter in wanted:
-                sequence, highest = self._db.execute(_HIGHEST, (ueid,)).fetchone()
+                found = self._db.execute(_HIGHEST, (ueid,))
+                ((sequence, highest),) = typed(self._path, found, (int, NoneType), (int, NoneType))
+                if min(sequence or 0, highest or 0) < 0:
+                    raise damaged(self._path)
                 if counter is None and ueid not in opened:
                     opened[ueid] = 0 if highest is None else highest + 1
                 numbers = Numbers(
@@ -219,9 +226,10 @@ class Registry:
 
         Raises:
             RefusedError: `MALFORMED`, when a device would get a sequence number twice, or the file is damaged.
+            DeviceError: Storage failed or is busy.
         """
         holders = ", ".join("?" * len(_COLUMNS))
-        with self._errors(), self._transaction():
+        with self._errors(), transaction(self._db):
             self._db.executemany(
                 f"INSERT INTO copies ({', '.join(_COLUMNS)}) VALUES ({holders})",  # noqa: S608  constants
                 [astuple(row) for row in rows],
@@ -236,13 +244,15 @@ class Registry:
         Raises:
             RefusedError: `ROLLED_BACK`, when a newer list was seen, or another one with this serial; `MALFORMED`,
                 when the file is damaged.
+            DeviceError: Storage failed or is busy.
         """
         digest = sha256(*sorted(revoked.ueids))
-        with self._errors():
-            self._db.executescript(_REVOCATIONS)
-        with self._errors(), self._transaction():
+        with self._errors(), transaction(self._db):
             query = "SELECT serial, digest FROM revocations ORDER BY serial DESC LIMIT 1"
-            serial, known = self._db.execute(query).fetchone() or (0, b"")
+            found = typed(self._path, self._db.execute(query), int, bytes)
+            serial, known = found[0] if found else (0, b"")
+            if found and len(known) != HASH_BYTES:
+                raise damaged(self._path)
             if revoked.serial < serial:
                 message = f"revocation list {revoked.serial} is older than list {serial}, which this registry has seen"
                 raise RefusedError(Refusal.ROLLED_BACK, message, hint=_NEWEST)
@@ -257,34 +267,37 @@ class Registry:
         Args:
             buyer: Only this buyer's.
             ueid: Only those of devices whose ueid begins with these digits, lower case.
+
+        Raises:
+            RefusedError: `MALFORMED`: the file is damaged.
+            DeviceError: Storage failed or is busy.
         """
         query = f"SELECT {', '.join(_COLUMNS)} FROM copies"  # noqa: S608  constants
         query += " WHERE (?1 IS NULL OR buyer = ?1) AND (?2 IS NULL OR substr(ueid, 1, length(?2)) = ?2) ORDER BY id"
         with self._errors():
             for values in self._db.execute(query, (buyer, ueid)):
+                typed(self._path, [values], *_KINDS)
                 yield Row(**dict(zip(_COLUMNS, values, strict=True)))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has undone some failures by itself
-                self._db.execute("ROLLBACK")
-            raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
-            raise RefusedError(Refusal.MALFORMED, f"registry: {error}") from None
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            message = f"the registry cannot be used{_why(error)}"
+            # Refused are damage, and what breaks a rule of the tables: a number given twice.
+            if not is_damage(error) and not isinstance(error, sqlite3.IntegrityError):
+                raise DeviceError(message) from error
+            raise RefusedError(Refusal.MALFORMED, message) from None
 
 
 _PRAGMAS = ("application_id", "user_version")
 _NEWEST = "give the seller's newest list; another seller's copies belong in a registry of their own, see --registry"
+
+
+def _why(error: Exception) -> str:
+    """SQLite's words, where they are words."""
+    return f": {error}" if isinstance(error, sqlite3.Error) else ": it holds text that is not UTF-8"
 
 
 def now() -> str:

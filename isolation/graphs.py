@@ -22,6 +22,8 @@ _GRAPH = 7
 _NODE, _INITIALISER = 1, 5
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7
 _SUBGRAPH, _SUBGRAPHS = 6, 11
+_FUNCTIONS, _TRAINING, _SPARSE = 25, 20, 15
+_TENSOR, _TENSORS, _SPARSE_VALUES = 5, 10, (22, 23)
 _DIMENSIONS, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE = 1, 2, 8, 9, 13, 14
 _KEY, _VALUE = 1, 2
 _OUTSIDE = 1  # TensorProto.DataLocation.EXTERNAL
@@ -105,6 +107,32 @@ def initialisers(model: bytes | memoryview) -> Iterator[Initialiser]:
         yield from map(_initialiser, _messages(graph, _INITIALISER))
 
 
+def refuse_elsewhere(model: bytes | memoryview) -> None:
+    """Refuses a model that takes data from files, but for initialisers of its graph, which `initialisers` shows.
+
+    Also what no graph of ours has, and where tensors could hide: functions, training, sparse tensors.
+
+    Args:
+        model: A serialised ModelProto.
+
+    Raises:
+        RefusedError: `MODEL`; also when it is no protocol buffer.
+    """
+    for number, _, _ in _fields(memoryview(model)):
+        if number in (_FUNCTIONS, _TRAINING):
+            raise RefusedError(Refusal.MODEL, "graph has functions or training beside it")
+    for graph in _graphs(model):
+        if any(number == _SPARSE for number, _, _ in _fields(graph)):
+            raise RefusedError(Refusal.MODEL, "graph has sparse initialisers")
+        for node in _messages(graph, _NODE):
+            for attribute in _messages(node, _ATTRIBUTE):
+                for number, value, _ in _fields(attribute):
+                    if number in _SPARSE_VALUES:
+                        raise RefusedError(Refusal.MODEL, "graph has sparse tensors")
+                    if number in (_TENSOR, _TENSORS) and not isinstance(value, int) and _names_a_file(value):
+                        raise RefusedError(Refusal.MODEL, "graph takes a constant from a file")
+
+
 def take_out(model: bytes | memoryview, wanted: Callable[[Initialiser], bool]) -> tuple[bytes, list[Initialiser]]:
     """Splits initialisers off a model.
 
@@ -177,6 +205,10 @@ def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
     for number, value, _ in _fields(data):
         if number == wanted and not isinstance(value, int):
             yield value
+
+
+def _names_a_file(tensor: memoryview) -> bool:
+    return any(number == _EXTERNAL or (number == _PLACE and value != 0) for number, value, _ in _fields(tensor))
 
 
 def _initialiser(tensor: memoryview) -> Initialiser:

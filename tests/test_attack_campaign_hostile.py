@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from tests.support.small_campaign import write_inputs
-from variegate.attack.campaign import config, copies, folder, runner
+from variegate.attack.campaign import config, copies_file, folder, runner
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results
@@ -167,7 +167,7 @@ def test_a_fleet_of_a_release_is_what_its_base_and_rewriter_would_be(tmp_path: P
     for name, words in (("fused", bases.replace(', "b.onnx"', "")), ("released", 'release = "spring"')):
         file.write_text(text.replace(bases, words))
         made[name] = prepare(config.load(file), tmp_path).fleets
-    assert copies.to_bytes(made["released"]) == copies.to_bytes(made["fused"])
+    assert copies_file.to_bytes(made["released"]) == copies_file.to_bytes(made["fused"])
     (tmp_path / "spring" / "payload.bin").write_bytes(b"x")
     with pytest.raises(RefusedError, match=r"fleet\[0\].release is refused: payload.bin is not the one"):
         prepare(config.load(file), tmp_path)

@@ -428,7 +428,7 @@ def test_names_cannot_be_markup_formulas_or_mathematics(tmp_path: Path) -> None:
     (row,) = rows
     assert row["fleet"] == f"'{HOSTILE}"
     assert row["attack"].startswith("'+1")
-    assert row["profile"] == "'\t@x"
+    assert row["profile"] == "'?@x"
     evidence = (tmp_path / "out/evidence/evidence.html").read_text()
     assert "<script" not in evidence
     assert "&lt;script&gt;" in evidence

@@ -22,7 +22,7 @@ from variegate.attest.groups import HOST_PROTECTIONS
 from variegate.attest.nonces import LIFETIME_S, PER_DEVICE, Nonces, NonceState
 from variegate.attest.policy import MAX_POLICY_BYTES, AppraisalPolicy
 from variegate.attest.verifier import Appraisal, Tier, Verifier
-from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
+from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.primitives import KEM_CLASSIC
 from variegate.keys.rotation import Revocations
@@ -257,7 +257,7 @@ def test_a_store_that_is_none_is_not_used(tmp_path: Path) -> None:
         assert (tmp_path / "s").stat().st_mode & 0o077 == 0
         with sqlite3.connect(tmp_path / "s") as db:
             db.execute("DROP TABLE nonce_state")
-        with pytest.raises(DeviceError):
+        with pytest.raises(RefusedError, match="is damaged"):
             Nonces(store.database, clock)
     with pytest.raises(MisuseError):
         BrokerStore(tmp_path / "s", clock, create=True)

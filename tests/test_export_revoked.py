@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,8 @@ def test_the_lists_serial_outlives_a_rotation(seller: Seller) -> None:
 def test_a_registry_from_before_takes_lists(tmp_path: Path) -> None:
     with Registry(tmp_path / "r.sqlite"):
         pass
-    with sqlite3.connect(tmp_path / "r.sqlite") as db:
-        assert db.execute("SELECT name FROM sqlite_master WHERE name = 'revocations'").fetchone() is None
-    db.close()
+    with closing(sqlite3.connect(tmp_path / "r.sqlite")) as db:
+        db.execute("DROP TABLE revocations")
     newer = Revocations(5, frozenset(UEIDS))
     with Registry(tmp_path / "r.sqlite") as registry:
         registry.remember(newer)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from variegate.export.registry import Numbers, Registry, Row, now
-from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 
 ROW = Row(
     made=now(),
@@ -53,7 +53,7 @@ def test_a_reader_makes_and_writes_nothing(tmp_path: Path) -> None:
         registry.add([ROW])
     with Registry(path, read_only=True) as registry:
         assert [list(registry.rows(ueid=start)) for start in ("0100", ROW.ueid, "02")] == [[ROW], [ROW], []]
-        with pytest.raises(RefusedError, match="readonly"):
+        with pytest.raises(DeviceError, match="readonly"):
             registry.add([replace(ROW, sequence=2)])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
@@ -88,16 +87,17 @@ def shard_bytes(folder: Path, kind: str, entry: Entry) -> bytes:
     return data
 
 
-def rows_of(folder: Path, kind: str, entry: Entry) -> list[dict[str, Any]]:
+def rows_of(folder: Path, kind: str, entry: Entry) -> shards.Rows:
     """Rows of a unit's shard.
 
     Raises:
         MisuseError: It is not there.
-        RefusedError: `MALFORMED`: it is not what the ledger knows.
+        RefusedError: `MALFORMED`; `TOO_LARGE`: it unpacks to too much.
         DeviceError: Storage failed.
     """
     path = folders.shard(folder, kind, entry.unit)
-    return shards.from_bytes(_SCHEMAS[kind], read_capped(path, limit=folders.MAX_SHARD_BYTES), f"{kind}/{path.name}")
+    name = f"{kind}/{path.name}"
+    return shards.from_bytes(_SCHEMAS[kind], read_capped(path, limit=folders.MAX_SHARD_BYTES), name)
 
 
 def _entries(ledger: Ledger, campaign: Campaign) -> list[Entry]:

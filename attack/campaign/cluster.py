@@ -21,7 +21,7 @@ import distributed
 from distributed import WorkerPlugin
 from threadpoolctl import threadpool_limits
 
-from variegate.attack.campaign import config, copies, images
+from variegate.attack.campaign import config, copies_file, images
 from variegate.attack.campaign.folder import CONFIG, COPIES, IMAGES, MAX_INPUT_BYTES
 from variegate.attack.campaign.messages import (
     Event,
@@ -80,7 +80,7 @@ class Inputs(WorkerPlugin):
         self.bench = Bench(
             Prepared(
                 campaign=config.parse(self._contents[CONFIG]),
-                fleets=copies.from_bytes(self._contents[COPIES]),
+                fleets=copies_file.from_bytes(self._contents[COPIES]),
                 images=images.from_bytes(self._contents[IMAGES]),
             )
         )

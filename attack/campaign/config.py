@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from variegate.attack.algorithms.table import from_config
-from variegate.attack.campaign.schema import check, printable, wrong
+from variegate.attack.campaign.schema import check, quoted, wrong
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 
@@ -177,7 +177,7 @@ def parse(data: bytes) -> Campaign:
         values = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "not UTF-8, or nested too deeply"
-        raise RefusedError(Refusal.MALFORMED, printable(f"the campaign is not valid TOML: {why}")) from None
+        raise RefusedError(Refusal.MALFORMED, quoted(f"the campaign is not valid TOML: {why}")) from None
     check(values)
     fleets = tuple(_fleet(i, fleet) for i, fleet in enumerate(values["fleet"]))
     names = tuple(fleet.name for fleet in fleets)
@@ -266,7 +266,7 @@ def _attack(number: int, values: dict[str, Any], fleets: Sequence[str]) -> Attac
     try:
         from_config(made.kind, made.profile, made.parameters, where)
     except VariegateError as error:
-        message = printable(f"campaign: {error.message}")
+        message = quoted(f"campaign: {error.message}")
         raise RefusedError(Refusal.MALFORMED, message, hint=error.hint) from error
     return made
 

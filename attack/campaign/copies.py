@@ -1,4 +1,4 @@
-"""What a worker needs of the fleets, in one blob: graphs, weights and seeds; and the copies opened from it.
+"""What a worker needs of the fleets: graphs, weights and seeds; and the copies opened from it.
 
 A worker imports neither torch nor onnx: the graphs were fused when the campaign was made.
 """
@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import cbor2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from variegate.attack.oracle import Oracle
+from variegate.attack.oracles.frames import check_labels
 from variegate.keys import recipe
 from variegate.keys.errors import DeviceError, Refusal, RefusedError
 from variegate.keys.recipe import KeyedTensor
@@ -29,6 +29,8 @@ OPEN = 64
 LONGEST_WAIT_S = 120.0
 """Most seconds that a device with a rate is waited for, for one query."""
 _SILENT = 4
+_NOWHERE = "/nonexistent/"
+_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,74 +76,14 @@ class FleetCopies:
         return len(self.devices) or len(self.seeds)
 
 
-def to_bytes(fleets: tuple[FleetCopies, ...]) -> bytes:
-    """The blob; one for one content."""
-    plain = [
-        {
-            "name": fleet.name,
-            "dtype": fleet.dtype,
-            "shape": list(fleet.shape),
-            "classes": fleet.classes,
-            "graphs": [
-                {
-                    "graph": graph.graph,
-                    "constants": [
-                        [name, array.dtype.str, list(array.shape), np.ascontiguousarray(array).tobytes()]
-                        for name, array in sorted(graph.constants.items())
-                    ],
-                    "tensors": recipe.to_cbor(graph.tensors),
-                }
-                for graph in fleet.graphs
-            ],
-            "seeds": list(fleet.seeds),
-            "devices": list(fleet.devices),
-        }
-        for fleet in fleets
-    ]
-    return cbor2.dumps(plain, canonical=True)
-
-
-def from_bytes(data: bytes) -> tuple[FleetCopies, ...]:
-    """Reads `to_bytes`. The ledger holds its digest: this is not for foreign data.
-
-    Raises:
-        RefusedError: `MALFORMED`.
-    """
-    try:
-        return tuple(
-            FleetCopies(
-                name=fleet["name"],
-                dtype=fleet["dtype"],
-                shape=(int(fleet["shape"][0]), int(fleet["shape"][1]), int(fleet["shape"][2])),
-                classes=fleet["classes"],
-                graphs=tuple(
-                    Graph(
-                        graph=graph["graph"],
-                        constants={
-                            name: np.frombuffer(raw, kind).reshape(shape)
-                            for name, kind, shape, raw in graph["constants"]
-                        },
-                        tensors=recipe.from_cbor(graph["tensors"]),
-                    )
-                    for graph in fleet["graphs"]
-                ),
-                seeds=tuple(fleet["seeds"]),
-                devices=tuple(fleet["devices"]),
-            )
-            for fleet in cbor2.loads(data)
-        )
-    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        raise RefusedError(Refusal.MALFORMED, "the campaign's copies are damaged") from error
-
-
 class Copy:
     """One copy in this process (`Oracle`)."""
 
     def __init__(self, fleet: FleetCopies, number: int) -> None:
-        """Loads it.
+        """Loads it. The graph may be a stranger's: `copies_file` has looked into it.
 
         Raises:
-            RefusedError: `MODEL`: the graph does not load.
+            RefusedError: `MODEL`: the graph does not load, or is none from frames to labels.
         """
         graph = fleet.graphs[number % len(fleet.graphs)]
         self.shape, self.dtype, self.classes, self.batch = fleet.shape, fleet.dtype, fleet.classes, BATCH
@@ -152,27 +94,36 @@ class Copy:
         # Either keeps the memory of every batch size that a copy ever saw: 20 copies grew a worker to over 2 GiB, with
         # no more labels per second.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        # onnxruntime reads these in place: they must outlive the session.
-        self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
-        if self._values:
-            options.add_external_initializers(list(values), self._values)
+        # As ONNX, whatever it looks like; whatever else it says is external lies in a folder that is never there.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
+            # onnxruntime reads these in place: they must outlive the session.
+            self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+            if self._values:
+                options.add_external_initializers(list(values), self._values)
             self._session = ort.InferenceSession(graph.graph, options, ["CPUExecutionProvider"])
         except Exception as error:
             message = f"a copy of fleet {fleet.name} does not load ({type(error).__name__})"
             raise RefusedError(Refusal.MODEL, message) from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [(i.name, i.type, tuple(i.shape[1:])) for i in inputs] != [("image", _TYPES[self.dtype], self.shape)] or [
+            (o.name, o.type, len(o.shape)) for o in outputs
+        ] != [("label", "tensor(int64)", 1)]:
+            raise RefusedError(Refusal.MODEL, f"a copy of fleet {fleet.name} is no graph from its frames to a label")
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """As `Oracle.labels`.
 
         Raises:
             DeviceError: onnxruntime failed.
+            RefusedError: `MALFORMED`: what it gave are no labels.
         """
         try:
             labels: NDArray[np.int64] = self._session.run(["label"], {"image": frames})[0]
         except Exception as error:
             raise DeviceError(f"a copy does not run ({type(error).__name__})") from error
-        return labels
+        return check_labels(labels, len(frames), self.classes)
 
 
 class Opener(Protocol):

@@ -5,79 +5,31 @@ Colour sets of the data folder are stored as differences (planes G, R-G, B-G, ea
 
 from __future__ import annotations
 
-import io
-import math
 import os
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.keys import arrays
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
 
 FOLDER_VARIABLE = "VARIEGATE_DATA"
 MAX_BYTES = 1 << 30
 """Of the file, and of all that it unpacks to."""
-_MAX_HEADER = 4096
 _RANK = 4
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""What numpy writes; LZMA may ask for gigabytes before it has unpacked anything."""
-_FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error,
-           NotImplementedError, tokenize.TokenError, SyntaxError, RuntimeError, OverflowError)  # fmt: skip
-"""What zipfile and numpy raise at damaged files."""
 
 
 def read_npz(data: bytes, names: Sequence[str], what: str, *, limit: int | None = None) -> dict[str, NDArray[Any]]:
-    """Named arrays of an .npz; no pickles, and no memory for more than is there.
-
-    Args:
-        data: The file.
-        names: Arrays that are wanted; others are left alone.
-        what: Name of the file for messages.
-        limit: The most bytes that they may unpack to; None for `MAX_BYTES`.
+    """As `keys.arrays.read_npz`; without a limit to `MAX_BYTES`.
 
     Raises:
         RefusedError: `MALFORMED`, or `TOO_LARGE`.
     """
-    limit = MAX_BYTES if limit is None else limit
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [archive.getinfo(f"{name}.npy") for name in names]
-            if sum(member.file_size for member in members) > limit:
-                raise RefusedError(Refusal.TOO_LARGE, f"{what} unpacks to more than {limit} bytes")
-            if any(member.compress_type not in _METHODS for member in members):
-                raise ValueError("packed as numpy does not")
-            out = {}
-            for name, member in zip(names, members, strict=True):
-                with archive.open(member) as file:
-                    out[name] = _array(file, member.file_size)
-    except _FAULTS as error:
-        message = f"{what} is not an .npz file with {' and '.join(names)}"
-        raise RefusedError(Refusal.MALFORMED, message, hint="numpy.savez(path, x=..., y=...)") from error
-    return out
-
-
-def _array(file: IO[bytes], size: int) -> NDArray[Any]:
-    """One .npy whose header does not promise more than its bytes hold."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError("only version 1.0 of .npy is read")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
-    if dtype.hasobject or dtype.kind not in "uif":
-        raise ValueError("not plain numbers")
-    length = math.prod(shape) * dtype.itemsize
-    if length > size:
-        raise ValueError("header promises more than there is")
-    data = file.read(length + 1)
-    if len(data) != length:
-        raise ValueError("header and content differ")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return arrays.read_npz(data, names, what, limit=MAX_BYTES if limit is None else limit)
 
 
 def read_images(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -87,17 +39,16 @@ def read_images(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         MisuseError: There is no such file.
         RefusedError: `MALFORMED`, or `TOO_LARGE`.
     """
-    arrays = read_npz(read_capped(path, limit=MAX_BYTES), ("x", "y"), str(path))
-    return checked(arrays, str(path))
+    return checked(read_npz(read_capped(path, limit=MAX_BYTES), ("x", "y"), str(path)), str(path))
 
 
-def checked(arrays: Mapping[str, NDArray[Any]], what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def checked(given: Mapping[str, NDArray[Any]], what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images and classes, when they are images and their classes.
 
     Raises:
         RefusedError: `MALFORMED`.
     """
-    x, y = arrays["x"], arrays["y"]
+    x, y = given["x"], given["y"]
     if x.dtype != np.uint8 or x.ndim != _RANK or not x.size:
         raise RefusedError(Refusal.MALFORMED, f"x of {what} is {x.dtype} {x.shape}, not uint8 (N, C, H, W)")
     if y.shape != x.shape[:1] or y.dtype.kind not in "ui" or y.min() < 0 or y.max() > np.iinfo(np.int32).max:

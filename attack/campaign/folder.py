@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from variegate.attack.campaign import config, copies, images, ledger
+from variegate.attack.campaign import config, copies_file, images, ledger
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.software import KEY, software
@@ -49,7 +49,7 @@ def create(folder: Path, prepared: Prepared) -> None:
     contents = {
         CONFIG: to_toml(prepared.campaign).encode(),
         IMAGES: images.to_bytes(prepared.images),
-        COPIES: copies.to_bytes(prepared.fleets),
+        COPIES: copies_file.to_bytes(prepared.fleets),
     }
     for name, data in contents.items():
         if len(data) > MAX_INPUT_BYTES:
@@ -115,7 +115,8 @@ def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
 
     Raises:
         MisuseError: A file is not there.
-        RefusedError: `MALFORMED`: one was changed or is damaged, or they do not fit one another.
+        RefusedError: `MALFORMED`: one was changed or is damaged, or they do not fit one another; `MODEL`: a copy's
+            graph takes data from elsewhere; `TOO_LARGE`.
         DeviceError: Storage failed.
     """
     contents = {}
@@ -125,13 +126,13 @@ def read(folder: Path, meta: dict[str, str] | None = None) -> Prepared:
             raise RefusedError(Refusal.MALFORMED, f"{folder / name} was changed since the campaign was made")
     prepared = Prepared(
         campaign=config.parse(contents[CONFIG]),
-        fleets=copies.from_bytes(contents[COPIES]),
+        fleets=copies_file.from_bytes(contents[COPIES]),
         images=images.from_bytes(contents[IMAGES]),
     )
-    held = [(fleet.name, fleet.count, fleet.shape) for fleet in prepared.fleets]
+    held = [(fleet.name, fleet.count, fleet.shape, bool(fleet.devices)) for fleet in prepared.fleets]
     shape = prepared.images.x.shape[1:]
     if len(prepared.images) != prepared.campaign.data.count or held != [
-        (fleet.name, fleet.copies, shape) for fleet in prepared.campaign.fleets
+        (fleet.name, fleet.copies, shape, bool(fleet.devices)) for fleet in prepared.campaign.fleets
     ]:
         raise RefusedError(Refusal.MALFORMED, f"the inputs of {folder} are not those of its {CONFIG}")
     return prepared

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from variegate.attack.campaign.ledger_file import connected, damaged, has_tables, locked, storage
+from variegate.attack.campaign.ledger_file import connected, damaged, locked, storage
 from variegate.attack.campaign.messages import ImageDone, UnitDone
 from variegate.attack.campaign.units import Unit
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.primitives import sha256
+from variegate.keys.sqlite_file import has_schema
 
 NAME = "ledger.sqlite"
 SCHEMA = 1
@@ -282,8 +283,8 @@ class Ledger:
             return self._db.execute(statement, values).fetchall()
 
     def _check(self) -> None:
-        # First of all: a query of another's view may never end, and other tables hold what ours refuse.
-        if not has_tables(self._db, _TABLES):
+        # First of all.
+        if not has_schema(self._db, _TABLES):
             raise damaged(self._path)
         if self._db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise damaged(self._path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
+from variegate.keys.sqlite_file import is_damage
 
 
 def locked(folder: Path) -> int:
@@ -36,11 +36,6 @@ def connected(path: Path, *, write: bool) -> sqlite3.Connection:
     return sqlite3.connect(path if write else f"file:{_quoted(path)}?{_reading(path)}", uri=not write)
 
 
-def has_tables(db: sqlite3.Connection, script: str) -> bool:
-    """Whether its tables, and all else that a schema has, are those that a script makes, in the same words."""
-    return _schema(db) == _made_by(script)
-
-
 def damaged(path: Path) -> RefusedError:
     """The error for a ledger whose content is not what we wrote."""
     hint = "the shards that are there may still be good"
@@ -52,28 +47,12 @@ def storage(path: Path) -> Iterator[None]:
     """Turns SQLite's errors into ours: damage is refused, what the disk does not take is the device's."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        # Our statements fit our tables: where they do not, these are not ours. Without a code it is Python's own:
-        # text that is not UTF-8.
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+        if is_damage(error) or not isinstance(error, sqlite3.OperationalError):
             raise damaged(path) from error
         raise DeviceError(
             f"cannot use {path}: {error}", hint="check the space left, and who may write there"
         ) from error
-    except (sqlite3.DatabaseError, OverflowError) as error:
-        raise damaged(path) from error
-
-
-def _schema(db: sqlite3.Connection) -> list[tuple[str | None, ...]]:
-    """All tables, indices, views and triggers, in the words that made them."""
-    return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
-
-
-@functools.cache
-def _made_by(script: str) -> list[tuple[str | None, ...]]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(script)
-        return _schema(db)
 
 
 def _quoted(path: Path) -> str:

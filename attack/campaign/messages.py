@@ -13,7 +13,8 @@ from variegate.attack.campaign.units import Unit
 from variegate.attack.outcome import Outcome, Status
 from variegate.keys.errors import Refusal, RefusedError
 
-_FAULTS = (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, IndexError, RecursionError)
+_FAULTS = (cbor2.CBORError, LookupError, TypeError, ValueError, OverflowError, MemoryError, RecursionError)
+_MAX_INTEGER = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,13 @@ def outcome_from_bytes(data: bytes, shape: tuple[int, int, int], dtype: str) -> 
     """
     try:
         key, status, reason, sample, label, distance, queries, trace, checkpoints = cbor2.loads(data)
+        plain = (key, queries, *([] if label is None else [label]), *(at for at, _ in [*trace, *checkpoints]))
+        lengths = (distance, *(length for _, length in trace))
+        # CBOR's tags make dates and numbers of any size.
+        if not all(type(value) is int and abs(value) < _MAX_INTEGER for value in plain) or not (
+            isinstance(reason, str) and all(type(value) in (int, float) for value in lengths)
+        ):
+            raise ValueError("values of other types")
         return Outcome(
             key=key,
             status=Status(status),

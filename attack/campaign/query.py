@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
 from variegate.attack.campaign.check import shard_bytes
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
-from variegate.attack.campaign.schema import printable
+from variegate.attack.campaign.schema import quoted
+from variegate.attack.campaign.unpacked import MEMORY_LIMIT, together, unpacked
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 _UNITS = pa.schema(
@@ -56,7 +57,8 @@ def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
 
     Raises:
         MisuseError: It is no campaign.
-        RefusedError: `MALFORMED`: the ledger is damaged, or a shard is lost or not the one that it knows.
+        RefusedError: `MALFORMED`: the ledger is damaged, or a shard is lost or not the one that it knows;
+            `TOO_LARGE`: what is done does not fit in memory.
         DeviceError: Storage failed.
     """
     with Ledger(folder, write=False) as ledger:
@@ -73,6 +75,8 @@ def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
         }
         for entry in entries
     ]
+    kinds = (folders.SAMPLES, folders.REPLAYS)
+    together((unpacked(data, name) for kind in kinds for name, data in _shards(folder, kind, entries)), folder)
     failed = [{"unit": unit, "reason": why} for unit, why in failures]
     tables = {
         folders.SAMPLES: _done(folder, folders.SAMPLES, shards.SAMPLES, entries),
@@ -84,6 +88,7 @@ def open_results(folder: Path) -> duckdb.DuckDBPyConnection:
     try:
         for name, table in tables.items():
             connection.register(name, table)
+        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
@@ -117,18 +122,21 @@ def query(folder: Path, statement: str) -> Answer:
 
 def _done(folder: Path, kind: str, schema: pa.Schema, entries: Sequence[Entry]) -> pa.Table:
     """Shards of units that are done, as the ledger knows them."""
+    parts = [shards.read(schema, data, name) for name, data in _shards(folder, kind, entries)]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def _shards(folder: Path, kind: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of shards of units that are done."""
     try:
-        parts = [
-            shards.read(schema, shard_bytes(folder, kind, entry), f"{kind}/{entry.unit.name}.parquet")
-            for entry in entries
-            if entry.state == DONE
-        ]
+        for entry in entries:
+            if entry.state == DONE:
+                yield f"{kind}/{entry.unit.name}.parquet", shard_bytes(folder, kind, entry)
     except RefusedError as error:
         raise RefusedError(
             error.refusal, error.message, hint=f"variegate attack resume {folder} --redo-damaged does the unit again"
         ) from error
-    return pa.concat_tables([schema.empty_table(), *parts])
 
 
 def _first(error: duckdb.Error) -> str:
-    return printable(str(error).partition("\n")[0])
+    return quoted(str(error).partition("\n")[0])

@@ -14,6 +14,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.shown import printable
 
 _SCHEMA = Path(__file__).with_name("schema.json")
 _MAX_DEPTH = 16
@@ -45,12 +46,12 @@ def check(values: dict[str, Any]) -> None:
 
 def wrong(where: str, what: str) -> RefusedError:
     """The error for a key."""
-    return RefusedError(Refusal.MALFORMED, printable(f"campaign: {where} {what}"))
+    return RefusedError(Refusal.MALFORMED, quoted(f"campaign: {where} {what}"))
 
 
-def printable(text: str) -> str:
-    """A message that quotes a file, fit for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_MESSAGE])
+def quoted(text: str) -> str:
+    """A message that quotes a file: fit for a terminal, and short."""
+    return printable(text[:_MAX_MESSAGE])
 
 
 @cache

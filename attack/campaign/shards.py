@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from variegate.attack.campaign.unpacked import unpacked
 from variegate.keys.errors import Refusal, RefusedError
 
 _KEYS = [
@@ -53,6 +54,8 @@ REPLAYS = pa.schema(
 )
 """A row for each sample, budget, overshoot and victim."""
 
+_ROWS_AT_ONCE = 1024
+
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -85,14 +88,27 @@ def _is_bulk(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_list(kind))
 
 
-def from_bytes(schema: pa.Schema, data: bytes, what: str) -> list[dict[str, Any]]:
+class Rows:
+    """Rows of a shard, made one after the other as they are gone through: as objects they take ten times the memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def from_bytes(schema: pa.Schema, data: bytes, what: str) -> Rows:
     """Rows of a shard; as `read`."""
-    rows: list[dict[str, Any]] = read(schema, data, what).to_pylist()
-    return rows
+    return Rows(read(schema, data, what))
 
 
 def read(schema: pa.Schema, data: bytes, what: str) -> pa.Table:
-    """A shard that may be damaged.
+    """A shard that may be damaged or hostile; no memory for more than `unpacked.limit_of` its size.
 
     Args:
         schema: What it must have.
@@ -100,14 +116,16 @@ def read(schema: pa.Schema, data: bytes, what: str) -> pa.Table:
         what: Its name, for messages.
 
     Raises:
-        RefusedError: `MALFORMED`.
+        RefusedError: `MALFORMED`; `TOO_LARGE`: it unpacks to too much.
     """
+    unpacked(data, what)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.remove_metadata().equals(schema):
+            raise RefusedError(Refusal.MALFORMED, f"{what} does not have the columns of its kind")
+        table = file.read()
         # That text is UTF-8, and lists end where their values do.
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(Refusal.MALFORMED, f"{what} is no Parquet file") from error
-    if not table.schema.remove_metadata().equals(schema):
-        raise RefusedError(Refusal.MALFORMED, f"{what} does not have the columns of its kind")
     return table

@@ -21,8 +21,9 @@ from variegate.attack.campaign.copies import FleetCopies, Opener, opened_device
 from variegate.attack.campaign.ledger import DONE, Entry, Ledger
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.replay import Answer
-from variegate.attack.campaign.shards import KEYS
+from variegate.attack.campaign.shards import KEYS, Rows
 from variegate.attack.campaign.software import mixed
+from variegate.attack.campaign.units import Unit
 from variegate.attack.campaign.work import Bench
 from variegate.attack.oracle import to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
@@ -32,6 +33,10 @@ from variegate.keys.errors import MisuseError, VariegateError
 _REPLAY_KEYS = ("budget", "overshoot", "victim", "label", "clean_label", "l2", "linf")
 _ROUNDING = 1e-9
 """Relative: of sums whose terms a machine may add in another order."""
+MOST_TOLD = 10_000
+"""Differences that copies and columns give rise to, of which more are only counted."""
+_SHOWN_BYTES = 64 << 20
+"""Frames that are made before they are shown; more only for one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class Verdict:
         replays: Replays asked again.
         differences: What differs, one sentence each.
         mixed: What differs between the software that worked on it; empty when it was one.
+        not_asked: Fleets of devices that there was no leave to ask.
     """
 
     units: int
@@ -53,21 +59,22 @@ class Verdict:
     replays: int
     differences: tuple[str, ...]
     mixed: str = ""
+    not_asked: tuple[str, ...] = ()
 
 
 def verify(
     folder: Path,
     *,
     sample: int | None = None,
-    opened: Opener = opened_device,
+    opened: Opener | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Verdict:
-    """Verifies a campaign.
+    """Verifies a campaign, which may be a stranger's: it goes to no device that the campaign names, unless it is told.
 
     Args:
         folder: The campaign's.
         sample: Images to ask again, drawn by the campaign's seed; None for all.
-        opened: Opens devices.
+        opened: Opens the devices that the campaign names; None for none, so that only copies in it are asked.
         progress: Told of units done, and their number.
 
     Raises:
@@ -90,13 +97,16 @@ def verify(
             progress(i + 1, len(done))
     finally:
         again.close()
+    left = again.told - len(again.differences)
+    unlisted = [f"{left} more differences are not listed"] if left else []
     return Verdict(
         units=len(entries),
         done=len(done),
         samples=again.samples,
         replays=again.replays,
-        differences=tuple(dict.fromkeys([*differences, *again.differences])),
+        differences=tuple(dict.fromkeys([*differences, *again.differences, *unlisted])),
         mixed=mixture,
+        not_asked=again.not_asked,
     )
 
 
@@ -115,11 +125,12 @@ def _drawn(prepared: Prepared, done: list[Entry], sample: int | None) -> dict[st
 class _Again:
     """Derives again what follows from the inputs, and asks the copies again."""
 
-    def __init__(self, folder: Path, prepared: Prepared, opened: Opener) -> None:
+    def __init__(self, folder: Path, prepared: Prepared, opened: Opener | None) -> None:
         self._folder, self._prepared = folder, prepared
-        self._bench = Bench(prepared, opened=opened)
-        self._silent: set[str] = set()
-        self.samples = self.replays = 0
+        self._bench = Bench(prepared, opened=opened or opened_device)
+        self.not_asked = tuple(fleet.name for fleet in prepared.fleets if fleet.devices and opened is None)
+        self._silent = set(self.not_asked)
+        self.samples = self.replays = self.told = 0
         self.differences: list[str] = []
 
     def close(self) -> None:
@@ -129,27 +140,30 @@ class _Again:
     def unit(self, entry: Entry, places: set[int]) -> None:
         """One unit; its images at these places are shown to the copies."""
         try:
-            stored = rows_of(self._folder, folders.SAMPLES, entry)
+            samples = rows_of(self._folder, folders.SAMPLES, entry)
             replays = rows_of(self._folder, folders.REPLAYS, entry)
+            if len(samples) != len(entry.unit.images):
+                return  # the ledger's check has told of it
+            stored = list(samples)
             outcomes = [_outcome(row, self._prepared, entry) for row in stored]
         except (VariegateError, ValueError, TypeError, KeyError) as error:
             words = error.message if isinstance(error, VariegateError) else f"{entry.unit.name} has damaged rows"
-            self.differences.append(words)
+            self._tell(words)
             return
-        if len(outcomes) != len(entry.unit.images):
-            return  # the ledger's check has told of it
-        self.differences += _unfounded(self._prepared, entry, stored, replays, outcomes)
+        for difference in _unfounded(self._prepared, entry, stored, replays, outcomes):
+            self._tell(difference)
         fleet = entry.unit.fleet
         if not places or fleet in self._silent:
             return
         chosen = [outcome if i in places else _without(outcome) for i, outcome in enumerate(outcomes)]
         try:
             self._samples(entry, chosen)
-            found = self._replays(entry, chosen, places, replays)
-            self.differences += self._misjudged(entry, stored, found)
+            own = self._replays(entry, chosen, places, replays)
+            for difference in self._misjudged(entry, stored, own):
+                self._tell(difference)
         except VariegateError as error:
             self._silent.add(fleet)
-            self.differences.append(f"{entry.unit.name}: fleet {fleet} is asked no more: {error.message}")
+            self._tell(f"{entry.unit.name}: fleet {fleet} is asked no more: {error.message}")
 
     def _samples(self, entry: Entry, outcomes: list[Outcome]) -> None:
         oracle = self._bench.copies.oracle(entry.unit.fleet, entry.unit.attacker)
@@ -160,40 +174,51 @@ class _Again:
             label = int(oracle.labels(outcome.sample[np.newaxis])[0])
             if label != outcome.label:
                 place = int(self._prepared.images.index[image])
-                self.differences.append(
-                    f"{entry.unit.name}: the sample of image {place} is answered {label}, not {outcome.label}"
+                self._tell(f"{entry.unit.name}: the sample of image {place} is answered {label}, not {outcome.label}")
+
+    def _replays(self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: Rows) -> dict[int, int]:
+        """Replays again; what the attacker's own copy says of the clean images, by their place in the unit."""
+        unit, index = entry.unit, self._prepared.images.index
+        by_image = {int(index[unit.images[i]]) for i in places}
+        kept, due = sum(row["image"] in by_image for row in stored), self._bench.due(unit, outcomes)
+        if due != kept:
+            # Not made: a few samples may be said to be shown a thousand million times.
+            self._tell(f"{unit.name}: {kept} replays are stored, and {due} are due")
+            return {}
+        rest = (row for row in stored if row["image"] in by_image)
+        own: dict[int, int] = {}
+        for group in self._groups(outcomes):
+            for answer in self._bench.replays(unit, group, _fleet(self._prepared, entry).dtype):
+                self.replays += 1
+                self._compare(unit, answer, next(rest))
+                if answer.victim == unit.attacker:
+                    own[answer.shown.image] = answer.clean_label
+        return own
+
+    def _groups(self, outcomes: list[Outcome]) -> Iterator[list[Outcome]]:
+        """The outcomes a few at a time, in place of all others nothing: what is shown of all may not fit in memory."""
+        shown, begins = 0, 0
+        for i, outcome in enumerate(outcomes):
+            frames = [frame for frame in (outcome.sample, *outcome.checkpoints.values()) if frame is not None]
+            shown += sum(frame.nbytes for frame in frames) * len(self._prepared.campaign.replay.overshoots)
+            if shown > _SHOWN_BYTES or i == len(outcomes) - 1:
+                yield [one if begins <= j <= i else _without(one) for j, one in enumerate(outcomes)]
+                shown, begins = 0, i + 1
+
+    def _compare(self, unit: Unit, answer: Answer, row: Mapping[str, Any]) -> None:
+        shown, index = answer.shown, self._prepared.images.index
+        values = (shown.budget, shown.overshoot, answer.victim, answer.label, answer.clean_label, shown.l2, shown.linf)
+        image = int(index[unit.images[shown.image]])
+        for key, value in zip(("image", *_REPLAY_KEYS), (image, *values), strict=True):
+            if row[key] != value:
+                self._tell(
+                    f"{unit.name}: replay of image {row['image']} on copy {row['victim']} at s = "
+                    f"{row['overshoot']}: {key} is {value}, not {row[key]}"
                 )
 
-    def _replays(
-        self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: list[dict[str, Any]]
-    ) -> list[Answer]:
-        index = self._prepared.images.index
-        by_image = {int(index[entry.unit.images[i]]) for i in places}
-        kept = [row for row in stored if row["image"] in by_image]
-        found = self._bench.replays(entry.unit, outcomes, _fleet(self._prepared, entry).dtype)
-        self.replays += len(found)
-        if len(found) != len(kept):
-            self.differences.append(f"{entry.unit.name}: {len(kept)} replays are stored, and {len(found)} are due")
-            return found
-        for answer, row in zip(found, kept, strict=True):
-            shown = answer.shown
-            values = (
-                shown.budget, shown.overshoot, answer.victim, answer.label, answer.clean_label, shown.l2, shown.linf
-            )  # fmt: skip
-            image = int(index[entry.unit.images[shown.image]])
-            for key, value in zip(("image", *_REPLAY_KEYS), (image, *values), strict=True):
-                if row[key] != value:
-                    self.differences.append(
-                        f"{entry.unit.name}: replay of image {row['image']} on copy {row['victim']} at s = "
-                        f"{row['overshoot']}: {key} is {value}, not {row[key]}"
-                    )
-
-        return found
-
-    def _misjudged(self, entry: Entry, stored: list[dict[str, Any]], found: list[Answer]) -> Iterator[str]:
+    def _misjudged(self, entry: Entry, stored: list[dict[str, Any]], own: Mapping[int, int]) -> Iterator[str]:
         """Targets, and samples that are called found, against what the attacker's own copy says of the clean image."""
         unit, index = entry.unit, self._prepared.images.index
-        own = {answer.shown.image: answer.clean_label for answer in found if answer.victim == unit.attacker}
         for i, clean in own.items():
             row, place = stored[i], int(index[unit.images[i]])
             target = self._bench.target(unit, unit.images[i], clean)
@@ -203,12 +228,17 @@ class _Again:
             if row["status"] == Status.FOUND and not fooled:
                 yield f"{unit.name}: the sample of image {place} is answered {row['label']}, and called found"
 
+    def _tell(self, difference: str) -> None:
+        self.told += 1
+        if self.told <= MOST_TOLD:
+            self.differences.append(difference)
+
 
 def _unfounded(
     prepared: Prepared,
     entry: Entry,
     stored: Sequence[Mapping[str, Any]],
-    replays: Sequence[Mapping[str, Any]],
+    replays: Rows,
     outcomes: Sequence[Outcome],
 ) -> Iterator[str]:
     """What a unit's shards say that does not follow from the inputs and the samples, one sentence for each column."""
@@ -231,9 +261,11 @@ def _unfounded(
     if any((row["status"] == Status.FOUND) != (row["sample"] is not None) for row in stored):
         yield f"{unit.name}: status of the samples does not fit them"
     by_image = dict(zip(columns["image"], stored, strict=True))
-    for name in KEYS:
-        if any(row["image"] not in by_image or row[name] != by_image[row["image"]][name] for row in replays):
-            yield f"{unit.name}: {name} of the replays is not that of the samples"
+    wrong: set[str] = set()
+    for row in replays:
+        own = by_image.get(row["image"])
+        wrong |= {name for name in KEYS if own is None or row[name] != own[name]}
+    yield from (f"{unit.name}: {name} of the replays is not that of the samples" for name in KEYS if name in wrong)
 
 
 def _outcome(row: Mapping[str, Any], prepared: Prepared, entry: Entry) -> Outcome:

@@ -110,23 +110,22 @@ class Bench:
             replay_queries=len(found),
         )
 
+    def due(self, unit: Unit, outcomes: list[Outcome]) -> int:
+        """How many answers `replays` gives."""
+        campaign = self._prepared.campaign
+        return len(_shown(outcomes)) * len(campaign.replay.overshoots) * len(victims(campaign, unit))
+
     def replays(self, unit: Unit, outcomes: list[Outcome], dtype: str) -> list[replay.Answer]:
         """Shows the samples of a unit's outcomes, in the order of its images, to its victims.
 
         Raises:
             LimitError, RefusedError, DeviceError: As the copies.
         """
-        samples = [
-            (i, budget, frame)
-            for i, outcome in enumerate(outcomes)
-            for budget, frame in [*sorted(outcome.checkpoints.items()), (0, outcome.sample)]
-            if frame is not None
-        ]
         campaign = self._prepared.campaign
         clean = self._prepared.images.x[list(unit.images)]
         return replay.answers(
             to_frames(to_points(clean), dtype),
-            replay.frames_of(clean, samples, campaign.replay.overshoots, dtype),
+            replay.frames_of(clean, _shown(outcomes), campaign.replay.overshoots, dtype),
             victims(campaign, unit),
             lambda victim: self.copies.oracle(unit.fleet, victim),
         )
@@ -177,6 +176,16 @@ class Bench:
         drawn = seeded(*word, "starts").permutation(fit)[:count]
         points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), images.x[0].size)
         return points
+
+
+def _shown(outcomes: list[Outcome]) -> list[tuple[int, int, NDArray[Any]]]:
+    """Samples that are replayed: place of the image, budget, frame."""
+    return [
+        (i, budget, frame)
+        for i, outcome in enumerate(outcomes)
+        for budget, frame in [*sorted(outcome.checkpoints.items()), (0, outcome.sample)]
+        if frame is not None
+    ]
 
 
 class _Unspent:

@@ -1,7 +1,8 @@
 """A campaign's folder, read and checked: nothing in it is trusted.
 
-Shards are Parquet with the columns of the README of `attack`. They are loaded into a DuckDB database in memory; after
-that no file is read again but the few samples that are shown.
+Shards are Parquet with the columns of the README of `attack`. What each unpacks to is looked at before any is unpacked;
+then they are loaded into a DuckDB database in memory, which itself reads no file. After that no file is read again but
+for the few samples that are shown.
 """
 
 # ruff: noqa: S608  queries are made of this module's own words; values are parameters
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from variegate.attack.campaign import config as campaign_file
 from variegate.attack.campaign import ledger
-from variegate.attack.campaign.folder import CONFIG, IMAGES, REPLAYS, SAMPLES, shard
+from variegate.attack.campaign.folder import CONFIG, IMAGES, MAX_SHARD_BYTES, REPLAYS, SAMPLES, shard
 from variegate.attack.campaign.units import units as units_of
-from variegate.attack.report.manifest import digest_of
+from variegate.attack.campaign.unpacked import MEMORY_LIMIT, together, unpacked
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
+from variegate.keys.primitives import sha256
 
 KINDS = (SAMPLES, REPLAYS)
 STUDIES = ("gradient_cosine", "collusion")
@@ -64,6 +67,7 @@ COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Column -> types of DuckDB that are accepted."""
 
+_SHARD = "shard"
 _LARGE = ("sample",)
 """Left in the shards: only a few are shown."""
 _MAY_BE_NULL = {"label", "sample", "reason", "target"}
@@ -163,8 +167,15 @@ class Campaign:
         return self.meta.get(IMAGES, "")
 
     def rows(self, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
-        """Rows of a query over the tables."""
-        return self.db.execute(query, parameters or {}).fetchall()
+        """Rows of a query over the tables.
+
+        Raises:
+            RefusedError: `TOO_LARGE`: it needs too much memory.
+        """
+        try:
+            return self.db.execute(query, parameters or {}).fetchall()
+        except duckdb.OutOfMemoryException as error:
+            raise RefusedError(Refusal.TOO_LARGE, f"the results of {self.folder} need too much memory") from error
 
 
 def leave_out_far(campaign: Campaign, max_l2: float, max_linf: float) -> None:
@@ -199,7 +210,8 @@ def opened(folder: Path) -> Iterator[Campaign]:
     Raises:
         MisuseError: There is no campaign.
         RefusedError: `MALFORMED`: its configuration, its ledger or a shard is damaged, has other columns, misses what
-            the others refer to, or contradicts itself; or the ledger's units are not the configuration's.
+            the others refer to, or contradicts itself; or the ledger's units are not the configuration's. `TOO_LARGE`:
+            it unpacks to too much.
         DeviceError: Storage failed.
     """
     config_bytes = read_capped(folder / CONFIG, limit=MAX_CONFIG_BYTES)
@@ -207,7 +219,14 @@ def opened(folder: Path) -> Iterator[Campaign]:
         config = tomllib.loads(config_bytes.decode())
     except (ValueError, RecursionError) as error:  # endless numbers and nests, too
         raise _malformed(f"{folder / CONFIG} is not TOML") from error
-    db = duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False})
+    db = duckdb.connect(
+        config={
+            "threads": 2,
+            "autoinstall_known_extensions": False,
+            "memory_limit": MEMORY_LIMIT,
+            "enable_external_access": False,
+        }
+    )
     try:
         files, units, meta = _files(folder, config_bytes)
         shards = _loaded(db, folder, files)
@@ -247,11 +266,15 @@ def _loaded(
         db.execute(f"CREATE TABLE {table} ({listed})")
     studies = ((study, folder / "study" / f"{study}.parquet", None) for study in STUDIES)
     every = [*files, *(study for study in studies if study[1].exists())]
+    contents = (_content(path, stated) for _, path, stated in every)
+    together((unpacked(data, str(path)) for (_, path, _), data in zip(every, contents, strict=True)), folder)
     shards = tuple(_load(db, table, path, stated, folder) for table, path, stated in every)
     try:
         for kind, fault, rows in _CHECKS:
             if db.execute(f"SELECT 1 FROM {kind} {rows} LIMIT 1").fetchone() is not None:
                 raise _malformed(f"{folder / kind} {fault}")
+    except duckdb.OutOfMemoryException as error:
+        raise RefusedError(Refusal.TOO_LARGE, f"the shards of {folder} need too much memory") from error
     except duckdb.Error as error:
         raise _malformed(f"the shards of {folder} cannot be read together") from error
     return shards
@@ -261,34 +284,39 @@ def _kept(table: str) -> list[str]:
     return [column for column in COLUMNS[table] if column not in _LARGE]
 
 
-def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | None, folder: Path) -> Shard:
+def _content(path: Path, stated: str | None) -> bytes:
+    """A shard, if it is the one that the ledger has."""
     if not path.is_file():
         raise _malformed(f"{path} is missing, and the ledger has it")
-    (digest, size), kept = digest_of(path), _kept(table)
-    if stated is not None and stated != digest:
+    data = read_capped(path, limit=MAX_SHARD_BYTES)
+    if stated is not None and stated != sha256(data).hex():
         raise _malformed(f"{path} is not the shard that the ledger has")
+    return data
+
+
+def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | None, folder: Path) -> Shard:
+    data, kept = _content(path, stated), _kept(table)
     try:
-        # A list, so that a name with an asterisk is not taken for a pattern.
-        source = "read_parquet([$path], hive_partitioning = false)"
-        where = {"path": _literal(path)}
-        found = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {source}", where).fetchall()}
+        file: Any = pq.ParquetFile(pa.BufferReader(data))
+        # Of the frames only the type is looked at.
+        db.register(_SHARD, file.schema_arrow.empty_table())
+        found = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {_SHARD}").fetchall()}
         for column, kinds in COLUMNS[table].items():
             if found.get(column) not in kinds:
                 raise _malformed(f"{path} has no column {column} of the type {kinds[0].lower()}")
+        content: Any = file.read(columns=kept)
+        content.validate(full=True)
+        db.register(_SHARD, content)
         nulls = " OR ".join(f"{column} IS NULL" for column in kept if column not in _MAY_BE_NULL)
-        if db.execute(f"SELECT 1 FROM {source} WHERE {nulls} LIMIT 1", where).fetchone() is not None:
+        if db.execute(f"SELECT 1 FROM {_SHARD} WHERE {nulls} LIMIT 1").fetchone() is not None:
             raise _malformed(f"{path} lacks values")
-        listed = ", ".join(kept)
-        db.execute(f"INSERT INTO {table} SELECT {listed} FROM {source}", where)
-        counted = db.execute(f"SELECT count(*) FROM {source}", where).fetchone()
-    except duckdb.Error as error:
+        db.execute(f"INSERT INTO {table} SELECT {', '.join(kept)} FROM {_SHARD}")
+        db.unregister(_SHARD)
+    except duckdb.OutOfMemoryException as error:
+        raise RefusedError(Refusal.TOO_LARGE, f"the shards of {folder} need too much memory") from error
+    except (duckdb.Error, pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _malformed(f"{path} is not a whole Parquet file") from error
-    return Shard(path.relative_to(folder).as_posix(), digest, size, counted[0] if counted else 0)
-
-
-def _literal(path: Path) -> str:
-    """A path that DuckDB's pattern matching leaves alone."""
-    return re.sub(r"([*?\[])", r"[\1]", str(path))
+    return Shard(path.relative_to(folder).as_posix(), sha256(data).hex(), len(data), content.num_rows)
 
 
 def _malformed(message: str) -> RefusedError:

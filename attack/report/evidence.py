@@ -76,7 +76,7 @@ def evidence(
         "limits": limits(assessment),
     }
     return {
-        "evidence.json": (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
+        "evidence.json": (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
         "evidence.html": page(campaign, costs, tags, assessment, found, lead=_lead(digest, signed)),
     }
 

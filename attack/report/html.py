@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every text goes through `escape`; nothing from a campaign is markup."""
+"""Pieces of HTML. Every text goes through `escaped`; nothing from a campaign is markup, or does more than be shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from variegate.attack.report.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Content security policy: a browser loads nothing and runs nothing, whatever got into the page."""
+_SPACES = "\n\t\N{NO-BREAK SPACE}"
 
 
 class Raw(str):
@@ -17,21 +18,26 @@ class Raw(str):
     __slots__ = ()
 
 
+def escaped(value: str) -> str:
+    """Text that is no markup, and in which only what is printable is left: nothing turns other text round or hides."""
+    return escape("".join(c if c.isprintable() or c in _SPACES else "\N{REPLACEMENT CHARACTER}" for c in value))
+
+
 def text(value: object) -> Raw:
     """Escaped text, in which no number loses its sign at the end of a line; markup stays as it is."""
     if isinstance(value, Raw):
         return value
-    return Raw(escape(str(value)).replace(" %", "&nbsp;%").replace(" = ", "&nbsp;=&nbsp;"))
+    return Raw(escaped(str(value)).replace(" %", "&nbsp;%").replace(" = ", "&nbsp;=&nbsp;"))
 
 
 def document(title: str, body: Iterable[str]) -> bytes:
     """A whole page that loads nothing."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{escaped(POLICY)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     ).encode()
@@ -40,7 +46,7 @@ def document(title: str, body: Iterable[str]) -> bytes:
 def section(key: str, title: str, *parts: str, kind: str = "") -> Raw:
     """A section with a heading."""
     label = f' class="{kind}"' if kind else ""
-    return Raw(f'<section id="{key}"{label}><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>")
+    return Raw(f'<section id="{key}"{label}><h2>{escaped(title)}</h2>\n' + "\n".join(parts) + "\n</section>")
 
 
 def paragraph(*words: object, kind: str = "") -> Raw:
@@ -67,7 +73,7 @@ def table(
         stacked: Whether each row becomes a block of its own on a narrow screen.
     """
     numeric = [name.endswith("#") for name in columns]
-    names = [escape(name.removesuffix("#")) for name in columns]
+    names = [escaped(name.removesuffix("#")) for name in columns]
     classes = [' class="n"' if number else "" for number in numeric]
     roles = dict.fromkeys(("table", "rowgroup", "row", "columnheader", "rowheader", "cell"), "")
     if stacked:
@@ -89,7 +95,7 @@ def table(
     kind = ' class="stacked"' if stacked else ""
     group = roles["rowgroup"]
     return scroll(
-        f"<table{kind}{roles['table']}><caption>{escape(caption)}</caption><thead{group}><tr{roles['row']}>{head}</tr>"
+        f"<table{kind}{roles['table']}><caption>{escaped(caption)}</caption><thead{group}><tr{roles['row']}>{head}</tr>"
         f"</thead><tbody{group}>{''.join(lines)}</tbody></table>",
         caption,
     )
@@ -97,7 +103,7 @@ def table(
 
 def scroll(content: str, label: str) -> Raw:
     """A region that scrolls sideways; it can be reached by keyboard."""
-    return Raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>')
+    return Raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{escaped(label)}">{content}</div>')
 
 
 def figures(drawings: Sequence[str], most: int, tables: str) -> Raw:

@@ -75,7 +75,7 @@ def verify_evidence(folder: Path, root: SellerRoot | None) -> Verified:
     Raises:
         MisuseError: There is no such folder, or no manifest in it.
         RefusedError: `SIGNATURE`: it is not signed by the root; `MALFORMED`: the manifest is damaged; `EVIDENCE`: a
-            file is missing, changed, or not in the manifest; `TOO_LARGE`.
+            file is missing, changed, or not in the manifest, or there is none; `TOO_LARGE`.
         DeviceError: Storage failed.
     """
     manifest = read_capped(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
@@ -86,6 +86,8 @@ def verify_evidence(folder: Path, root: SellerRoot | None) -> Verified:
         if signing.verify(CONTEXT, statement, root) != sha256(manifest):
             raise RefusedError(Refusal.SIGNATURE, "evidence is signed, and its manifest was changed")
     stated = _parsed(manifest)
+    if not stated:
+        raise RefusedError(Refusal.EVIDENCE, "evidence lists no files: nothing is shown by it")
     found = set(_walk(folder)) - {MANIFEST, SIGNATURE}
     for name in sorted(found ^ stated.keys()):
         what = "is missing" if name in stated else "is not in the manifest"

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from variegate.attack.campaign import images
-from variegate.attack.campaign.folder import IMAGES, MAX_INPUT_BYTES
+from variegate.attack.campaign.folder import IMAGES, MAX_INPUT_BYTES, MAX_SHARD_BYTES, SAMPLES
 from variegate.attack.oracle import to_points
 from variegate.attack.report.data import Campaign
 from variegate.attack.report.replication import FOOLS
@@ -32,7 +33,7 @@ MOST = 12
 """Samples shown."""
 _CHANNELS = (3, 1)
 _MAX_SIDE = 512
-_SHARDS = "read_parquet($paths, hive_partitioning = false)"
+_KEY, _FRAME = ("fleet", "attack", "profile", "norm", "attacker", "image"), ("dtype", "sample")
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ def panels(campaign: Campaign) -> list[Panel]:
         campaign: Loaded.
 
     Raises:
-        RefusedError: `MALFORMED`: the clean images were changed.
+        RefusedError: `MALFORMED`: the clean images or a shard were changed.
     """
     out = []
     clean = _clean(campaign)
-    for row in _chosen(campaign):
+    chosen = _chosen(campaign)
+    frames = _frames(campaign, chosen)
+    for row in chosen:
         known = clean.get(row[5])
-        frame = _frame(campaign, row, None if known is None else known.shape)
+        frame = _frame(frames[row[: len(_KEY)]], None if known is None else known.shape)
         if frame is None:
             continue
         original = None if known is None else to_points(known)
@@ -127,16 +130,32 @@ def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int,
     return [tuple(row[:11]) for row in rows[:MOST]]
 
 
-def _frame(campaign: Campaign, row: Sequence[object], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
+def _frames(
+    campaign: Campaign, chosen: Sequence[Sequence[object]]
+) -> dict[tuple[object, ...], list[tuple[str, bytes]]]:
+    """Type and bytes of the chosen samples' frames, by the columns that name them.
+
+    Raises:
+        RefusedError: `MALFORMED`: a shard was changed since it was loaded.
+    """
+    wanted = {tuple(row[: len(_KEY)]) for row in chosen}
+    out: dict[tuple[object, ...], list[tuple[str, bytes]]] = {key: [] for key in wanted}
+    for shard in campaign.shards:
+        if not wanted or not shard.path.startswith(f"{SAMPLES}/"):
+            continue
+        data = read_capped(campaign.folder / shard.path, limit=MAX_SHARD_BYTES)
+        if sha256(data).hex() != shard.sha256:
+            raise RefusedError(Refusal.MALFORMED, f"{campaign.folder / shard.path} was changed while it was read")
+        table: Any = pq.read_table(pa.BufferReader(data), columns=[*_KEY, *_FRAME])
+        keys = zip(*(table[name].to_pylist() for name in _KEY), strict=True)
+        for i, key in enumerate(keys):
+            if key in wanted:
+                out[key].append((table["dtype"][i].as_py(), table["sample"][i].as_py()))
+    return out
+
+
+def _frame(found: Sequence[tuple[str, bytes]], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
     """The frame, (C, H, W); where the shape is not known, a square of one or three channels is tried."""
-    paths = [str(campaign.folder / shard.path) for shard in campaign.shards if shard.path.startswith("samples/")]
-    query = f"""SELECT dtype, sample FROM {_SHARDS} WHERE fleet = $fleet AND attack = $attack AND profile = $profile
-        AND norm = $norm AND attacker = $attacker AND image = $image"""  # noqa: S608  only this module's words
-    keys = dict(zip(("fleet", "attack", "profile", "norm", "attacker", "image"), row[:6], strict=True))
-    try:
-        found = campaign.rows(query, {"paths": paths, **keys})
-    except duckdb.Error:
-        return None
     if len(found) != 1 or found[0][0] not in {"uint8", "float32"} or not found[0][1]:
         return None
     try:

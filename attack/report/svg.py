@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+
+from variegate.attack.report.html import escaped
 
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
 """Text and axes; secondary text; grid."""
@@ -97,7 +98,7 @@ def render(drawing: Figure, number: int, title: str) -> str:
         text = text.replace(colour, f"var({variable})")
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", head)
-    return f'{head} role="img" class="plot"><title>{escape(title)}</title>{rest.rstrip()}'
+    return f'{head} role="img" class="plot"><title>{escaped(title)}</title>{rest.rstrip()}'
 
 
 def shown(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from variegate.attack.report.replication import GROUP, Cell
 from variegate.attack.report.results import Results
 from variegate.attack.report.statistics import Rate, quantile
+from variegate.keys.shown import printable
 
 Value = str | int | float | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -37,7 +38,7 @@ class Table:
     def csv(self) -> bytes:
         """RFC 4180, UTF-8. A text that a spreadsheet would run as a formula gets an apostrophe in front (OWASP).
 
-        Infinite distances are written `inf`, missing values are empty.
+        What is not printable is a question mark. Infinite distances are written `inf`, missing values are empty.
         """
         out = io.StringIO(newline="")
         writer = csv.writer(out, lineterminator="\r\n")
@@ -49,13 +50,16 @@ class Table:
         """{"caption", "columns", "rows"}; infinite distances are the text "inf", missing values null."""
         rows = [[str(v) if isinstance(v, float) and not math.isfinite(v) else v for v in row] for row in self.rows]
         document = {"caption": self.caption, "columns": self.columns, "rows": rows}
-        return (json.dumps(document, indent=None, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(document, indent=None, allow_nan=False) + "\n").encode()
 
 
 def _cell(value: Value) -> str | int | float:
     if value is None:
         return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    # First what a spreadsheet looks for: some of it is not printable.
+    return printable(f"'{value}" if value.startswith(_FORMULA) else value)
 
 
 def _rate(rate: Rate) -> tuple[Value, ...]:

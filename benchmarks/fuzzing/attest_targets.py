@@ -136,7 +136,7 @@ async def _asked(app: BrokerApp, path: str, body: bytes) -> tuple[int, bytes]:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await app({"type": "http", "path": path, "method": "POST"}, receive, send)
+    await app({"type": "http", "path": path, "method": "POST", "headers": []}, receive, send)
     return sent[0]["status"], sent[1]["body"]
 
 

@@ -36,7 +36,7 @@ from variegate.serve.limits import ServeLimits
 
 _INFER = "/v2/models/copy/infer"
 _LIMITS = ServeLimits(head_s=0.3, body_s=0.3, write_s=1.0, keep_alive_s=1, max_connections=16, max_peer_connections=16)
-_STATUSES = {b"200", b"400", b"403", b"404", b"405", b"408", b"413", b"415", b"431", b"503"}
+_STATUSES = {b"200", b"400", b"403", b"404", b"405", b"408", b"413", b"415", b"421", b"431", b"503"}
 _SILENT_S = 0.03
 _CHECK_EVERY = 64
 _SPARE = 8
@@ -282,7 +282,7 @@ def _hostile_seeds() -> list[bytes]:
         b"\1",
         b"\3" + joined(_READY),
         b"\5" + joined(_READY, labels),
-        b"\1" + joined(call, _READY),
+        b"\3" + joined(call, _READY),
         b"\1" + joined(labels),
     ]
 

@@ -1,0 +1,136 @@
+"""SQLite files that may be damaged or hostile: schema ours to the word, values of our types, errors ours."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from variegate.keys.errors import DeviceError, Refusal, RefusedError
+
+_DAMAGE = frozenset(
+    {
+        # Our statements fit our tables: where they do not, these are not ours.
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_TOOBIG,
+    }
+)
+_PRIMARY = 0xFF
+"""Of a code; the rest says more of it."""
+
+
+def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -> bool:
+    """Whether a file's tables, and all else that a schema has, are those that a script makes, in the same words.
+
+    A query of another's view may never end, another's trigger does what it likes, and other tables hold what ours
+    refuse.
+
+    Args:
+        db: The file.
+        script: What every file was made with.
+        later: Parts that came later; older files lack some, and none is there by half.
+    """
+    found = _schema(db)
+    chosen = itertools.product((True, False), repeat=len(later))
+    return any(found == _made_by(script + "".join(itertools.compress(later, some))) for some in chosen)
+
+
+def complete(db: sqlite3.Connection, script: str, later: Sequence[str]) -> None:
+    """Adds to a file of ours the later parts of its schema that it lacks, `IF NOT EXISTS`; errors are SQLite's."""
+    parts = "".join(later)
+    # A file that lacks nothing is opened without waiting for who writes to it.
+    if not has_schema(db, script + parts):
+        with transaction(db):
+            run(db, parts)
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that nobody writes beside; durable at its end, or undone; errors are SQLite's."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        # May fail, too, for instance on a full disk.
+        db.execute("COMMIT")
+    except BaseException:
+        # SQLite has undone some failures by itself.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def run(db: sqlite3.Connection, script: str) -> None:
+    """Runs statements one by one: `executescript` would end the transaction first; errors are SQLite's."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of Python's `sqlite3` says that the file is not what we wrote, rather than that a disk fails."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            # Python's own: text that is not UTF-8, or a file that was closed.
+            return not isinstance(error, sqlite3.ProgrammingError)
+        return code & _PRIMARY in _DAMAGE
+    # Also what SQLite says of a file may quote text that is not UTF-8.
+    return isinstance(error, UnicodeDecodeError | OverflowError)
+
+
+@contextlib.contextmanager
+def ours(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into ours.
+
+    Raises:
+        RefusedError: `MALFORMED`: the file is damaged.
+        DeviceError: Storage failed or is busy.
+    """
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+        if is_damage(error):
+            raise damaged(path) from None
+        raise DeviceError(f"{path} cannot be read or written") from error
+
+
+def typed(path: Path, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type, ...]) -> list[tuple[Any, ...]]:
+    """Rows whose values are of these types: strict tables hold writers to them, and no reader.
+
+    Raises:
+        RefusedError: `MALFORMED`.
+    """
+    out = list(rows)
+    for row in out:
+        if not all(map(isinstance, row, kinds)):
+            raise damaged(path)
+    return out
+
+
+def damaged(path: Path) -> RefusedError:
+    """The error for a file whose content is not what we wrote."""
+    return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="put a copy of it back that was kept")
+
+
+def _schema(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """All tables, indices, views and triggers, in the words that made them."""
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
+    return [(*names, " ".join(sql.split()) if isinstance(sql, str) else sql) for *names, sql in rows]
+
+
+@functools.cache
+def _made_by(script: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(script)
+        return _schema(db)
