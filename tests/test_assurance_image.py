@@ -16,7 +16,7 @@ skip_without_images()
 pytestmark = pytest.mark.slow
 
 CONTROL = (
-    *("read_mem", "read_pidfd", "read_kcore", "bpf_probe", "kprobe", "own_policy", "write_code"),
+    *("read_mem", "read_pidfd", "read_kcore", "bpf_probe", "kprobe", "activations", "write_code"),
     *("sysctls", "core_helper", "module", "kexec"),
 )
 """Those that are to succeed on the same machine without the lock: each by another way. `benchmarks.root` runs all."""

@@ -48,6 +48,7 @@ def lay_out(packages: list[Path], root: Path) -> None:
         shutil.rmtree(root / unused, ignore_errors=True)
     for folder in _FOLDERS:
         (root / folder).mkdir(exist_ok=True)
+    (root / "bin/sh").symlink_to("busybox")
     site = root / _SITE
     try:
         for source, name in (*_library_files(), *_our_files()):

@@ -72,10 +72,11 @@ def _helper(victim: Victim) -> Iterator[tuple[Path, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="root-helper-"))
     script, said = folder / "helper", folder / "said"
     pid = victim.enclave()
-    # The shell alone: whatever starts it gives it no environment.
+    # The shell alone, without other programs: whatever starts it gives it no environment.
     script.write_text(
-        f"#!/bin/sh\n(/bin/grep CapEff /proc/self/status; /usr/bin/dd if=/proc/{pid}/maps bs=64 count=1 2>/dev/null"
-        f" | /usr/bin/wc -c) > {said}.new 2>&1\n/bin/mv {said}.new {said}\n"
+        '#!/bin/sh\nwhile read -r name value; do [ "$name" = CapEff: ] && rights=$value; done < /proc/self/status\n'
+        f"read -r line < /proc/{pid}/maps && opened=yes\n"
+        f'echo "$rights ${{opened:-no}} ." > {said}\n'
     )
     script.chmod(0o755)
     try:
@@ -103,13 +104,12 @@ def _set(path: Path, value: str) -> Iterator[None]:
 
 
 def _told(said: Path, until: float) -> Outcome:
-    while not said.exists():
+    while not (said.exists() and said.read_text().endswith(".\n")):
         if time.monotonic() > until:
             return Outcome(False, "the kernel did not start the helper")
         time.sleep(0.02)
-    rights, *rest = said.read_text().split("\n")
-    opened = any(line.strip() not in ("", "0") for line in rest)
-    return Outcome(True, f"a helper of the kernel's: {rights.split()[-1]}, the enclave {'opens' if opened else 'shut'}")
+    rights, opened, _ = said.read_text().split()
+    return Outcome(True, f"a helper of the kernel's: {rights}, the enclave {'opens' if opened == 'yes' else 'shut'}")
 
 
 def core_helper(victim: Victim) -> Outcome:
