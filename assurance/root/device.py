@@ -31,7 +31,7 @@ from variegate.export.sealing import CopyOrder, Terms, seal_copies
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError
-from variegate.keys.identity import DeviceIdentity
+from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.manifest import Policy
 from variegate.keys.seller import Seller
 
@@ -49,12 +49,14 @@ class Made:
 
     Attributes:
         folder: Of the device.
+        identity: Its public identity.
         secrets: Windows that must not be read, as they lie in memory.
         signs: What activations give away: the signs of the messages, (classes, C, H / gh, W / gw), +1 and -1.
         grid: Of the messages.
     """
 
     folder: Path
+    identity: DevicePublic
     secrets: list[bytes] = field(repr=False)
     signs: NDArray[np.int8] = field(repr=False)
     grid: tuple[int, int]
@@ -83,7 +85,7 @@ def made(
             identity = DeviceIdentity.from_bytes(file.read())
     seed = seller.buyer_seed(_BUYER, 0)
     found = secrets_of(release.template, seed, identity)
-    return Made(folder, found.windows, found.signs, REWRITER.grid)
+    return Made(folder, identity.public, found.windows, found.signs, REWRITER.grid)
 
 
 @contextmanager
