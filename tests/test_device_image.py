@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from variegate.attest.evidence import verify
 from variegate.attest.groups import HOST_PROTECTIONS
 from variegate.device_sim.image import Machine, build
 from variegate.device_sim.image.build import BOOT, DATA, FACTS, ROOT, read_facts
+from variegate.device_sim.image.kernel import seal_root
 from variegate.device_sim.image.tools import run
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError, RefusedError
@@ -128,6 +130,23 @@ def test_another_policy_is_another_launch(bound: Car, tmp_path: Path) -> None:
 
 def test_a_changed_byte_of_the_root_file_system_is_seen(bound: Car, tmp_path: Path) -> None:
     assert "root file system" in refusal(changed(bound, tmp_path, ROOT, lambda data: flipped(data, 8)))
+
+
+def test_another_runtime_is_another_boot(bound: Car, tmp_path: Path) -> None:
+    """Whoever changes our code has to make the hash tree anew, and so another command line."""
+    root = tmp_path / "root"
+    run("unsquashfs", "-no-progress", "-dest", root, bound.image / ROOT)
+    with (root / "usr/lib/python3/dist-packages/variegate/runtime/engine.py").open("a") as file:
+        file.write("# changed\n")
+    made = seal_root(root, tmp_path / "changed")
+    facts = read_facts(bound.image)
+    before = facts.command_line.encode()
+    after = before.replace(facts.root.encode(), made.digest.encode())
+    after = re.sub(rb"blocks=\d+", b"blocks=%d" % made.blocks, after)
+    assert len(after) == len(before)
+    weaker = changed(bound, tmp_path, BOOT, lambda data: data.replace(before, after))
+    (tmp_path / "changed").replace(weaker.image / ROOT)
+    assert "did not unseal" in refusal(weaker)
 
 
 def test_another_tpm_has_no_key(bound: Car, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ _PACKAGES = {
     "objcopy": "binutils",
     "qemu-system-x86_64": "qemu-system-x86",
     "swtpm": "swtpm",
+    "unsquashfs": "squashfs-tools",
     "veritysetup": "cryptsetup-bin",
     "zstd": "zstd",
 }
