@@ -42,6 +42,8 @@ def test_on_an_open_machine_the_attacks_succeed(tmp_path: Path) -> None:
     everywhere = {one.name for one in ATTACKS if one.everywhere}
     failed = [one for one in report.results if one.name in everywhere and one.result == FAILED]
     assert not failed, report.table()
+    # F5 is mended: an enclave that somebody else holds gets no copy, and a device under it gives no label.
+    assert {"seize_first", "seize_by_fork"} <= set(report.names(FAILED)), report.table()
     windows = {one.name: one.windows for one in report.results}
     assert windows["write_code"] > 100
     assert windows["write_data"] > 100

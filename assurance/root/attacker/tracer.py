@@ -144,6 +144,6 @@ def seize_by_fork(victim: Victim) -> Outcome:
 
 
 ATTACKS = (
-    Attack("seize_first", "F5", seize_first, seconds=40, everywhere=True),
-    Attack("seize_by_fork", "F5", seize_by_fork, seconds=30, everywhere=True),
+    Attack("seize_first", "F5", seize_first, seconds=40),
+    Attack("seize_by_fork", "F5", seize_by_fork, seconds=30),
 )
