@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
 
 def _image(args: argparse.Namespace) -> int:
     note("fetching Debian's packages, making root file system and boot program")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is taken away
     policy = None
     if args.policy is not None:
         policy = DevicePolicy.from_toml(read_capped(args.policy, limit=MAX_POLICY_BYTES))

@@ -20,6 +20,7 @@ from enum import StrEnum
 from cryptography.exceptions import InvalidTag
 
 from variegate.device_sim.tpm import Policy, Sealed, Tpm
+from variegate.isolation.lockdown import undumpable
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, VariegateError
 from variegate.keys.primitives import KEY_BYTES, TAG_BYTES, aead, hkdf
@@ -186,6 +187,7 @@ def resealed_from(answer: bytes) -> Sealed:
 def main() -> int:
     """Answers one job. Exit status 3 and a line on the standard error stream where it cannot."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    undumpable()  # nobody of this user opens the pipe that the answer goes to
     try:
         answer = _done(_read(sys.stdin.buffer.read(_MAX_JOB_BYTES + 1)))
     except VariegateError as error:

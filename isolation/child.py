@@ -23,7 +23,7 @@ from variegate.isolation import machine, seccomp, wire
 from variegate.isolation.below import Below, Settings, protections_to_values
 from variegate.isolation.calls import Stage, filter_calls
 from variegate.isolation.loader import in_a_fork
-from variegate.isolation.lockdown import lock_down
+from variegate.isolation.lockdown import lock_down, undumpable
 from variegate.isolation.opened import Opened, open_into
 from variegate.isolation.pages import SecretRegion
 from variegate.isolation.placed import PlacedCopy, PlacedEngine, copying_operator
@@ -66,6 +66,13 @@ def serve(descriptor: int) -> None:
 
 
 def _started(channel: socket.socket) -> tuple[Settings, list[int]]:
+    # The packet first, its descriptors not yet: whoever may read /proc/PID/fd could open again what they lead to, and
+    # neither Yama nor a held ptrace forbids that.
+    ahead = channel.recv(wire.MAX_PACKET, socket.MSG_PEEK)
+    if not ahead or ahead[0] != Kind.START:
+        raise Lost("no start")
+    if not Settings.of(wire.unpack(ahead)[1]).policy.debug and undumpable().state != ProtectionState.ON:
+        raise Lost("open to its own user")
     packet, descriptors, _, _ = socket.recv_fds(channel, wire.MAX_PACKET, _DESCRIPTORS)
     if not packet or packet[0] != Kind.START or len(descriptors) != _DESCRIPTORS:
         raise Lost("no start")

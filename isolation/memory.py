@@ -57,9 +57,10 @@ def mappable(descriptor: int) -> int:
     try:
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return descriptor
-        into = os.memfd_create("variegate-identity", os.MFD_CLOEXEC)
+        into = os.memfd_create("variegate-identity", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         while os.splice(descriptor, into, mmap.PAGESIZE):
             pass
+        fcntl.fcntl(into, fcntl.F_ADD_SEALS, _FIXED | fcntl.F_SEAL_WRITE)
         os.close(descriptor)
     except OSError as error:
         raise DeviceError("the device's chip does not give its keys") from error

@@ -21,6 +21,7 @@ from assurance.root.attacker.victim import Victim
 from assurance.root.device import Made, made, served
 from assurance.root.run import ARCHIVE
 from tests.support.bases import base, images
+from variegate.keys.identity import DeviceIdentity
 
 _NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"]
 HELD_DOWN = os.geteuid() != 0 or subprocess.run(_NAMESPACES, check=False, capture_output=True).returncode != 0
@@ -52,6 +53,22 @@ def test_on_an_open_machine_the_attacks_succeed(tmp_path: Path) -> None:
     assert sum(report.counts().values()) == len(report.results)
     assert all(one.detail and one.name in report.table() for one in report.results)
     assert json.loads(json.dumps(report.to_json()))["counts"] == report.counts()
+
+
+@needs_root
+@pytest.mark.slow
+def test_root_without_the_right_to_trace_opens_nothing_of_an_enclave_that_starts(tmp_path: Path) -> None:
+    """As in a locked image: `/proc/PID/fd` asks for no more than to be of the same user, unless a process is closed."""
+    device = made(tmp_path / "device", base(tmp_path), images(64))
+    carried = tmp_path / ARCHIVE
+    carried.write_bytes(archive())
+    less = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    code = f"import os, sys; os.execvp('setpriv', [*{less}, sys.executable, *sys.argv[1:]])"
+    with served(device) as run:
+        target = Target(lambda arguments, stdin: run(["-c", code, str(carried), *arguments], stdin), device)
+        for _ in range(2):
+            report = attack(target, only=["reopen_at_start", "read_fd"])
+            assert report.names(FAILED) == ["read_fd", "reopen_at_start"], report.table()
 
 
 def test_the_archive_needs_the_standard_library_alone(tmp_path: Path) -> None:
@@ -123,7 +140,7 @@ def test_an_attack_that_breaks_failed(run: object, detail: str) -> None:
 def test_signs_that_are_not_the_copys_count_as_failed() -> None:
     signs = np.ones((3, 1, 2, 2), np.int8)
     signs[1] = -1
-    device = Made(Path(), [], signs, (2, 2))
+    device = Made(Path(), DeviceIdentity.generate("judged-v1").public, [], signs, (2, 2))
     claimed = {"signs": {"0": [1, -1, 1], "15": [1, -1, 1]}}
     right = Result("activations", "F3", SUCCEEDED, "read", 0, 1.0, claimed)
     wrong = Result("activations", "F3", SUCCEEDED, "read", 0, 1.0, {"signs": {"0": [1, 1, 1], "15": [-1, 1, 1]}})

@@ -26,6 +26,7 @@ from variegate.keys.files import PUBLIC, read_capped, write_atomic
 
 BOOT, ROOT, DATA, FACTS = "boot.efi", "root.squashfs", "device.ext4", "image.json"
 TPM = "device:/dev/tpmrm0"
+"""The only one that `guest` takes: a device's folder may name another."""
 SHELL_WORD, OPEN_WORD = "variegate.shell=1", "variegate.lock=0"
 _LOCKED = "lockdown=confidentiality module.sig_enforce=1"
 _COMMON = "console=ttyS0 quiet panic=1 secretmem.enable=1"
@@ -91,7 +92,7 @@ def build(
     tools.need(tools.BUILDING)
     if out.exists() or not out.parent.is_dir():
         raise MisuseError(f"{out} is there already, or its folder is not", hint="name a folder that does not exist")
-    with tempfile.TemporaryDirectory(prefix=".image-", dir=out.parent) as name, ExitStack() as undo:
+    with tempfile.TemporaryDirectory(prefix=".image-", dir=out.parent.resolve()) as name, ExitStack() as undo:
         work = Path(name)
         image = work / "image"
         undo.callback(shutil.rmtree, image, ignore_errors=True)
@@ -160,6 +161,8 @@ def _device_disk(device: Path, policy: DevicePolicy | None, copy: Path, out: Pat
             shutil.copytree(device, copy, symlinks=True)
         except (OSError, shutil.Error) as error:
             raise DeviceError("the device's folder cannot be copied") from error
+    if any(path.is_symlink() for path in copy.rglob("*")):
+        raise DeviceError("the device's folder holds a link: a device has none")
     if policy is not None:
         write_atomic(copy / POLICY_FILE, policy.to_toml(), mode=PUBLIC, overwrite=True)
     chip.moved(copy / "fuses", TPM, host.measurements())

@@ -9,7 +9,9 @@ device, whose key the TPM then gives to nobody else -> root's shell, where the i
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ _ADDRESS = "10.0.2.15"
 """Of the only guest in QEMU's user network; what reaches it was forwarded to one port."""
 _START_S = 600.0
 _SHELL_LINE = "/dev/ttyS1"
+_CHIP, _TPM = Path("/device/fuses/chip.json"), "device:/dev/tpmrm0"
+"""Another TPM, or what plays one, would not close this one."""
 _CLOSED = Path("/sys/class/tpm/tpm0/pcr-sha256/14")
 
 SYSCTLS = {
@@ -63,6 +67,7 @@ _BOUNDING_DROP = 24
 
 def main() -> None:
     """Runs as process 1; does not return."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel keeps from process 1
     try:
         if _LOCKED in sys.argv[1:]:
             _serve()
@@ -117,6 +122,8 @@ def _lock() -> None:
 
 def _serve() -> None:
     began = time.monotonic()
+    if json.loads(_CHIP.read_text()).get("tcti") != _TPM:
+        raise ValueError("the device's chip is not over this machine's TPM")
     command = [sys.executable, "-I", "-B", "-m", "variegate.cli.main", "device", "serve", "/device"]
     device = subprocess.Popen(  # noqa: S603  this package
         [*command, "--host", "0.0.0.0", "--port", str(_PORT), "--evidence"],  # noqa: S104  the machine's only address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import tempfile
@@ -67,6 +68,8 @@ class Machine:
             raise MisuseError(f"{tpm_state} holds no state of a TPM", hint="the folder that swtpm has as --tpmstate")
         if shell is not None and not self.facts.shell:
             raise MisuseError("this image has no root shell", hint="make it with --root-shell")
+        if shell is not None and os.path.lexists(shell):
+            raise MisuseError(f"{shell} is there already", hint="name a socket that does not exist yet")
         _check_free(port)
         self.port, self._say = port, say
         self.console: list[str] = []
@@ -98,8 +101,11 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                umask=0o077,  # the shell's socket is its owner's alone
             )
             undo.callback(self._off)
+            if shell is not None:
+                undo.callback(shell.unlink, missing_ok=True)
             self._reader = threading.Thread(target=self._read, name="console", daemon=True)
             self._reader.start()
             self._close = undo.pop_all()

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def built(*, policy: DevicePolicy | None = None, locked: bool = True, budget: in
         with made as device:
             flash(device, seal_for(device.identity, seller.signer, policy=Policy(budget=budget)))
             identity = device.identity
-        build(place / "car", place / "image", policy=policy, root_shell=True, locked=locked)
+        with chdir(place):  # by relative names, as people type them
+            build(Path("car"), Path("image"), policy=policy, root_shell=True, locked=locked)
         tpm.kill()
         shutil.copytree(tpm.folder / "state", place / "tpm")
         yield Car(place / "image", place / "tpm", identity, place / "shell")

@@ -11,7 +11,19 @@ import json
 import os
 import sys
 
-from assurance.root.attacker import activations, bpf, budget, machine, perf, reads, settings, start, tracer, writes
+from assurance.root.attacker import (
+    activations,
+    bpf,
+    budget,
+    machine,
+    perf,
+    reads,
+    restart,
+    settings,
+    start,
+    tracer,
+    writes,
+)
 from assurance.root.attacker.attacks import Attack, carried_out
 from assurance.root.attacker.victim import NoDeviceError, Refused, Victim
 
@@ -24,6 +36,7 @@ ATTACKS: tuple[Attack, ...] = (
     *activations.ATTACKS,
     *writes.ATTACKS,
     *tracer.ATTACKS,
+    *restart.ATTACKS,
     *start.LOUD,
     *settings.LOUD,
     *machine.ATTACKS,
