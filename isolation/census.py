@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from pathlib import Path
+
+from variegate.isolation.seen import Tree, Unknown
 
 RIGHTS = {
     16: "CAP_SYS_MODULE",
@@ -32,25 +33,12 @@ _INIT = ("1", "1")
 _ROUNDS = 16
 
 
-class Unknown(Exception):  # noqa: N818  what cannot be measured, not a mistake
-    """The kernel does not show what is to be measured; the text says why."""
-
-
-def text_of(path: Path) -> str:
-    """A small file of `/proc` or `/sys`.
-
-    Raises:
-        OSError: As the kernel answers.
-    """
-    return path.read_bytes().decode(errors="replace")
-
-
 def rights(bits: int) -> list[str]:
     """Names of those of `RIGHTS` in a set."""
     return [name for bit, name in RIGHTS.items() if bits >> bit & 1]
 
 
-def holder_of_rights(proc: Path) -> str | None:
+def holder_of_rights(proc: Tree) -> str | None:
     """The first thread that has one of `RIGHTS` or could regain it, in words; None when there is none.
 
     Raises:
@@ -60,7 +48,7 @@ def holder_of_rights(proc: Path) -> str | None:
     return _first(proc, _rights_of)
 
 
-def writer_of_sysctls(proc: Path) -> str | None:
+def writer_of_sysctls(proc: Tree) -> str | None:
     """The first thread in whose sight `/proc/sys` is writable, in words; None when there is none.
 
     Raises:
@@ -70,7 +58,7 @@ def writer_of_sysctls(proc: Path) -> str | None:
     return _first(proc, _sysctls_of)
 
 
-def _first(proc: Path, fault: Callable[[Path], str | None]) -> str | None:
+def _first(proc: Tree, fault: Callable[[Tree, str], str | None]) -> str | None:
     known: set[tuple[str, str]] = set()
     for _ in range(_ROUNDS):
         settled = True
@@ -78,9 +66,9 @@ def _first(proc: Path, fault: Callable[[Path], str | None]) -> str | None:
             if (pid, tid) in known:
                 continue
             settled = False  # it may have forked before it was looked at: the next round finds the child
-            thread = proc / pid / "task" / tid
+            thread = f"{pid}/task/{tid}"
             try:
-                found = None if _runs_nothing(thread) else fault(thread)
+                found = None if _runs_nothing(proc, thread) else fault(proc, thread)
             except OSError as error:
                 if error.errno in _NOT_THERE:  # the next round says whether it has ended
                     continue
@@ -95,41 +83,41 @@ def _first(proc: Path, fault: Callable[[Path], str | None]) -> str | None:
     raise Unknown("processes come and go faster than they can be looked at")
 
 
-def _threads(proc: Path) -> Iterator[tuple[str, str]]:
-    for pid in sorted((entry.name for entry in proc.iterdir() if entry.name.isdigit()), key=int):
+def _threads(proc: Tree) -> Iterator[tuple[str, str]]:
+    for pid in sorted(filter(str.isdigit, proc.names(".")), key=int):
         try:
-            tids = [entry.name for entry in (proc / pid / "task").iterdir()]
+            tids = proc.names(f"{pid}/task")
         except (FileNotFoundError, ProcessLookupError):
             tids = [pid]  # gone by now: looked at again with the rest
         for tid in tids:
             yield pid, tid
 
 
-def _runs_nothing(thread: Path) -> bool:
+def _runs_nothing(proc: Tree, thread: str) -> bool:
     """Whether a thread is the kernel's own, or has ended."""
     # The name may hold anything, brackets and blanks among it.
-    fields = text_of(thread / "stat").rpartition(")")[2].split()
+    fields = proc.text(f"{thread}/stat").rpartition(")")[2].split()
     try:
         return fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _OF_KERNEL)
     except (IndexError, ValueError):
-        raise Unknown(f"{thread / 'stat'} has another form") from None
+        raise Unknown(f"{proc.path}/{thread}/stat has another form") from None
 
 
-def _rights_of(thread: Path) -> str | None:
-    lines = (line.partition(":") for line in text_of(thread / "status").split("\n"))
+def _rights_of(proc: Tree, thread: str) -> str | None:
+    lines = (line.partition(":") for line in proc.text(f"{thread}/status").split("\n"))
     try:
         sets = {name: int(value, 16) for name, _, value in lines if name in _SETS}
     except ValueError:
         sets = {}
     if sets.keys() != _SETS:
-        raise Unknown(f"{thread / 'status'} has another form")
+        raise Unknown(f"{proc.path}/{thread}/status has another form")
     held = rights(sets["CapInh"] | sets["CapPrm"] | sets["CapEff"] | sets["CapBnd"] | sets["CapAmb"])
     return f"has or can regain {', '.join(held)}" if held else None
 
 
-def _sysctls_of(thread: Path) -> str | None:
+def _sysctls_of(proc: Tree, thread: str) -> str | None:
     """Whether one of the mounts of `/proc` that a thread sees leads to a writable `sys`."""
-    everything = mounts_of(text_of(thread / "mountinfo"))
+    everything = mounts_of(proc.text(f"{thread}/mountinfo"))
     covered = {(mount.parent, mount.point) for mount in everything}
     # No path leads to what another mount covers whole.
     mounts = [m for m in everything if m.kind == "proc" and (m.number, m.point) not in covered]

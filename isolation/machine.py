@@ -12,12 +12,25 @@ from pathlib import Path
 
 from variegate.attest.groups import HOST, HOST_PROTECTIONS, of_host
 from variegate.isolation import census, syscalls
-from variegate.isolation.census import Mount, Unknown, text_of
+from variegate.isolation.census import Mount
+from variegate.isolation.seen import Tree, Unknown, tree
 from variegate.runtime.enclave import Protection, ProtectionState
 
 _PROC, _SYS = Path("/proc"), Path("/sys")
 _OURS_TO_SEE = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
 """Where the kernel's first namespaces are: their numbers are fixed."""
+_SECURITY = "/sys/kernel/security"
+_PLACES = {
+    "/proc": ("proc", "/"),
+    "/proc/sys": ("proc", "/sys"),
+    "/sys": ("sysfs", "/"),
+    _SECURITY: ("securityfs", "/"),
+}
+"""What may be mounted where: a file system, and what of it. A device's image makes its settings read-only so."""
+_OF_OTHERS = "/proc/sys/fs/binfmt_misc"
+"""How programs for other machines are run: nothing is read there."""
+_READ = (f"{_SECURITY}/lockdown", "/sys/power/resume", "/sys/kernel/kexec_loaded", "/sys/kernel/kexec/loaded")
+"""What is read of `/sys`."""
 _NO_ATTACH = 3
 _PERF_CLOSED = 3
 _WORD_BITS = 32
@@ -35,13 +48,12 @@ def protections(*, proc: Path = _PROC, sys: Path = _SYS) -> tuple[Protection, ..
     Returns:
         One protection for each of `HOST_PROTECTIONS`, in that order.
     """
-    machine = _Machine(proc, sys)
-    return tuple(machine.measured(name) for name in HOST_PROTECTIONS)
+    return tuple(_measured(name, proc, sys) for name in HOST_PROTECTIONS)
 
 
 def ptrace(*, proc: Path = _PROC) -> Protection:
     """`host-ptrace` alone: whether nobody on this machine can trace a process, its supervisor neither."""
-    return _Machine(proc, _SYS).measured("host-ptrace")
+    return _measured("host-ptrace", proc, _SYS)
 
 
 def summary(found: Iterable[Protection]) -> Protection:
@@ -58,12 +70,64 @@ def summary(found: Iterable[Protection]) -> Protection:
     return Protection.when(HOST, not missing, f"missing: {', '.join(missing)}" if missing else "nothing is missing")
 
 
+def _measured(name: str, proc: Path, sys: Path) -> Protection:
+    """One protection; unavailable where the kernel does not say."""
+    try:
+        with tree(proc) as processes, tree(proc / "sys") as settings, tree(sys) as objects:
+            return Protection.when(name, *_Machine(processes, settings, objects).look(name))
+    except OSError as error:
+        why = f"{error.filename}: this kernel answers {syscalls.name_of(error)}"
+    except Unknown as error:
+        why = str(error)
+    return Protection(name, ProtectionState.UNAVAILABLE, why)
+
+
 class _Machine:
     """One look at a machine."""
 
-    def __init__(self, proc: Path, sys: Path) -> None:
-        self._proc, self._sys = proc, sys
-        self._looks: dict[str, Callable[[], _Finding]] = {
+    def __init__(self, proc: Tree, settings: Tree, sys: Tree) -> None:
+        """Makes sure that what is read is the machine's, not that of a container, and not a file laid over it.
+
+        Raises:
+            OSError: As the kernel answers.
+            Unknown: It is not.
+        """
+        self._proc, self._settings, self._sys = proc, settings, sys
+        self._real = proc.path == _PROC  # what tests make up is mounted nowhere
+        if self._real and not proc.all_of("proc"):  # else it could say anything of itself
+            raise Unknown("/proc is not the kernel's")
+        for kind, first in _OURS_TO_SEE.items():
+            if proc.link(f"self/ns/{kind}") != first:
+                raise Unknown(f"this process runs in a {kind} namespace of its own and does not see the machine")
+        self._mounts = census.mounts_of(proc.text("self/mountinfo"))
+        for mount in self._mounts:
+            _fitting(mount)
+        self._lies_at(proc, "/proc")
+        self._lies_at(settings, "/proc", "/proc/sys")
+        self._lies_at(sys, "/sys")
+
+    def _lies_at(self, seen: Tree, *points: str) -> None:
+        """Makes sure that a folder was opened through a mount at one of these places, not through one laid over it.
+
+        Raises:
+            OSError: As the kernel answers.
+            Unknown: It was not.
+        """
+        number = seen.mount() if self._real else None
+        at = next((m for m in self._mounts if m.point in points and number in (m.number, None)), None)
+        if at is None:
+            raise Unknown(f"nothing of the kernel's is mounted on {points[-1]}")
+        if self._real and points[-1] != "/proc/sys" and not seen.all_of(at.kind):
+            raise Unknown(f"{points[-1]} is not the kernel's")
+
+    def look(self, name: str) -> _Finding:
+        """Looks at what one protection is about.
+
+        Raises:
+            OSError: As the kernel answers.
+            Unknown: The kernel does not say.
+        """
+        looks: dict[str, Callable[[], _Finding]] = {
             "host-ptrace": self._ptrace,
             "host-lockdown": self._lockdown,
             "host-modules": self._modules,
@@ -75,79 +139,45 @@ class _Machine:
             "host-swap": self._swap,
             "host-core": self._core,
         }
+        return looks[name]()
 
-    def measured(self, name: str) -> Protection:
-        """One protection; unavailable where the kernel does not say."""
-        try:
-            self._see()
-            return Protection.when(name, *self._looks[name]())
-        except OSError as error:
-            why = f"{error.filename}: this kernel answers {syscalls.name_of(error)}"
-        except Unknown as error:
-            why = str(error)
-        return Protection(name, ProtectionState.UNAVAILABLE, why)
+    def _setting(self, name: str) -> str:
+        return self._settings.text(name).strip()
 
-    def _see(self) -> None:
-        """Makes sure that what is read is the machine's, not that of a container, and not a file laid over it.
-
-        Raises:
-            OSError: As the kernel answers.
-            Unknown: It is not.
-        """
-        for kind, first in _OURS_TO_SEE.items():
-            if str((self._proc / "self/ns" / kind).readlink()) != first:
-                raise Unknown(f"this process runs in a {kind} namespace of its own and does not see the machine")
-        mounts = census.mounts_of(text_of(self._proc / "self/mountinfo"))
-        for mount in mounts:
-            below = mount.point.startswith("/proc/")
-            if below and mount.kind != "proc" and not mount.point.startswith("/proc/sys/fs/binfmt_misc"):
-                raise Unknown(f"{_shown(mount.point)} is covered by something else")
-        _covering(mounts, "/proc", {"proc"})
-        for path in ("/sys/kernel/security/lockdown", "/sys/power/resume"):
-            _covering(mounts, path, {"sysfs", "securityfs"})
-
-    def _text(self, path: str) -> str:
-        return text_of(self._proc / path).strip()
-
-    def _number(self, path: str) -> int:
-        text = self._text(path)
+    def _number(self, name: str) -> int:
+        text = self._setting(name)
         try:
             return int(text)
         except ValueError:
-            raise Unknown(f"{self._proc / path} holds no number") from None
+            raise Unknown(f"{self._settings.path / name} holds no number") from None
 
-    def _absent(self, *paths: Path) -> bool:
+    def _absent(self, *files: tuple[Tree, str]) -> bool:
         """Whether the kernel lacks something altogether, all other settings being there."""
-        self._text("sys/kernel/ostype")
-        for path in paths:
-            try:
-                path.stat()
-            except FileNotFoundError:
-                continue
-            return False
-        return True
+        self._setting("kernel/ostype")
+        return not any(seen.has(name) for seen, name in files)
 
     def _ptrace(self) -> _Finding:
-        scope = self._number("sys/kernel/yama/ptrace_scope")
+        scope = self._number("kernel/yama/ptrace_scope")
         return scope == _NO_ATTACH, f"Yama {scope}" + ("" if scope == _NO_ATTACH else ": 3 is final and closed to all")
 
     def _lockdown(self) -> _Finding:
         # The command line is no evidence: a kernel that does not know the option ignores it.
-        text = text_of(self._sys / "kernel/security/lockdown").strip()
+        with tree(self._sys.path / "kernel/security") as security:
+            self._lies_at(security, _SECURITY)
+            text = security.text("lockdown").strip()
         return "[confidentiality]" in text.split(), _shown(text)
 
     def _modules(self) -> _Finding:
-        setting = self._proc / "sys/kernel/modules_disabled"
-        if self._absent(setting, self._proc / "modules"):
+        if self._absent((self._settings, "kernel/modules_disabled"), (self._proc, "modules")):
             return True, "this kernel has no modules"
-        off = self._number("sys/kernel/modules_disabled") == 1
+        off = self._number("kernel/modules_disabled") == 1
         return off, "no more can be loaded, for good" if off else "modules can be loaded"
 
     def _kexec(self) -> _Finding:
-        setting = self._proc / "sys/kernel/kexec_load_disabled"
-        if self._absent(setting, self._sys / "kernel/kexec_loaded", self._sys / "kernel/kexec/loaded"):
+        places = ((self._sys, "kernel/kexec_loaded"), (self._sys, "kernel/kexec/loaded"))
+        if self._absent((self._settings, "kernel/kexec_load_disabled"), *places):
             return True, "this kernel has no kexec"
-        off = self._number("sys/kernel/kexec_load_disabled") == 1
+        off = self._number("kernel/kexec_load_disabled") == 1
         return off, "no kernel can be loaded, for good" if off else "another kernel can be loaded"
 
     def _rights(self) -> _Finding:
@@ -155,14 +185,14 @@ class _Machine:
             return False, holder
         for which in ("bset", "inheritable"):
             # Programs that the kernel starts by itself, for a core file or a module, do not descend from process 1.
-            words = self._text(f"sys/kernel/usermodehelper/{which}").split()
+            words = self._setting(f"kernel/usermodehelper/{which}").split()
             try:
                 low, high = (int(word) for word in words)
             except ValueError:
-                raise Unknown(f"{self._proc}/sys/kernel/usermodehelper/{which} is no pair of numbers") from None
+                raise Unknown(f"{self._settings.path}/kernel/usermodehelper/{which} is no pair of numbers") from None
             if held := census.rights(high << _WORD_BITS | low):
                 return False, f"programs that the kernel starts have {', '.join(held)} ({which})"
-        most = self._number("sys/user/max_user_namespaces")
+        most = self._number("user/max_user_namespaces")
         return most == 0, "no process has any or can regain it" if most == 0 else "user namespaces give rights"
 
     def _sysctl(self) -> _Finding:
@@ -170,13 +200,13 @@ class _Machine:
         return writer is None, writer or "/proc/sys is read-only for all"
 
     def _bpf(self) -> _Finding:
-        value = self._number("sys/kernel/unprivileged_bpf_disabled")
+        value = self._number("kernel/unprivileged_bpf_disabled")
         if value not in (1, 2):
             return False, "open to all users"
         return self._without_rights("closed to all")
 
     def _perf(self) -> _Finding:
-        value = self._number("sys/kernel/perf_event_paranoid")
+        value = self._number("kernel/perf_event_paranoid")
         if value < _PERF_CLOSED:
             return False, f"perf_event_paranoid {value}: less than {_PERF_CLOSED}"
         if writer := census.writer_of_sysctls(self._proc):
@@ -188,31 +218,44 @@ class _Machine:
         return closed, reason if closed else "open to processes that have rights: see host-rights"
 
     def _swap(self) -> _Finding:
-        table = "" if self._absent(self._proc / "swaps") else self._text("swaps")
+        table = "" if self._absent((self._proc, "swaps")) else self._proc.text("swaps").strip()
         used = [line.split()[0] for line in table.splitlines()[1:]]
         if used:  # encrypted or not: root reads the device in the clear while it is in use
             return False, f"swap on {_shown(', '.join(used))}"
-        resume = self._sys / "power/resume"
-        if not self._absent(resume) and (target := text_of(resume).strip()) != "0:0":
+        resume = (self._sys, "power/resume")
+        if not self._absent(resume) and (target := self._sys.text("power/resume").strip()) != "0:0":
             return False, f"a hibernation image may go to {_shown(target)}"
         return True, "no swap, no hibernation image"
 
     def _core(self) -> _Finding:
-        pattern, others = self._text("sys/kernel/core_pattern"), self._number("sys/fs/suid_dumpable")
+        pattern, others = self._setting("kernel/core_pattern"), self._number("fs/suid_dumpable")
         if pattern[:1] in ("|", "@"):  # neither heeds the limit on core files; a socket since Linux 6.16
             return False, f"core files go to another process: {_shown(pattern)}"
         return others == 0, "core files go to no process" if others == 0 else f"suid_dumpable {others}"
 
 
-def _covering(mounts: list[Mount], path: str, kinds: set[str]) -> None:
-    """Makes sure that the mount at a path is of one of these kinds, and hides nothing."""
-    at = [m for m in mounts if path == m.point or path.startswith(f"{m.point.rstrip('/')}/")]
-    top = max(enumerate(at), key=lambda one: (len(one[1].point), one[0]))[1] if at else None
-    if top is None or top.kind not in kinds:
-        raise Unknown(f"{path} is not the kernel's")
-    hiding = [o for o in top.options if o.startswith(("hidepid=", "subset="))]
-    if hiding and top.kind == "proc":
-        raise Unknown(f"/proc does not show every process: {_shown(hiding[0])}")
+def _fitting(mount: Mount) -> None:
+    """Makes sure that a mount hides nothing of what is read.
+
+    Raises:
+        Unknown: It may.
+    """
+    point = mount.point
+    if point in _PLACES:
+        if (mount.kind, mount.root) != _PLACES[point]:
+            raise Unknown(f"{point} is not the kernel's")
+        hiding = [o for o in mount.options if o.startswith(("hidepid=", "subset="))]
+        if hiding and mount.kind == "proc":
+            raise Unknown(f"/proc does not show every process: {_shown(hiding[0])}")
+    elif _within(point, "/proc"):
+        if not _within(point, _OF_OTHERS):
+            raise Unknown(f"{_shown(point)} is covered by something else")
+    elif point != "/" and any(_within(path, point) for path in _READ):
+        raise Unknown(f"{_shown(point)} is covered by something else")
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _shown(text: str) -> str:

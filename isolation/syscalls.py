@@ -9,11 +9,18 @@ import ctypes
 import errno
 import os
 
+OPENAT2 = 437
 LANDLOCK_CREATE_RULESET = 444
 LANDLOCK_RESTRICT_SELF = 446
 MEMFD_SECRET = 447
 
 _POLLIN = 1
+_NO_MOUNTS, _NO_MAGIC_LINKS = 1, 2
+_OF_THE_DESCRIPTOR = 0x1000
+_MOUNT_NUMBER = 0x1000
+_MOUNT_NUMBER_AT = 0x90
+_STRUCT_BYTES = 256
+"""As much as `struct statx` takes; `struct statfs` takes less."""
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,6 +38,8 @@ _libc.mmap.argtypes = (
 )
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -73,6 +82,49 @@ def ptrace(request: int, pid: int, data: int = 0) -> int:
         OSError: As the kernel answers.
     """
     return _checked(_libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_void_p(0), ctypes.c_void_p(data)))
+
+
+def open_here(folder: int, name: str, flags: int) -> int:
+    """`openat2(2)` that crosses no mount on the way, nor one at its end, and follows no link of the kernel's making.
+
+    Args:
+        folder: Descriptor that the name is looked up from.
+        name: What to open.
+        flags: As for `os.open`; the descriptor does not survive an `exec`.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: As the kernel answers; `EXDEV` where there is a mount.
+    """
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _NO_MOUNTS | _NO_MAGIC_LINKS)
+    path = ctypes.create_string_buffer(os.fsencode(name))
+    return syscall(OPENAT2, folder, ctypes.addressof(path), ctypes.addressof(how), ctypes.sizeof(how))
+
+
+def mount_of(descriptor: int) -> int:
+    """The number of the mount that a descriptor was opened through (`statx(2)`).
+
+    Raises:
+        OSError: As the kernel answers; `ENOSYS` where it does not know.
+    """
+    found = ctypes.create_string_buffer(_STRUCT_BYTES)
+    _checked(_libc.statx(descriptor, b"", _OF_THE_DESCRIPTOR, _MOUNT_NUMBER, found))
+    if not ctypes.c_uint32.from_buffer(found).value & _MOUNT_NUMBER:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return ctypes.c_uint64.from_buffer(found, _MOUNT_NUMBER_AT).value
+
+
+def file_system_of(descriptor: int) -> int:
+    """The magic number of the file system of a descriptor (`fstatfs(2)`).
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    found = ctypes.create_string_buffer(_STRUCT_BYTES)
+    _checked(_libc.fstatfs(descriptor, found))
+    return ctypes.c_long.from_buffer(found).value
 
 
 def mmap_shared(size: int, *, descriptor: int = -1, flags: int = 0) -> int:

@@ -147,6 +147,25 @@ def _hiding(option: str) -> str:
     return MOUNTS.replace("/proc rw,relatime - proc proc rw", f"/proc rw - proc proc rw,{option}")
 
 
+# The kernel's own files over others of its own, as `mount --bind` makes them.
+_BINDS = (
+    "40 22 0:21 /sys/net/ipv4/tcp_syn_retries /proc/sys/kernel/yama/ptrace_scope ro - proc proc rw\n",
+    "40 22 0:21 /sys/net/ipv4 /proc/sys/kernel ro - proc proc rw\n",
+    "40 22 0:21 /sys/net/ipv4 /proc/sys ro - proc proc rw\n",
+    "40 21 0:21 /70/task/70/status /proc/1/task/1/status rw - proc proc rw\n",
+    "40 21 0:21 /70/task/70/mountinfo /proc/1/task/1/mountinfo rw - proc proc rw\n",
+    "40 21 0:21 /70/mountinfo /proc/self/mountinfo rw - proc proc rw\n",
+    "40 27 0:21 /70 /proc rw - proc proc rw\n",
+    # It holds whatever root writes there.
+    "40 24 0:22 /devices/virtual/net/lo/ifalias /sys/kernel/security/lockdown rw - sysfs sysfs rw\n",
+    "40 23 0:22 /devices/virtual/net/lo /sys/kernel/security rw - sysfs sysfs rw\n",
+    "40 24 0:7 /lsm /sys/kernel/security/lockdown rw - securityfs securityfs rw\n",
+    "40 23 0:22 /devices/virtual/net/lo /sys/kernel rw - sysfs sysfs rw\n",
+    "40 23 0:22 /kernel/uevent_seqnum /sys/power/resume rw - sysfs sysfs rw\n",
+    "40 27 0:22 /devices/virtual/net/lo /sys rw - sysfs sysfs rw\n",
+)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -162,6 +181,7 @@ def _hiding(option: str) -> str:
         {"proc/self/mountinfo": MOUNTS + "41 24 0:50 /f /sys/kernel/security/lockdown ro - ext4 /dev/vda rw\n"},
         {"proc/self/mountinfo": MOUNTS + "41 27 0:50 / /sys ro - tmpfs tmpfs rw\n"},
         {"proc/self/mountinfo": ""},
+        *({"proc/self/mountinfo": MOUNTS + line} for line in _BINDS),
     ],
 )
 def test_where_the_machine_is_not_to_be_seen_nothing_is_on(tmp_path: Path, changes: dict[str, str | None]) -> None:
@@ -245,12 +265,12 @@ def test_a_census_of_real_processes() -> None:
     script = """
 import os
 from pathlib import Path
-from variegate.isolation import census, machine
-proc = Path("/proc")
+from variegate.isolation import census, machine, seen
 if os.fork() == 0:
     os._exit(0)
 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # ended, and there as long as nobody asks for it
-print(census.holder_of_rights(proc), census.writer_of_sysctls(proc), sep="|")
+with seen.tree(Path("/proc")) as proc:
+    print(census.holder_of_rights(proc), census.writer_of_sysctls(proc), sep="|")
 print({p.state for p in machine.protections()} == {"unavailable"})
 """
     inside = f"exec setpriv --bounding-set=-all --inh-caps=-all {sys.executable} -c '{script}'"
