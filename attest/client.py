@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from variegate.attest.evidence import MAX_EVIDENCE_BYTES
+from variegate.attest.evidence import MAX_EVIDENCE_BYTES, claimed
 from variegate.keys import cbor
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 
@@ -147,7 +147,7 @@ class BrokerClient:
 
 
 def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: float = EVIDENCE_TIMEOUT_S) -> bytes:
-    """Evidence of a device that serves, as it came: an `attest.verifier` says what it is worth.
+    """Evidence of a device that serves, for this nonce by its own account: an `attest.verifier` says what it is worth.
 
     Args:
         url: Of the device, as of a broker.
@@ -157,12 +157,21 @@ def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: 
 
     Raises:
         MisuseError: The URL or the file cannot be used.
-        DeviceError: The device cannot be reached, or gives no evidence.
+        LimitError: It gives no more now.
+        DeviceError: The device cannot be reached, or gives no evidence, or evidence for another nonce.
     """
     way = _Way("device", url, ca=ca, certificate=None, key=None, timeout_s=timeout_s)
-    status, _, data = way.ask("GET", f"{EVIDENCE_PATH}{nonce.hex()}", limit=MAX_EVIDENCE_BYTES)
+    status, wait, data = way.ask("GET", f"{EVIDENCE_PATH}{nonce.hex()}", limit=MAX_EVIDENCE_BYTES)
+    if status == _TOO_MANY:
+        raise LimitError("the device gives no more evidence now", retry_after_s=wait)
     if status != _OK or len(data) > MAX_EVIDENCE_BYTES:
         raise DeviceError("the device gives no evidence", hint="it is to serve with --evidence")
+    try:
+        said = claimed(data)
+    except RefusedError:
+        raise DeviceError("the device answers with something that is no evidence") from None
+    if said.nonce != nonce:
+        raise DeviceError("the device answers with evidence for another nonce")
     return data
 
 

@@ -21,14 +21,17 @@ from variegate.keys.manifest import Manifest
 from variegate.runtime.enclave import Protection
 
 _SIGNATURE_BYTES = 64
-_REFUSALS = {
-    Refusal.INPUT: "frames hold values outside of [0, 1]",
-    Refusal.EXPIRED: "artefact has expired",
-    Refusal.ROLLED_BACK: "artefact is older than what this device has confirmed",
-    Refusal.MODEL: "graph does not run",
-    Refusal.ARTEFACT: "artefact refused",
+_REFUSALS: dict[int, dict[Refusal, str]] = {
+    Kind.QUERY: {
+        Refusal.INPUT: "frames hold values outside of [0, 1]",
+        Refusal.EXPIRED: "artefact has expired",
+        Refusal.ROLLED_BACK: "artefact is older than what this device has confirmed",
+        Refusal.MODEL: "graph does not run",
+    },
+    Kind.TEST: {Refusal.ARTEFACT: "artefact refused"},
 }
-"""What a sound enclave may refuse once its copy is open."""
+"""What a sound enclave may refuse once its copy is open. Which of several it is can tell a label: a query is charged,
+and whatever is not has one answer."""
 
 
 class Given:
@@ -76,36 +79,41 @@ class Given:
             Lost: It is another than a sound enclave gives.
         """
         wanted = self._claims.receipt(frames, labels, now=now)
-        if token != self._signed_like(token, receipt.TYP, wanted.to_bytes()):
+        # The signature is not verified: that would double the time of a receipt, and who has the key can hide something
+        # in a good one as well.
+        if token != cose.sign1(receipt.TYP, wanted.to_bytes(), lambda _: token[-_SIGNATURE_BYTES:], self._public):
             raise Lost("receipt says something else")
 
     def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
         """Checks evidence against what was asked (`statements.Claims.evidence`).
 
+        Evidence is rare, so its signature is verified; who has the key can still hide something in it (`ration`).
+
         Raises:
             Lost: It is another than a sound enclave gives.
         """
         wanted = self._claims.evidence(nonce, now=now, security=security, used=used)
-        if token != self._signed_like(token, evidence.TYP, wanted.to_bytes()):
+        try:
+            said = cose.verify1(evidence.TYP, token, self._public, limit=evidence.MAX_EVIDENCE_BYTES)
+        except RefusedError:
+            raise Lost("evidence is not the device's") from None
+        if said != wanted.to_bytes():
             raise Lost("evidence says something else")
 
-    def _signed_like(self, token: bytes, typ: str, payload: bytes) -> bytes:
-        """The one token with this payload and the signature of `token`.
 
-        The signature is not verified: that would double the time of a receipt, and who has the key can hide as much in
-        a good one.
-        """
-        return cose.sign1(typ, payload, lambda _: token[-_SIGNATURE_BYTES:], self._public)
-
-
-def passed_on(error: VariegateError) -> VariegateError:
+def passed_on(kind: int, error: VariegateError) -> VariegateError:
     """What an enclave refused, in the supervisor's words.
+
+    Args:
+        kind: What it was asked.
+        error: What it raised.
 
     Raises:
         Lost: A serving enclave has no such thing to refuse; budget and rate are not its own.
     """
-    if isinstance(error, RefusedError) and error.refusal in _REFUSALS:
-        return RefusedError(error.refusal, _REFUSALS[error.refusal])
-    if isinstance(error, DeviceError):
+    words = _REFUSALS.get(kind, {})
+    if isinstance(error, RefusedError) and error.refusal in words:
+        return RefusedError(error.refusal, words[error.refusal])
+    if isinstance(error, DeviceError) and kind == Kind.QUERY:
         return DeviceError("the enclave has not enough memory", hint="raise ram_mib")
     raise Lost("enclave refuses what it has no say in")

@@ -21,9 +21,10 @@ from variegate.isolation.given import Given, passed_on
 from variegate.isolation.launch import Image
 from variegate.isolation.lockdown import supervisor
 from variegate.isolation.memory import frame_memory, mappable, sealed
-from variegate.isolation.offered import Brokered, Offered
+from variegate.isolation.offered import SELF_TEST, Brokered, Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
+from variegate.isolation.ration import ration_of
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
@@ -123,6 +124,7 @@ class Isolated:
         self._manifest = manifest
         self._spec = Frames(manifest)
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
+        self._ration = ration_of(platform.ueid)
         count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
         self._memory, shared = frame_memory(count * self._spec.bytes)
         self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
@@ -180,6 +182,7 @@ class Isolated:
 
         Raises:
             RefusedError: `MALFORMED`, for a nonce of another length.
+            LimitError: More is asked for than a device gives (`ration`).
             MisuseError, DeviceError: As `classify`.
         """
         sent: object = nonce
@@ -187,6 +190,7 @@ class Isolated:
             raise RefusedError(Refusal.MALFORMED, "a nonce is 8 to 64 bytes")
         with self._lock:
             process, platform = self._running(), self._platform
+            self._ration.take()
             time_ns, security = round(platform.now() * wire.NS), platform.counter(SECURITY_COUNTER)
             used = self._used()
             match self._asked(process, Kind.EVIDENCE, nonce, time_ns, security, used):
@@ -197,10 +201,15 @@ class Isolated:
             raise self._lost("answers something else")
 
     def self_test(self) -> None:
-        """As `runtime.enclave.Enclave.self_test`."""
+        """As `runtime.enclave.Enclave.self_test`; an enclave that fails it is ended, so that it fails once."""
         with self._lock:
-            if self._asked(self._running(), Kind.TEST):
-                raise self._lost("answers something else")
+            try:
+                if self._asked(self._running(), Kind.TEST):
+                    raise self._lost("answers something else")
+            except RefusedError:
+                self._platform.record("refused", SELF_TEST)
+                self._lost("failed its self-test")
+                raise
 
     def status(self) -> Status:
         """What the device says of itself, the enclave's protections among it; an error where the enclave is down."""
@@ -291,7 +300,7 @@ class Isolated:
         except VariegateError as error:
             refused = None
             with contextlib.suppress(Lost):
-                refused = passed_on(error)
+                refused = passed_on(packet[0], error)
             if refused is not None:
                 raise refused from None
             why = "answers something else"

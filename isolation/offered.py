@@ -27,7 +27,7 @@ class Brokered(Platform, Protocol):
 
 
 SELF_TEST = "self-test: the enclave says that canary frames get other labels than the seller's"
-"""The one line that a serving enclave may have written; in its own words it could tell labels."""
+"""What the supervisor writes when a serving enclave fails its self-test; in its own words it could tell labels."""
 
 
 class Offered:
@@ -46,11 +46,11 @@ class Offered:
         self.serving = False
 
     def record(self, event: str, detail: str) -> None:
-        """Writes a line of the device's log; beyond `MAX_RECORDS` it is dropped."""
+        """Writes a line of the device's log; beyond `MAX_RECORDS`, and once the copy is open, it is dropped."""
         if event not in EVENTS:
             raise Lost("enclave would write what it has no say in")
         if self.serving:
-            event, detail = "refused", SELF_TEST
+            return  # the number of lines tells something, too: the supervisor writes its own
         self._records += 1
         if self._records <= MAX_RECORDS:
             self._platform.record(event, detail[:MAX_DETAIL])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from variegate.attest.evidence import NONCE_BYTES, TYP
+from variegate.keys.errors import LimitError
 from variegate.serve import encodings, oip
 from variegate.serve.answers import INPUT, TOO_LARGE, BusyError, Fault, fault_of
 from variegate.serve.dispatcher import Dispatcher, Query
@@ -162,7 +164,10 @@ class App:
         try:
             token = await self._dispatcher.evidence(_permit(scope).peer, lambda: sign(nonce))
         except Exception as error:  # noqa: BLE001 - as in `_infer`
-            await self._fault(send, "evidence", fault_of(error))
+            fault = fault_of(error)
+            if isinstance(error, LimitError):  # not the rate of queries
+                fault = replace(fault, text=error.message)
+            await self._fault(send, "evidence", fault)
         else:
             await self._send(send, "evidence", 200, token, TYP.encode("ascii"))
 

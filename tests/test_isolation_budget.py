@@ -18,6 +18,7 @@ from tests.test_isolation import flashed
 from variegate.isolation import launch, wire
 from variegate.isolation.host import Isolated
 from variegate.isolation.policy import DevicePolicy
+from variegate.isolation.ration import BURST, PER_SECOND, Ration
 from variegate.isolation.wire import Kind
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.manifest import Policy
@@ -151,6 +152,106 @@ def test_a_token_says_what_was_asked_and_nothing_else(
     ask = Isolated.classify_with_receipt if name.startswith("receipt") else Isolated.evidence
     with flashed(tmp_path) as (_, port), pytest.raises(DeviceError, match="answers something else"):
         ask(port, SHOWN if name.startswith("receipt") else bytes(16))  # type: ignore[arg-type]
+
+
+def test_evidence_that_carries_labels_in_its_signature_does_not_come_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = "return wire.pack(Kind.DONE, self._says.evidence(nonce))"
+    told = "return wire.pack(Kind.DONE, self._says.evidence(nonce)[:-64] + bytes(range(64)))"
+    monkeypatch.setattr(launch, "_OURS", other_code(tmp_path / "code", CHILD, (honest, told)))
+    with flashed(tmp_path, policy=Policy(budget=1)) as (device, port):
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="answers something else"):
+                port.evidence(bytes(8))
+        assert sum("answers something else" in line for line in device.log()) == 2  # each ended an enclave
+
+
+def test_evidence_is_bounded_whatever_enclaves_come_and_go(tmp_path: Path) -> None:
+    with flashed(tmp_path) as (_, port):
+        given, began, wait = 0, time.monotonic(), None
+        while wait is None:
+            assert given <= BURST + 1 + (time.monotonic() - began) * PER_SECOND
+            if given == BURST // 2 and port.pid is not None:
+                os.kill(port.pid, signal.SIGKILL)
+            try:
+                port.evidence(given.to_bytes(8, "big"))
+            except DeviceError:  # the enclave that was killed
+                given += 1
+            except LimitError as error:
+                wait = error.retry_after_s
+            else:
+                given += 1
+        assert given >= BURST
+        assert 0 < wait <= 1.1 / PER_SECOND
+        port.classify(SHOWN[0])  # labels are counted by themselves
+
+
+def test_the_ration_of_evidence_fills_again_up_to_its_burst() -> None:
+    now = 0.0
+    ration = Ration(lambda: now)
+    for wait in (0.0, 10.0 * BURST):
+        now += wait / PER_SECOND
+        for _ in range(BURST):
+            ration.take()
+        with pytest.raises(LimitError) as limited:
+            ration.take()
+    assert limited.value.retry_after_s is not None
+    now += limited.value.retry_after_s
+    ration.take()
+    with pytest.raises(LimitError):
+        ration.take()
+
+
+REFUSED = {
+    "input": 'raise errors.RefusedError(errors.Refusal.INPUT, "x")',
+    "expired": 'raise errors.RefusedError(errors.Refusal.EXPIRED, "x")',
+    "rolled back": 'raise errors.RefusedError(errors.Refusal.ROLLED_BACK, "x")',
+    "model": 'raise errors.RefusedError(errors.Refusal.MODEL, "x")',
+    "artefact": 'raise errors.RefusedError(errors.Refusal.ARTEFACT, "x")',
+    "memory": 'raise DeviceError("x")',
+}
+UNCHARGED: dict[str, tuple[str, Callable[[Isolated], object]]] = {
+    "status": ("            case Kind.PING, []:\n", lambda port: port.status()),
+    "evidence": (
+        "                self._below.update(time_ns / wire.NS, security, used)\n",
+        lambda port: port.evidence(bytes(8)),
+    ),
+    "self-test": ("            case Kind.TEST, []:\n", lambda port: port.self_test()),
+}
+
+
+@pytest.mark.parametrize("asked", list(UNCHARGED))
+def test_what_is_not_charged_gets_one_answer_or_ends_the_enclave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Which refusal it is would tell a label each time."""
+    line, ask = UNCHARGED[asked]
+    got = set()
+    for name, refused in REFUSED.items():
+        told = f"{line}                from variegate.keys import errors; {refused}\n"
+        with monkeypatch.context() as patched:
+            patched.setattr(launch, "_OURS", other_code(tmp_path / name / "code", CHILD, (line, told)))
+            with flashed(tmp_path / name, DevicePolicy(restarts=0)) as (_, port):
+                with pytest.raises(VariegateError) as raised:
+                    ask(port)
+                got.add((type(raised.value), raised.value.message))
+                with pytest.raises(DeviceError, match="starts again in"):
+                    port.status()
+    assert len(got) == (2 if asked == "self-test" else 1), got
+
+
+def test_lines_that_a_serving_enclave_would_log_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number would tell something."""
+    line = "            case Kind.PING, []:\n"
+    told = f'{line}                self._below.record("refused", "x")\n'
+    monkeypatch.setattr(launch, "_OURS", other_code(tmp_path / "code", CHILD, (line, told)))
+    with flashed(tmp_path) as (device, port):
+        before = len(device.log())
+        port.status()
+        assert len(device.log()) == before
 
 
 @pytest.mark.parametrize(

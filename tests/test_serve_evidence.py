@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.support.artefacts import CLASS, seal_for
+from tests.support.attesting import Scene
 from tests.support.serving import device_with, serving
 from variegate.attest.client import evidence_from
-from variegate.attest.evidence import verify
+from variegate.attest.evidence import MAX_EVIDENCE_BYTES, verify
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
-from variegate.keys.errors import DeviceError, MisuseError, RefusedError
+from variegate.keys.errors import DeviceError, LimitError, MisuseError, RefusedError
 from variegate.keys.seller import Seller
 from variegate.serve.server import Service
 
 NONCE = bytes(range(16))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.store.database.close()
 
 
 def address(service: Service) -> str:
@@ -56,6 +68,67 @@ def test_whoever_asks_gets_evidence_for_their_nonce(tmp_path: Path) -> None:
             for path in ("", "00", "zz" * 16, "00" * 65, "00" * 7, "%30" * 16):
                 assert status_of(service, f"/v1/evidence/{path}") == 400, path
             assert status_of(service, f"/v1/evidence/{NONCE.hex()}", "POST") == 405
+
+
+def test_more_evidence_than_a_device_gives_is_429_and_says_when(tmp_path: Path) -> None:
+    with device_with(tmp_path) as device:
+
+        def spent(_: bytes) -> bytes:
+            raise LimitError("more evidence is asked for than this device gives", retry_after_s=1.0)
+
+        with serving(device.boot(), evidence=spent) as service:
+            with pytest.raises(LimitError) as limited:
+                evidence_from(address(service), NONCE)
+            assert limited.value.retry_after_s == 1.0
+            assert status_of(service, f"/v1/evidence/{NONCE.hex()}") == 429
+            assert status_of(service, "/v2/health/ready") == 200
+
+
+@contextlib.contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """The address of a server that gives the same to whoever asks for anything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_is_no_evidence_for_the_nonce_is_not_written(
+    tmp_path: Path, scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "car.eat"
+    good = scene.token(NONCE)
+    answers = {
+        b"": "no evidence",
+        b"#!/bin/sh\n": "no evidence",
+        good + b"\0": "no evidence",
+        good[:-1]: "no evidence",
+        b"\0" * (MAX_EVIDENCE_BYTES + 1): "no evidence",
+        scene.token(NONCE[::-1]): "another nonce",
+    }
+    for body, said in answers.items():
+        with answering(body) as url:
+            assert main(["device", "attest", url, "--nonce", NONCE.hex(), "--out", str(out)]) != 0
+        assert said in capsys.readouterr().err
+        assert list(tmp_path.glob("*.eat*")) == []
+    with answering(good) as url:
+        assert main(["device", "attest", url, "--nonce", NONCE.hex(), "--out", str(out)]) == 0
+    assert out.read_bytes() == good
 
 
 def test_a_device_that_was_not_told_to_gives_none(tmp_path: Path) -> None:

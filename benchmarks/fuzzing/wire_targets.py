@@ -28,6 +28,7 @@ from variegate.isolation.host import Isolated
 from variegate.isolation.offered import Offered
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
+from variegate.isolation.ration import Ration
 from variegate.isolation.statements import Statements
 from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
@@ -140,7 +141,7 @@ class _Port(Isolated):
         self._process: Process | None = None
 
     def put(self, packets: list[bytes]) -> _Wired:
-        self._query = 0
+        self._query, self._ration = 0, Ration()  # a new one, so that evidence is looked at each time
         process = _Wired(packets)
         self._process = process
         return process
