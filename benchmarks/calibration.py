@@ -30,6 +30,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from variegate.export.calibrate import noise_turns
 from variegate.export.fuse import fuse
 from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.rewriters import Qim, Rewriter, to_parameters
+from variegate.keys.files import PUBLIC
 from variegate.keys.primitives import sha256
 
 NAME = "calibration"
@@ -127,7 +129,8 @@ class State:
         """Keeps a row."""
         self._rows[_digest(key)] = value
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path, flags, PUBLIC), "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": _digest(key), "value": value}) + "\n")
 
 

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
+from variegate.keys.files import PUBLIC, write_atomic
 
 
 def write_bases(folder: Path) -> list[Path]:
@@ -20,7 +21,7 @@ def write_bases(folder: Path) -> list[Path]:
     paths = []
     for subject in (*GTSRB_TINY, *CIFAR10_BASES):
         path = folder / f"{subject.network}.onnx"
-        path.write_bytes(subject.base.model.SerializeToString(deterministic=True))
+        write_atomic(path, subject.base.model.SerializeToString(deterministic=True), mode=PUBLIC, overwrite=True)
         paths.append(path)
     return paths
 

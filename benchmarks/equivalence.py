@@ -34,6 +34,7 @@ from variegate.attack.driver import Task, outcomes
 from variegate.attack.oracle import Oracle
 from variegate.attack.search import Attack, Problem, seeded
 from variegate.keys.errors import MisuseError
+from variegate.keys.files import PUBLIC, write_atomic
 
 MARGIN = math.log(1.1)
 _RESAMPLES = 10_000
@@ -143,7 +144,7 @@ def _cached(study: Study, oracle: Oracle, cache: Path | None) -> Pairs:
     pairs = measure(study, oracle)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(pairs.tolist()), "utf-8")
+        write_atomic(file, json.dumps(pairs.tolist()).encode(), mode=PUBLIC, overwrite=True)
     return pairs
 
 

@@ -24,7 +24,7 @@ from variegate.cli import broker_options
 from variegate.cli.console import check_key_file, emit, note, passphrase_reader, table
 from variegate.keys.broker import BrokerKey
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PUBLIC, read_capped, refuse_shared, write_atomic
 from variegate.keys.manifest import UEID_BYTES
 from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES, DevicePublic
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
@@ -51,9 +51,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _new(args: argparse.Namespace) -> int:
+    folder: Path = args.folder
+    refuse_shared(folder.absolute().parent)
     root = SellerRoot.from_bytes(read_capped(args.root, limit=MAX_STATEMENT_BYTES))
     passphrase = passphrase_reader(args.passphrase_file, create=True)()
-    folder: Path = args.folder
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:

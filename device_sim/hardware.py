@@ -26,7 +26,7 @@ from variegate.device_sim.trust import Trust
 from variegate.isolation.host import BOOT
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError
-from variegate.keys.files import PUBLIC, sync_folder, write_atomic
+from variegate.keys.files import PUBLIC, refuse_shared, sync_folder, write_atomic
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_HYBRID
 from variegate.keys.signing import SellerRoot
@@ -93,14 +93,15 @@ class Hardware:
             The device, on.
 
         Raises:
-            MisuseError: `folder` exists, or the folder that it shall lie in does not; `tpm` names no TPM, or the
-                extra `tpm` is not there.
+            MisuseError: `folder` exists, or the folder that it shall lie in does not, or others may write that; `tpm`
+                names no TPM, or the extra `tpm` is not there.
             DeviceError: The real disk failed, or the TPM did.
         """
         if folder.exists():
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
         if not folder.parent.is_dir():
             raise MisuseError(f"{folder.parent} is no folder", hint="make it first")
+        refuse_shared(folder.parent)
         identity = DeviceIdentity.generate(device_class, kem=kem)
         policy = DevicePolicy() if policy is None else policy
         host = InProcess(policy) if host is None else host

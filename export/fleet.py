@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from variegate.export.fleet_list import Wanted
 from variegate.export.orders import Shelf, missing
-from variegate.export.outbox import give_names, making, prepare_folder, write_all
+from variegate.export.outbox import Making, give_names, making, prepare_folder, write_all
 from variegate.export.registry import Registry, Row, now, parameters_text
 from variegate.export.release import Release
 from variegate.export.rewriters import to_parameters
@@ -139,7 +139,7 @@ class Exporter:
                 progress(done, len(orders))
         return FleetReport(len(orders), len(wanted) - len(orders), self.folder)
 
-    def make(self, orders: Sequence[CopyOrder], made: Path) -> list[Row]:
+    def make(self, orders: Sequence[CopyOrder], made: Making) -> list[Row]:
         """Seals a batch and writes its files into a folder of `outbox.making`; they are not yet registered.
 
         Returns:
@@ -150,7 +150,7 @@ class Exporter:
         write_all(made, files)
         return [_row(self.release, c, name, data) for c, (name, data) in zip(copies, files, strict=True)]
 
-    def _run(self, orders: Sequence[CopyOrder], jobs: int, made: Path) -> Generator[list[Row]]:
+    def _run(self, orders: Sequence[CopyOrder], jobs: int, made: Making) -> Generator[list[Row]]:
         """Rows of each batch as it is finished."""
         # itertools.batched came with Python 3.12.
         batches = iter([orders[i : i + BATCH] for i in range(0, len(orders), BATCH)])
@@ -211,7 +211,7 @@ def _worker() -> Exporter:
     return Exporter(start.release, seller, start.terms, start.folder, start.cohort)
 
 
-def _work(orders: Sequence[CopyOrder], made: Path) -> list[Row]:
+def _work(orders: Sequence[CopyOrder], made: Making) -> list[Row]:
     return _worker().make(orders, made)
 
 
@@ -228,7 +228,7 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def hand_out(made: Path, rows: Sequence[Row], registry: Registry) -> None:
+def hand_out(made: Making, rows: Sequence[Row], registry: Registry) -> None:
     """Enters a batch in the registry and gives its files their names.
 
     Args:

@@ -1,7 +1,8 @@
 """The folder that copies are handed out from: each file there is whole, on the disk, and in the registry.
 
-A file is written in a private folder within it and gets its name by a rename, which follows no link. So whoever may
-write the output folder can take files away or put others there, and cannot make the exporter write anywhere else.
+A file is written in a private folder within it and gets its name by a rename, which follows no link. Whoever may write
+the output folder can take files away or put others there, move the private folder too, and put a link in its place. So
+both folders are opened once and used by their descriptors: the exporter writes nowhere but in them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,33 @@ import ctypes
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from variegate.keys.errors import MisuseError
-from variegate.keys.files import PUBLIC, sync_folder, write_new
+from variegate.keys.files import PUBLIC, write_new
 
 _MAKING = ".making-"
+_MARK = ".made"
+"""In each private folder: nobody else can put it into a folder of ours and have that swept."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Making:
+    """A private folder of `making`, for this process and its workers.
+
+    Attributes:
+        path: Where it was made; something else may be there by now.
+        identity: Device and inode; nothing else has them while `making` holds it.
+    """
+
+    path: Path
+    identity: tuple[int, int]
 
 
 def prepare_folder(folder: Path) -> None:
@@ -32,14 +49,16 @@ def prepare_folder(folder: Path) -> None:
     """
     with _errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{_MAKING}*"):
-            _sweep(left)
+        with _opened(folder) as out:
+            for name in _names(out):
+                if name.startswith(_MAKING):
+                    _sweep(out, name)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MisuseError(f"cannot write to {folder}: permission denied")
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[Path]:
+def making(folder: Path) -> Iterator[Making]:
     """A private folder in an output folder, for files that have no name yet; what is in it at the end is removed.
 
     It is locked meanwhile, so that another export to the same folder does not sweep it.
@@ -47,43 +66,41 @@ def making(folder: Path) -> Iterator[Path]:
     Raises:
         MisuseError: It cannot be made.
     """
-    with _errors(folder):
-        made, lock = _locked(folder)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        os.close(lock)
+    with ExitStack() as held:
+        with _errors(folder):
+            out = held.enter_context(_opened(folder))
+            name, lock = _locked(out)
+        held.callback(os.close, lock)
+        held.callback(_remove, out, name, lock)
+        status = os.fstat(lock)
+        yield Making(folder / name, (status.st_dev, status.st_ino))
 
 
-def write_all(made: Path, files: Sequence[tuple[str, bytes]]) -> None:
+def write_all(made: Making, files: Sequence[tuple[str, bytes]]) -> None:
     """Writes files into a folder of `making`; all are on the disk on return.
 
     One flush of the file system serves them all; `write_atomic` would pay one for every file.
 
     Raises:
-        MisuseError: When that fails.
+        MisuseError: When that fails, or another folder has taken its place.
     """
-    with _errors(made.parent):
+    with _errors(made.path.parent), _found(made) as folder:
         for name, data in files:
-            write_new(made / name, data, mode=PUBLIC)
-        handle = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _sync_file_system(handle)
-        finally:
-            os.close(handle)
+            write_new(name, data, folder=folder, mode=PUBLIC)
+        _sync_file_system(folder)
 
 
-def give_names(made: Path, names: Sequence[str]) -> None:
+def give_names(made: Making, names: Sequence[str]) -> None:
     """Moves written files into the output folder. A link that has one of the names is replaced, not followed.
 
     Raises:
-        MisuseError: When that fails.
+        MisuseError: When that fails, or another folder has taken the place of the private one.
     """
-    with _errors(made.parent):
+    # Who may not write the private folder cannot move it out of the one that it is in.
+    with _errors(made.path.parent), _found(made) as folder, _opened("..", folder) as out:
         for name in names:
-            (made / name).replace(made.parent / name)
-        sync_folder(made.parent)
+            os.rename(name, name, src_dir_fd=folder, dst_dir_fd=out)
+        os.fsync(out)
 
 
 def is_whole(path: Path, digest: str) -> bool:
@@ -95,27 +112,66 @@ def is_whole(path: Path, digest: str) -> bool:
         return False
 
 
-def _locked(folder: Path) -> tuple[Path, int]:
+def _locked(out: int) -> tuple[str, int]:
+    """Makes a private folder: its name, and a descriptor that locks it."""
     while True:
-        made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder))
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        name = _MAKING + secrets.token_hex(8)
+        os.mkdir(name, 0o700, dir_fd=out)
+        with contextlib.suppress(FileNotFoundError), ExitStack() as undo:
+            lock = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=out)
+            undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if made.exists():
-                return made, lock
-            os.close(lock)
+            if _names(lock):
+                raise MisuseError(f"another user changes the output folder: {name} is not what was made")
+            write_new(_MARK, b"", folder=lock)
+            undo.pop_all()
+            return name, lock
         # Another export took it for the folder of a killed run before it was locked.
 
 
-def _sweep(left: Path) -> None:
+def _sweep(out: int, name: str) -> None:
     """Removes a folder of `making` that nobody holds."""
     with contextlib.suppress(OSError):
-        lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=out)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            there = _names(lock)
+            if not there or _MARK in there:  # else another folder that somebody gave this name
+                _remove(out, name, lock)
         finally:
             os.close(lock)
+
+
+def _remove(out: int, name: str, folder: int) -> None:
+    with contextlib.suppress(OSError):
+        # The mark last, so that what is left when this is killed is swept.
+        for file in sorted(_names(folder), key=_MARK.__eq__):
+            os.unlink(file, dir_fd=folder)
+        os.rmdir(name, dir_fd=out)
+
+
+def _names(folder: int) -> list[str]:
+    return os.listdir(folder)
+
+
+@contextmanager
+def _opened(folder: Path | str, within: int | None = None) -> Iterator[int]:
+    """A folder's descriptor."""
+    descriptor = os.open(folder, _FOLDER, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _found(made: Making) -> Iterator[int]:
+    """The descriptor of a private folder, if it is still in its place."""
+    with _opened(made.path) as folder:
+        status = os.fstat(folder)
+        if (status.st_dev, status.st_ino) != made.identity:
+            raise MisuseError(f"another user changes {made.path.parent}: {made.path.name} is not what was made")
+        yield folder
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from variegate.export.parity import CopyJudge, ParityReport, ParitySet, check_te
 from variegate.export.rewriters import Rewriter, from_parameters, to_parameters
 from variegate.keys.artefact import Payload
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.files import write_atomic
+from variegate.keys.files import refuse_shared, write_atomic
 from variegate.keys.manifest import DTYPES
 from variegate.keys.primitives import sha256
 
@@ -148,7 +148,8 @@ def check_new(folder: Path) -> None:
     """Checks that a release can be written here, before work is spent on it.
 
     Raises:
-        MisuseError: When the path is a file, lies in one, may not be written, or holds a release already.
+        MisuseError: When the path is a file, lies in one, may not be written, or holds a release already; or when
+            others may write the folder that it is in.
     """
     if (folder / _MANIFEST).exists():
         raise MisuseError(f"{folder} holds a release already", hint="choose another --out")
@@ -157,6 +158,7 @@ def check_new(folder: Path) -> None:
         raise MisuseError(f"{nearest} is not a folder", hint="choose another --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise MisuseError(f"{nearest} may not be written", hint="choose another --out")
+    refuse_shared(folder.absolute().parent if nearest == folder else nearest)
 
 
 def make_release(

@@ -2,7 +2,8 @@
 
 `cbor2` does the coding. Before it sees hostile bytes a scan lets only the small subset pass that the formats
 use: no tags (cbor2 would build dates, regular expressions and big numbers from them), no floats, no
-indefinite lengths, bounded depth. After decoding, encoding again must give the same bytes.
+indefinite lengths, bounded depth, a bounded number of items (an empty list is one byte, and 56 when it is built). After
+decoding, encoding again must give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from variegate.keys.errors import Refusal, RefusedError
 
 MAX_DEPTH = 8
 """Containers within containers. The deepest of our formats needs five."""
+MAX_ITEMS = 1 << 16
+"""Items of all containers together, of a format that names no bound of its own; the longest need a few thousand."""
 
 _UINT, _NEGINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _DIRECT = 24  # additional information below this is the value itself (RFC 8949 section 3)
@@ -34,12 +37,13 @@ def encode(value: object) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(data: bytes, *, limit: int) -> Any:
+def decode(data: bytes, *, limit: int, items: int = MAX_ITEMS) -> Any:
     """Decodes hostile bytes.
 
     Args:
         data: One CBOR item and nothing after it.
         limit: The most bytes accepted.
+        items: The most items accepted, keys included.
 
     Returns:
         The value, made of int, bytes, str, list, dict, bool and None.
@@ -49,7 +53,7 @@ def decode(data: bytes, *, limit: int) -> Any:
     """
     if len(data) > limit:
         raise RefusedError(Refusal.TOO_LARGE, f"structure of {len(data)} bytes exceeds {limit}")
-    _scan(data)
+    scan(data, items)
     try:
         value = cbor2.loads(data)
         again = encode(value)
@@ -61,9 +65,14 @@ def decode(data: bytes, *, limit: int) -> Any:
     return value
 
 
-def _scan(data: bytes) -> None:
-    """Walks the heads iteratively; `open_items` holds how many items each open container still lacks."""
-    position = 0
+def scan(data: bytes, items: int) -> None:
+    """Looks through bytes for all but their order and their shortest forms; builds nothing.
+
+    Raises:
+        RefusedError: As `decode`.
+    """
+    position, announced = 0, 0
+    # How many items each open container still lacks.
     open_items, maps = [1], [False]
     while open_items:
         if open_items[-1] == 0:
@@ -76,7 +85,13 @@ def _scan(data: bytes) -> None:
         if major in (_BYTES, _TEXT):
             position += argument
         elif major in (_ARRAY, _MAP):
-            open_items.append(argument * (2 if major == _MAP else 1))
+            count = argument * (2 if major == _MAP else 1)
+            if count > len(data) - position:  # an item is a byte at least
+                raise RefusedError(Refusal.MALFORMED, "structure is cut short")
+            announced += count
+            if announced > items:
+                raise RefusedError(Refusal.TOO_LARGE, f"structure has more than {items} items")
+            open_items.append(count)
             maps.append(major == _MAP)
             if is_key:  # cbor2 would make a tuple or a mapping of its own of it
                 raise RefusedError(Refusal.MALFORMED, "structure has a container for a key")

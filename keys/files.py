@@ -17,6 +17,7 @@ from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedErro
 PRIVATE = 0o600
 PUBLIC = 0o644
 _OTHERS = 0o077
+_OTHERS_WRITE = 0o022
 _HINT = "name a file in a folder that exists and that you may write"
 _PART = ".part"
 _DRAWN = "?" * 8
@@ -118,16 +119,22 @@ def held(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_new(path: Path, data: bytes | memoryview, *, mode: int = PRIVATE) -> None:
+def write_new(name: str, data: bytes | memoryview, *, folder: int, mode: int = PRIVATE) -> None:
     """Writes a file under a name that nothing has, not even a link; not durable until its file system is synced.
 
     For many files that one sync shall serve, in a folder that only this user may change; `write_atomic` is for one.
 
+    Args:
+        name: The file's.
+        data: Its whole content.
+        folder: Descriptor of the folder: its path may lead elsewhere by now.
+        mode: Permission bits, whatever the umask says.
+
     Raises:
         OSError: It is there already, or could not be written.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, PRIVATE, dir_fd=folder), "wb") as file:
         file.write(data)
         os.fchmod(file.fileno(), mode)
 
@@ -211,6 +218,26 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
     if status.st_mode & _OTHERS:
         message = f"{path} holds a secret, and its group or others can reach it"
         raise RefusedError(Refusal.KEY, message, hint=f"chmod 600 {path}")
+
+
+def refuse_shared(folder: Path) -> None:
+    """Refuses a folder to make another in, if somebody else may rename that one away and put a link in its place.
+
+    Whatever is then written by path lands where the link leads. The folder's owner, and those who may write the folders
+    above, are trusted. Single files need none of this: see `write_atomic`.
+
+    Args:
+        folder: Where a folder is to be made; it need not be there.
+
+    Raises:
+        MisuseError: Its group or others may write it, and it is not sticky, as `/tmp` is.
+    """
+    with contextlib.suppress(OSError):  # what is not there, the maker says
+        folder = folder.absolute()
+        mode = folder.stat().st_mode
+        if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+            message = f"others may write {folder}, and could move away what is made in it"
+            raise MisuseError(message, hint=f"chmod go-w {folder}, or name a folder elsewhere")
 
 
 def _temporary(path: Path) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -237,6 +238,25 @@ def test_copies_of_other_fields_are_refused(name: str) -> None:
     for changed in ([_CHANGES[name](whole[0])], _CHANGES[name](whole[0])):
         with pytest.raises(RefusedError):
             copies_file.from_bytes(cbor.encode(changed))
+
+
+def test_copies_of_too_many_items_take_no_memory() -> None:
+    """60 MB of empty lists took 4.5 GB to refuse."""
+    count = 1_000_000
+    tracemalloc.start()
+    with pytest.raises(RefusedError) as caught:
+        copies_file.from_bytes(b"\x9a" + count.to_bytes(4, "big") + b"\x81\x80" * count)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.refusal is Refusal.TOO_LARGE
+    assert peak < 16 * count
+
+
+def test_more_copies_than_can_be_read_again_are_not_written() -> None:
+    many = replace(_fleet(b""), seeds=(bytes(32),) * copies_file.MAX_ITEMS)
+    with pytest.raises(RefusedError) as caught:
+        copies_file.to_bytes((many,))
+    assert caught.value.refusal is Refusal.TOO_LARGE
 
 
 def test_damaged_copies_are_refused_and_nothing_else_comes_of_them(prepared: Prepared) -> None:

@@ -116,14 +116,17 @@ def test_replacing_a_folder_leaves_no_temporary_file(tmp_path: Path) -> None:
 def test_a_new_file_takes_the_place_of_nothing(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"kept")
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     for name, target in (("full", victim), ("dangling", tmp_path / "nowhere")):
         (tmp_path / name).symlink_to(target)
         with pytest.raises(FileExistsError):
-            write_new(tmp_path / name, b"data")
+            write_new(name, b"data", folder=folder)
         assert not made_or_empty(tmp_path / name)
     with pytest.raises(FileExistsError):
-        write_new(victim, b"data")
-    write_new(tmp_path / "new", b"data", mode=0o644)
+        write_new("victim", b"data", folder=folder)
+    write_new("new", b"data", folder=folder, mode=0o644)
+    os.close(folder)
+    assert victim.read_bytes() == b"kept"
     assert ((tmp_path / "new").read_bytes(), (tmp_path / "new").stat().st_mode & 0o777) == (b"data", 0o644)
     assert made_or_empty(tmp_path / "made")
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600

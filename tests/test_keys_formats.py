@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_cbor_limit() -> None:
     with pytest.raises(RefusedError) as caught:
         cbor.decode(bytes(11), limit=10)
     assert caught.value.refusal is Refusal.TOO_LARGE
+
+
+@pytest.mark.parametrize("inner", [b"\x80", b"\x00", b"\x81\x80", b"\xa1\x00\x80"])
+def test_cbor_of_too_many_items_is_refused_before_anything_is_built(inner: bytes) -> None:
+    """An empty list is one byte, and 56 when it is built."""
+    count = 400_000
+    data = b"\x9a" + count.to_bytes(4, "big") + inner * count
+    tracemalloc.start()
+    refusal = refusal_of(lambda: cbor.decode(data, limit=1 << 30))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refusal is Refusal.TOO_LARGE
+    assert peak < 1 << 16
+
+
+def test_cbor_counts_items_of_all_containers_and_keys() -> None:
+    data = cbor.encode([{0: [1, 2]}, 3])
+    assert cbor.decode(data, limit=100, items=6) == [{0: [1, 2]}, 3]
+    assert refusal_of(lambda: cbor.decode(data, limit=100, items=5)) is Refusal.TOO_LARGE
 
 
 UINT = st.integers(0, 2**63 - 1)

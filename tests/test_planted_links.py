@@ -121,13 +121,15 @@ def test_a_database_is_not_made_through_a_link(tmp_path: Path, victim: Path) -> 
 def test_a_campaign_is_not_made_through_a_link(tmp_path: Path, victim: Path) -> None:
     path = write_inputs(tmp_path)
     prepared = prepare(config.load(path), tmp_path)
-    (tmp_path / ".made.preparing").symlink_to(victim.parent)
-    with pytest.raises(DeviceError, match="cannot make"):
-        campaigns.create(tmp_path / "made", prepared)
+    planted = [tmp_path / ".made.preparing", tmp_path / ".made.preparing.0123456789abcdef"]
+    for link in planted:
+        link.symlink_to(victim.parent)
+    killed = tmp_path / ".made.preparing.fedcba9876543210"
+    killed.mkdir()
+    campaigns.create(tmp_path / "made", prepared)
     assert unharmed(victim)
     assert not (tmp_path / "made").is_symlink()
-    (tmp_path / ".made.preparing").unlink()
-    campaigns.create(tmp_path / "made", prepared)
+    assert not killed.exists()
     with sqlite3.connect(tmp_path / "made" / "ledger.sqlite") as db:
         assert db.execute("SELECT count(*) FROM units").fetchone()[0] > 0
     db.close()

@@ -26,11 +26,17 @@ _RANK = 3
 _MAX_RANK = 8
 _MAX_PIXELS = 1 << 26
 _MAX_TEXT = 8192
+MAX_ITEMS = 1_000_000
+"""Some ten for each tensor of a base, and one for each copy."""
 _KINDS = {np.dtype(name).str: np.dtype(name) for name in DTYPES}
 
 
 def to_bytes(fleets: tuple[FleetCopies, ...]) -> bytes:
-    """The file; one for one content."""
+    """The file; one for one content.
+
+    Raises:
+        RefusedError: `TOO_LARGE`: it could not be read again.
+    """
     plain = [
         {
             "name": fleet.name,
@@ -53,16 +59,19 @@ def to_bytes(fleets: tuple[FleetCopies, ...]) -> bytes:
         }
         for fleet in fleets
     ]
-    return cbor.encode(plain)
+    data = cbor.encode(plain)
+    cbor.scan(data, MAX_ITEMS)
+    return data
 
 
 def from_bytes(data: bytes) -> tuple[FleetCopies, ...]:
     """Reads `to_bytes`.
 
     Raises:
-        RefusedError: `MALFORMED`; `MODEL`: a graph takes data from elsewhere; `TOO_LARGE`: its keyed tensors.
+        RefusedError: `MALFORMED`; `MODEL`: a graph takes data from elsewhere; `TOO_LARGE`: its items or keyed
+            tensors.
     """
-    fleets = cbor.decode(data, limit=len(data))
+    fleets = cbor.decode(data, limit=len(data), items=MAX_ITEMS)
     if not isinstance(fleets, list):
         raise _damaged()
     return tuple(map(_fleet, fleets))

@@ -11,7 +11,9 @@ A campaign needs its file, the data and the bases no more once it is made.
 
 from __future__ import annotations
 
+import glob
 import json
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +24,7 @@ from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.software import KEY, software
 from variegate.attack.campaign.units import Unit, units
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import PRIVATE, PUBLIC, held, read_capped, write_atomic
+from variegate.keys.files import PRIVATE, PUBLIC, held, read_capped, refuse_shared, write_atomic
 from variegate.keys.primitives import sha256
 
 CONFIG, IMAGES, COPIES = "campaign.toml", "inputs/images.npz", "inputs/copies.cbor"
@@ -30,6 +32,7 @@ SAMPLES, REPLAYS = "samples", "replays"
 MAX_INPUT_BYTES = 4 << 30
 MAX_SHARD_BYTES = 1 << 30
 _GLOB = frozenset("*?[]")
+_DRAWN = 16
 _WAIT_S = 60.0
 """For another process that makes a campaign beside this one. A campaign that runs holds its folder for longer."""
 
@@ -55,7 +58,7 @@ def create(folder: Path, prepared: Prepared) -> None:
         if len(data) > MAX_INPUT_BYTES:
             message = f"{name} would have {len(data)} bytes, and only {MAX_INPUT_BYTES} can be read again"
             raise RefusedError(Refusal.TOO_LARGE, message, hint="make campaigns of fewer images, fleets or bases")
-    made = folder.with_name(f".{folder.name}.preparing")
+    made = folder.with_name(f".{folder.name}.preparing.{secrets.token_hex(_DRAWN // 2)}")
     # Of two processes that make one campaign, one waits, and then finds it there.
     with held(folder.absolute().parent, _WAIT_S):
         _create(folder, made, contents, prepared)
@@ -64,8 +67,9 @@ def create(folder: Path, prepared: Prepared) -> None:
 def _create(folder: Path, made: Path, contents: dict[str, bytes], prepared: Prepared) -> None:
     check_new(folder)
     try:
-        # A killed process may have left one; a living one would hold the parent.
-        shutil.rmtree(made, ignore_errors=True)
+        # Killed processes may have left some; a living one would hold the parent.
+        for left in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.preparing.{'?' * _DRAWN}"):
+            shutil.rmtree(left, ignore_errors=True)
         made.mkdir()  # not with its parents: a link in its place would be followed
         for name in ("inputs", SAMPLES, REPLAYS):
             (made / name).mkdir()
@@ -88,8 +92,8 @@ def check_new(folder: Path) -> None:
     """Looks whether `create` could make a folder, before work is spent on it.
 
     Raises:
-        MisuseError: It is there, or its parent is not, or nothing can be made in that; or its path has characters that
-            DuckDB takes for patterns.
+        MisuseError: It is there, or its parent is not, or nothing can be made in that, or others may write that; or its
+            path has characters that DuckDB takes for patterns.
     """
     if _GLOB & set(str(folder.absolute())):
         raise MisuseError(f"{folder} has one of the characters {' '.join(sorted(_GLOB))} in its path")
@@ -98,9 +102,10 @@ def check_new(folder: Path) -> None:
     parent = folder.absolute().parent
     if not parent.is_dir():
         raise MisuseError(f"there is no folder {parent}")
+    refuse_shared(parent)
     try:
         # Permission bits do not tell of read-only media, nor of what a server thinks of this user.
-        Path(tempfile.mkdtemp(prefix=f".{folder.name}.preparing.", dir=parent)).rmdir()
+        Path(tempfile.mkdtemp(prefix=f".{folder.name}.checking.", dir=parent)).rmdir()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise MisuseError(f"cannot make {folder}: {reason}", hint="name a folder that you may write in") from error

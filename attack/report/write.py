@@ -28,6 +28,7 @@ from variegate.attack.report.results import compute
 from variegate.attack.report.tables import tables
 from variegate.attack.report.weaknesses import weaknesses
 from variegate.keys.errors import DeviceError, MisuseError, VariegateError
+from variegate.keys.files import refuse_shared
 from variegate.keys.primitives import sha256
 from variegate.keys.signing import Signer
 
@@ -118,6 +119,7 @@ def _check_out(out: Path, *, signed: bool) -> None:
         raise MisuseError(f"{out} is not a folder")
     if not out.absolute().parent.is_dir():
         raise MisuseError(f"cannot write {out}: its parent is no folder", hint="make the folder above it first")
+    refuse_shared(out.resolve().parent)
     if out.exists():
         _check_replaceable(out)
     if not out.exists() or not any(out.iterdir()):

@@ -22,7 +22,7 @@ from variegate.device_sim.hosting import POLICY_FILE, host_of
 from variegate.device_sim.image import debian, kernel, tools, tree
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
-from variegate.keys.files import PUBLIC, read_capped, write_atomic
+from variegate.keys.files import PUBLIC, read_capped, refuse_shared, write_atomic
 
 BOOT, ROOT, DATA, FACTS = "boot.efi", "root.squashfs", "device.ext4", "image.json"
 TPM = "device:/dev/tpmrm0"
@@ -86,12 +86,14 @@ def build(
         What it was made of.
 
     Raises:
-        MisuseError: `out` is there, a program or library is missing, this is not Debian 12, or there is no device.
+        MisuseError: `out` is there, others may write its folder, a program or library is missing, this is not
+            Debian 12, or there is no device.
         DeviceError: The device is on, its chip is of files, or a tool failed.
     """
     tools.need(tools.BUILDING)
     if out.exists() or not out.parent.is_dir():
         raise MisuseError(f"{out} is there already, or its folder is not", hint="name a folder that does not exist")
+    refuse_shared(out.parent)
     with tempfile.TemporaryDirectory(prefix=".image-", dir=out.parent.resolve()) as name, ExitStack() as undo:
         work = Path(name)
         image = work / "image"
