@@ -194,6 +194,12 @@ class Device(Hardware):
         """Whether this is the envelope of the image confirmed last; the chip says so, not the disk."""
         return self._trust.envelope == sha256(envelope)
 
+    def confirmed_as(self, envelope: bytes) -> bool:
+        """As `runtime.platform.Platform.confirmed_as`."""
+        # What passed last counts, too: its numbers rise before it is noted as confirmed, and a cut may come between.
+        numbered = self._trust.numbered
+        return numbered is None or sha256(envelope) in {numbered, self._fuses.load(_PASSED)}
+
     def settle(self) -> BootRecord:
         """Completes a confirmation that a power cut interrupted.
 
@@ -231,7 +237,8 @@ class Device(Hardware):
         self.advance(sequence_counter(manifest.security_counter), manifest.sequence)
         self.advance(SECURITY_COUNTER, manifest.security_counter)
         self.advance(_LIFECYCLE, 1)
-        self._pin(self._trust.confirming(envelope))
+        highest = self.counter(sequence_counter(manifest.security_counter)) == manifest.sequence
+        self._pin(self._trust.confirming(envelope, highest=highest))
         record = self.slots.write(replace(record, confirmed=record.trial, trial=None, tries=0, passed=False))
         self.record("confirmed", f"sequence {manifest.sequence} in slot {record.confirmed}")
         return record

@@ -28,11 +28,16 @@ class Trust:
     root: SellerRoot
     earlier: SellerRoot | None = None
     envelope: bytes | None = None
+    numbered: bytes | None = None
+    """SHA-256 of the envelope that the highest sequence number of the security counter was confirmed for: the confirmed
+    image's, unless that one was let back below it."""
 
     def to_bytes(self) -> bytes:
         """What is burnt."""
         earlier = None if self.earlier is None else self.earlier.to_bytes()
-        return cbor.encode([self.serial, self.root.to_bytes(), earlier, self.envelope])
+        # As chips from before hold it, where it says all.
+        more = [] if self.numbered == self.envelope else [self.numbered]
+        return cbor.encode([self.serial, self.root.to_bytes(), earlier, self.envelope, *more])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Trust:
@@ -43,21 +48,32 @@ class Trust:
             RefusedError: It is damaged, or its keys are.
         """
         match cbor.decode(data, limit=_MAX_TRUST_BYTES):
-            case [int(serial), bytes(root), None, None | bytes() as envelope]:
-                return cls(serial, SellerRoot.from_bytes(root), None, envelope)
-            case [int(serial), bytes(root), bytes(earlier), bytes(envelope)]:
-                return cls(serial, SellerRoot.from_bytes(root), SellerRoot.from_bytes(earlier), envelope)
+            case [int(serial), bytes(root), None, None]:
+                return cls(serial, SellerRoot.from_bytes(root))
+            case [int(serial), bytes(root), None | bytes() as earlier, bytes(envelope), *more]:
+                before = None if earlier is None else SellerRoot.from_bytes(earlier)
+                match more:
+                    case []:
+                        return cls(serial, SellerRoot.from_bytes(root), before, envelope, envelope)
+                    case [bytes(numbered)]:
+                        return cls(serial, SellerRoot.from_bytes(root), before, envelope, numbered)
         raise DeviceError("the device's pinned root is damaged", hint="such a chip is to be replaced")
 
-    def confirming(self, envelope: bytes) -> Trust:
-        """After an image under `root` was confirmed: nothing counts under an earlier root any more."""
-        return Trust(self.serial, self.root, None, sha256(envelope))
+    def confirming(self, envelope: bytes, *, highest: bool) -> Trust:
+        """After an image under `root` was confirmed: nothing counts under an earlier root any more.
+
+        Args:
+            envelope: The image's.
+            highest: Whether no higher sequence number was confirmed under its security counter.
+        """
+        digest = sha256(envelope)
+        return Trust(self.serial, self.root, None, digest, digest if highest else self.numbered)
 
     def following(self, root: SellerRoot, serial: int) -> Trust:
         """After a rotation: the image confirmed last, which only the chip names, stays good under its own root."""
         if self.envelope is None:
             return Trust(serial, root)
-        return Trust(serial, root, self.earlier or self.root, self.envelope)
+        return Trust(serial, root, self.earlier or self.root, self.envelope, self.numbered)
 
     def of(self, envelope: bytes) -> SellerRoot:
         """The root that a confirmed envelope is to be held against."""

@@ -44,6 +44,7 @@ def extend(path: Path, seller: SellerKeys, ueids: Iterable[bytes]) -> Revocation
         RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`: the file is no list of this seller's.
         DeviceError: Storage failed.
     """
+    path = _where_it_lies(path)
     with held(path.parent):
         clear_leftovers(path)
         there = path.exists()
@@ -140,6 +141,7 @@ def _tell(old: SellerKeys, new: SellerKeys, statement: Path) -> None:
 
 
 def _sign_again(path: Path, old: SellerKeys, new: SellerKeys) -> None:
+    path = _where_it_lies(path)
     with held(path.parent):
         clear_leftovers(path)
         try:
@@ -147,6 +149,12 @@ def _sign_again(path: Path, old: SellerKeys, new: SellerKeys) -> None:
         except RefusedError:
             kept = _verified(path, old.root)
             write_atomic(path, kept.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
+
+
+def _where_it_lies(path: Path) -> Path:
+    """A list that a link names stays one list: it is held, read and replaced where it lies."""
+    # A link to nothing is left as it is, and refused where a list would be made of it.
+    return Path(os.path.realpath(path)) if os.path.exists(path) else path  # noqa: PTH110  never raises
 
 
 def _verified(path: Path, *roots: SellerRoot) -> Revocations:

@@ -51,6 +51,9 @@ def admit(envelope: bytes, platform: Platform) -> Envelope:
     if manifest.device_class != platform.device_class:
         raise RefusedError(Refusal.WRONG_CLASS, "artefact is for another class of device")
     check_current(manifest, platform)
+    if _is_numbered_twice(envelope, manifest, platform):
+        message = f"another artefact has security counter {manifest.security_counter} and sequence {manifest.sequence}"
+        raise RefusedError(Refusal.ROLLED_BACK, f"{message}, and this device has confirmed it", hint=_AGAIN)
     if manifest.measurements and not manifest.measurements.items() <= platform.measurements().items():
         raise RefusedError(Refusal.SELF_TEST, "device does not measure what the artefact asks for")
     return opened
@@ -71,10 +74,23 @@ def check_current(manifest: Manifest, platform: Platform) -> None:
         raise _older("sequence", manifest.sequence, confirmed)
 
 
+def _is_numbered_twice(envelope: bytes, manifest: Manifest, platform: Platform) -> bool:
+    """Whether the numbers are those confirmed last, and were another artefact's: which is the older nobody can tell."""
+    return (
+        manifest.security_counter == platform.counter(SECURITY_COUNTER)
+        and manifest.sequence == platform.counter(sequence_counter(manifest.security_counter))
+        and not manifest.allow_downgrade
+        and not platform.confirmed_as(envelope)
+    )
+
+
+_AGAIN = "seal it again under a higher security counter"
+
+
 def _older(what: str, found: int, confirmed: int) -> RefusedError:
     # For the inner log alone, so it may say what the seller has to change: their registry may be lost.
     message = f"artefact is older than what this device has confirmed: {what} {found}, confirmed {confirmed}"
-    return RefusedError(Refusal.ROLLED_BACK, message, hint="seal it again under a higher security counter")
+    return RefusedError(Refusal.ROLLED_BACK, message, hint=_AGAIN)
 
 
 def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:

@@ -53,6 +53,13 @@ class Platform(Protocol):
         """
         ...
 
+    def confirmed_as(self, envelope: bytes) -> bool:
+        """Whether it was for this envelope that the highest sequence number of the security counter was confirmed.
+
+        Also where nothing was confirmed yet.
+        """
+        ...
+
     def now(self) -> float:
         """Unix time in seconds, by a clock that the attacker does not set."""
         ...

@@ -233,10 +233,11 @@ def test_a_damaged_log_bricks_nothing_and_shows(folder: Path, harm: str) -> None
         filled(device, 200)
         assert len(list((folder / "d" / "disk").glob("audit.*"))) == 3
         count = device.logged
+        copies = [seal_for(device.identity, SIGNER, sequence=number) for number in (1, 2)]
     HARMS[harm](folder / "d" / "disk", random.Random(1))
-    for _ in range(2):  # what was found missing is told once, and held against the log for good
+    for copy in copies:  # what was found missing is told once, and held against the log for good
         with Device.open(folder / "d") as device:
-            flash(device, seal_for(device.identity, SIGNER))
+            flash(device, copy)
             assert device.boot().classify_batch(frames(2)).shape == (2,)
             found = report(device)
             assert found.faults

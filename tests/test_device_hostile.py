@@ -188,7 +188,7 @@ def test_confirming_stops_the_image_before(device: Device, seller: Seller) -> No
 
 
 def test_no_enclave_outlives_its_device(device: Device, seller: Seller) -> None:
-    enclave = Enclave.open(seal_for(device.identity, seller.signer, security_counter=1), device)
+    enclave = Enclave.open(seal_for(device.identity, seller.signer, sequence=2, security_counter=1), device)
     enclave.classify(frames(1)[0])
     device.close()
     with pytest.raises(DeviceError, match="off"):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from variegate.cli.main import main
+from variegate.keys.errors import MisuseError
 from variegate.keys.files import clear_leftovers, write_atomic
 from variegate.keys.rotation import Revocations, follow
+from variegate.keys.rotation_files import extend, rotate
 from variegate.keys.seller import Seller
 
 PASSPHRASE = "only for this test"
@@ -264,3 +266,22 @@ def test_writers_and_who_clears_after_them_do_not_disturb_each_other(tmp_path: P
         finally:
             clearing.kill()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.key"]
+
+
+def test_a_list_named_by_a_link_stays_one_list(tmp_path: Path) -> None:
+    seller, folder = Seller.generate(), tmp_path / "lists"
+    folder.mkdir()
+    real, link = folder / "real.list", tmp_path / "revoked.list"
+    link.symlink_to(real)
+    with pytest.raises(MisuseError):
+        extend(link, seller, UEIDS[:1])  # a link to nothing
+    assert not real.exists()
+    extend(real, seller, UEIDS[:1])
+    assert extend(link, seller, UEIDS[1:2]).serial == 2
+    assert link.is_symlink()
+    assert Revocations.verify(real.read_bytes(), seller.root, 2).ueids == set(UEIDS[:2])
+    seller.save(tmp_path / "old.key", PASSPHRASE)
+    statement, out = tmp_path / "to2.root", str(tmp_path / "new.key")
+    new = rotate(seller, out, lambda: PASSPHRASE, statement=statement, revoked=link).seller
+    assert link.is_symlink()
+    assert Revocations.verify(real.read_bytes(), new.root, 3).ueids == set(UEIDS[:2])

@@ -19,7 +19,9 @@ from variegate.device_sim.fuses import Fuses
 from variegate.device_sim.hosting import host_for
 from variegate.device_sim.slots import TRIES, files
 from variegate.device_sim.storage import Fault, PowerCut
+from variegate.device_sim.trust import Trust
 from variegate.isolation.policy import DevicePolicy
+from variegate.keys import cbor
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.manifest import Policy
@@ -102,7 +104,7 @@ def test_a_lower_sequence_of_the_same_counter_is_refused(bench: Bench, changes: 
 def test_the_same_file_and_higher_numbers_are_taken(bench: Bench) -> None:
     with twin(bench.running, bench.folder / "t") as device:
         assert flash(device, bench.confirmed).written == 0
-        for sequence in (5, 6, 9):
+        for sequence in (6, 9):
             assert flash(device, bench.seal(sequence=sequence, policy=LARGE)).confirmed
         refused(device, flash, device, bench.confirmed)
         assert device.status().sequence == 9
@@ -128,6 +130,80 @@ def test_the_signed_field_lets_a_copy_back_and_no_other(bench: Bench) -> None:
         assert flash(device, bench.confirmed).confirmed
         flash(device, bench.seal(sequence=1, security_counter=2))
         refused(device, flash, device, older)
+
+
+TWINS: list[dict[str, Any]] = [
+    {"policy": LARGE},
+    {"policy": LARGE, "epoch": 7},
+    {"buyer": "another"},
+    {"payload": tiny_payload(seed=9)},
+    {},
+]
+
+
+@pytest.mark.parametrize("changes", TWINS, ids=["policy", "epoch", "buyer", "component", "sealed anew"])
+def test_another_copy_of_equal_numbers_is_refused(bench: Bench, changes: dict[str, Any]) -> None:
+    """Two registries of one seller may give them; which of two is the older nobody can tell."""
+    other = bench.seal(sequence=5, **changes)
+    with twin(bench.running, bench.folder / "t") as device:
+        for confirm in (True, False):
+            refused(device, flash, device, other, confirm=confirm)
+        assert "another artefact has security counter 1 and sequence 5" in device.log()[-1]
+        assert device.slots.record().trial is None
+        # Nor does whoever holds the disk get it in.
+        place(device, "b", other)
+        record = device.slots.record()
+        for passed in (False, True):
+            device.slots.write(replace(record, trial="b", tries=TRIES, passed=passed))
+            assert device.boot().manifest.policy == SMALL
+        device.slots.write(replace(record, confirmed="b", trial=None))
+        refused(device, device.boot)
+        device.slots.write(record)
+        assert flash(device, bench.confirmed).confirmed
+        assert flash(device, bench.seal(sequence=6, **changes)).confirmed
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_devices_first_copy_ends_all_others_of_its_numbers(bench: Bench, number: int) -> None:
+    first, second = (bench.seal(sequence=number, security_counter=0, policy=policy) for policy in (SMALL, LARGE))
+    with twin(bench.empty, bench.folder / "t") as device:
+        flash(device, first)
+        refused(device, flash, device, second)
+        assert flash(device, first).confirmed
+
+
+def test_a_host_of_its_own_process_refuses_equal_numbers_too(bench: Bench) -> None:
+    twin(bench.running, bench.folder / "t").close()
+    host = host_for(DevicePolicy())
+    with Device.open(bench.folder / "t", host=host) as device:
+        refused(device, host.start, bench.seal(sequence=5, policy=LARGE), device)
+        with host.start(bench.confirmed, device) as enclave:
+            assert len(enclave.classify_batch(frames(2))) == 2
+
+
+def test_which_copy_has_the_highest_number_outlives_one_that_was_let_back(bench: Bench) -> None:
+    older = bench.seal(sequence=2, allow_downgrade=True)
+    other, free = bench.seal(sequence=5, policy=LARGE), bench.seal(sequence=5, policy=LARGE, allow_downgrade=True)
+    with twin(bench.running, bench.folder / "t") as device:
+        flash(device, older)
+        refused(device, flash, device, other)
+    with Device.open(bench.folder / "t") as device:
+        refused(device, flash, device, other)
+        assert flash(device, bench.confirmed).confirmed
+        # Signed to come in, it has the number from then on.
+        assert flash(device, free).confirmed
+        for copy in (other, bench.confirmed):
+            refused(device, flash, device, copy)
+        assert device.boot().manifest.policy == LARGE
+
+
+def test_what_a_chip_from_before_pinned_is_read() -> None:
+    root, digest = SIGNER.root, bytes(range(32))
+    for earlier in (None, root):
+        known = Trust.from_bytes(cbor.encode([1, root.to_bytes(), earlier and earlier.to_bytes(), digest]))
+        assert (known.envelope, known.numbered, known.earlier) == (digest, digest, earlier)
+        for trust in (known, replace(known, numbered=bytes(32)), Trust(0, root)):
+            assert Trust.from_bytes(trust.to_bytes()) == trust
 
 
 def test_an_older_trial_that_was_waiting_gives_way(bench: Bench) -> None:
@@ -177,6 +253,7 @@ def test_no_power_cut_bricks_or_lets_an_older_one_back(bench: Bench, counter: in
     update = bench.seal(sequence=6, security_counter=counter)
     older = bench.seal(sequence=4, policy=LARGE)
     below = bench.seal(sequence=5, security_counter=counter, policy=LARGE)
+    equal = bench.seal(sequence=6, security_counter=counter, policy=LARGE)
     with twin(bench.running, bench.folder / "t") as device:
         flash(device, update)
         total = device.slots.storage.operations
@@ -189,7 +266,7 @@ def test_no_power_cut_bricks_or_lets_an_older_one_back(bench: Bench, counter: in
             assert [device.boot().manifest.sequence for _ in range(TRIES + 1)][-1] in {5, 6}
             refused(device, flash, device, older)
             flash(device, update)
-            for copy in (older, below, bench.confirmed):
+            for copy in (older, below, equal, bench.confirmed):
                 refused(device, flash, device, copy)
             assert device.boot().manifest.sequence == 6
 
@@ -201,6 +278,7 @@ def test_a_cut_between_the_chips_writes_leaves_both_bounds(
     """Whatever the chip took, and with a disk from before the update: no older copy of either counter comes in."""
     update = bench.seal(sequence=6, security_counter=2)
     older, below = bench.seal(sequence=4, policy=LARGE), bench.seal(sequence=5, security_counter=2)
+    equal = bench.seal(sequence=6, security_counter=2, policy=LARGE)
     names: list[str] = []
     for number in range(1, 20):
         device = twin(bench.running, bench.folder / "t")
@@ -217,6 +295,7 @@ def test_a_cut_between_the_chips_writes_leaves_both_bounds(
             refused(device, flash, device, older)
             if device.counter("security") == 2:
                 refused(device, flash, device, below)
+                refused(device, flash, device, equal)
             flash(device, update)
             assert device.boot().manifest.sequence == 6
     assert names.index(numbers_of(2)) < names.index("security")
