@@ -104,6 +104,8 @@ class Chip(Protocol):
     def close_boot(self) -> bool:
         """Gives secrets to nobody but this process until the machine starts again.
 
+        A chip that was moved to this machine is bound to what it booted by that, once and for good.
+
         Returns:
             Whether the chip can do that.
 
@@ -132,21 +134,14 @@ def open_chip(folder: Path, measure: Callable[[], Mapping[str, bytes]]) -> Chip:
         return Fuses(folder)
     tcti, launch = _described(folder / _DESCRIPTION)
     measured = measure()
-    if launch is not None:
-        # Where an earlier attempt was cut off after binding, only the description is left to mend.
-        if not is_bound(folder):
-            _bind(folder, tcti, launch, measured)
+    if launch is not None and is_bound(folder):  # `close_boot` has done it; the description is left to mend
         _describe(folder, tcti)
-    return TpmChip(folder, tcti, measured)
-
-
-def _bind(folder: Path, tcti: str, launch: bytes, measured: Mapping[str, bytes]) -> None:
-    with TpmChip(folder, tcti, measured, launch=launch) as chip:
-        chip.bind(measured)
+        launch = None
+    return TpmChip(folder, tcti, measured, launch=launch)
 
 
 def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
-    """Describes a chip anew whose folder was copied to another machine; there its next opening binds it.
+    """Describes a chip anew whose folder was copied to another machine; there `close_boot` binds it.
 
     Args:
         folder: Of the copied chip.

@@ -17,7 +17,7 @@ written and never answered for could then count beside a later one with the same
 `openings`, which stops every other process at 5, and then takes its state over under a number two above `updates`,
 past all that was ever written.
 
-A chip that is bound (`bind`) opens only on a machine that booted what this one had booted, and only until `close`d to
+A chip that is bound opens only on a machine that booted what this one had booted, and only until `close`d to
 the rest of the machine (`close_boot`): the TPM then unseals for nobody, root included, before the machine starts again.
 """
 
@@ -59,7 +59,7 @@ class TpmChip:
             folder: Where lock and state lie.
             tcti: As `tpm.checked_tcti`.
             measured: What was measured at launch, by name, 32 bytes each.
-            launch: Stands for the `launch_digest` of `measured`: what the chip was made under, on another machine.
+            launch: What it was made under, on another machine; `close_boot` binds it to this one and to `measured`.
 
         Raises:
             DeviceError: Another process holds the device; the TPM refuses or is not reached; the state is damaged, or
@@ -72,6 +72,7 @@ class TpmChip:
         self._guard = threading.Lock()
         self._on = False
         self._kept: dict[str, int] = {}
+        self._to_bind = None if launch is None else measured
         with ExitStack() as undo:
             undo.enter_context(held(folder))
             data = self._read_state()
@@ -181,34 +182,21 @@ class TpmChip:
     @property
     def boot(self) -> bytes | None:
         """As `Chip.boot`."""
-        if not self._state.bound:
+        if not (self._state.bound or self._to_bind is not None):
             return None
         with Tpm(self._tcti) as tpm:
             return tpm.boot()
 
-    def bind(self, measured: Mapping[str, bytes]) -> None:
-        """Binds the chip to what this machine booted, for good: what was sealed before no longer opens.
-
-        Args:
-            measured: What is to be measured at launch from then on.
-
-        Raises:
-            DeviceError: The TPM or the disk failed; the next opening completes what was begun.
-        """
-        with self._held():
-            pcr = pcr_after(launch_digest(measured))
-            with self._unless_broken():
-                sealed = resealed_from(self._job(Action.BIND, self._state, data=pcr).ask())
-            state = self._state
-            self._commit(replace(state, raises=state.raises + 1, sealed=sealed, bound=True))
-
     def close_boot(self) -> bool:
         """As `Chip.close_boot`: secrets are kept in memory files, which this process does not map."""
         with self._held():
-            if not self._state.bound:
+            if not (self._state.bound or self._to_bind is not None):
                 return False
             for name in self._state.secrets.keys() - self._kept.keys():
                 self._kept[name] = mappable(self._opened(name))
+            if self._to_bind is not None:
+                self._bind(self._to_bind)
+                self._to_bind = None
             with Tpm(self._tcti) as tpm:
                 tpm.close_boot()
             return True
@@ -237,6 +225,15 @@ class TpmChip:
             if not self._on:
                 raise DeviceError("the device's chip is off", hint="open the device again")
             yield
+
+    def _bind(self, measured: Mapping[str, bytes]) -> None:
+        """Binds the chip to what this machine booted, for good: what was sealed before no longer opens."""
+        pcr = pcr_after(launch_digest(measured))
+        with self._unless_broken():
+            sealed = resealed_from(self._job(Action.BIND, self._state, data=pcr).ask())
+        state = self._state
+        self._commit(replace(state, raises=state.raises + 1, sealed=sealed, bound=True))
+        self._pcr = pcr
 
     def _opened(self, name: str) -> int:
         ciphertext = self._state.secrets.get(name)
