@@ -210,6 +210,7 @@ def test_a_fleet_is_made_once_and_resumed(folder: Path, tmp_path: Path) -> None:
     with Registry(tmp_path / "r.sqlite") as registry:
         (tmp_path / "out" / ".making-killed").mkdir(parents=True)
         (tmp_path / "out" / ".making-killed" / "killed-1.vgc").touch()
+        (tmp_path / "out" / ".making-killed" / ".made").touch()
         first = exporter.fleet(fleet[:BATCH], registry)
         assert not list((tmp_path / "out").glob(".*"))
         assert (first.made, first.skipped) == (BATCH, 0)
