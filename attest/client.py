@@ -26,15 +26,7 @@ _OK, _FORBIDDEN, _TOO_MANY = 200, 403, 429
 
 
 class _Way:
-    """To one server; each call opens a connection of its own.
-
-    Args:
-        what: Whom it leads to, for messages.
-        url: `https://host[:port]`; `http://` only for this very machine.
-        ca: PEM file of who signs the server's certificate; the system's authorities unless told.
-        certificate: PEM file of a client certificate, if the server asks for one.
-        key: PEM file of its key.
-        timeout_s: Seconds for a whole call.
+    """To one server; each call opens a connection of its own. `BrokerClient` says what the arguments are.
 
     Raises:
         MisuseError: The URL or a file cannot be used.

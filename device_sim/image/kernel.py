@@ -41,9 +41,9 @@ done
 dmsetup create --noudevsync root --readonly --table \\
     "0 $((blocks * 8)) verity 1 /dev/vda /dev/vda 4096 4096 $blocks $((blocks + 1)) sha256 $root SALT" \\
     || fail "no root file system"
-mount -t squashfs -o ro /dev/dm-0 /root || fail "the root file system is not the one that this image names"
-for one in dev proc sys; do mount --move /$one /root/$one; done
-exec switch_root /root /usr/bin/python3.11 -I -B -m variegate.device_sim.image.guest
+mount -t squashfs -o ro /dev/dm-0 /system || fail "the root file system is not the one that this image names"
+for one in dev proc sys; do mount --move /$one /system/$one; done
+exec switch_root /system /usr/bin/python3.11 -I -B -m variegate.device_sim.image.guest
 """
 
 
@@ -126,7 +126,7 @@ def _forget_time(program: Path) -> None:
 
 
 def _initramfs(system: Path, modules: Path, folder: Path, out: Path) -> None:
-    for name in ("bin", "dev", "lib64", "modules", "proc", "root", "sys", str(_LIBRARY_FOLDER)):
+    for name in ("bin", "dev", "lib64", "modules", "proc", "sys", "system", str(_LIBRARY_FOLDER)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(system / "bin/busybox", folder / "bin/busybox")
     shutil.copyfile(system / "sbin/dmsetup", folder / "bin/dmsetup")
