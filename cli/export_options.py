@@ -72,8 +72,8 @@ def copy(commands: Any) -> argparse.ArgumentParser:
         "--security-counter",
         type=int,
         metavar="N",
-        help="rollback counter: a device that has confirmed this copy refuses all of a lower one (default: one above "
-        "all that the registry has for the device, 0 for a device that it does not know)",
+        help="rollback counter: a device that has confirmed this copy refuses all of a lower one (default: the "
+        "time in microseconds, or one above all that the registry has for the device where that is more)",
     )
     return p
 

@@ -1,7 +1,9 @@
 """Who got what: an append-only SQLite registry, which also knows the newest revocation list. No seed, no key.
 
 Numbers of copies are reserved here before anything is signed, so that exports at once never give one twice; a copy
-that came of them is entered when its file is whole.
+that came of them is entered when its file is whole. They are also at least the time in microseconds, so that of two
+registries of one seller, one lost or each beside its own release, neither gives numbers that the other gave, and a
+later export is above an earlier one of either.
 
 Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history; whoever owns the file
 can still replace it, so keep it where you keep your books.
@@ -11,7 +13,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
@@ -124,12 +127,17 @@ class Numbers:
     security_counter: int
 
 
+def _microseconds() -> int:
+    return time.time_ns() // 1000
+
+
 class Registry:
     """An open registry; a context manager.
 
     Args:
         path: The SQLite file; made when it is missing or empty, unless it is only read.
         read_only: Whether nothing may be written.
+        clock: What numbers begin at: Unix time in microseconds.
 
     Raises:
         MisuseError: When the file cannot be opened.
@@ -137,8 +145,9 @@ class Registry:
         DeviceError: Storage failed or is busy.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, clock: Callable[[], int] = _microseconds) -> None:
         self._path = path
+        self._clock = clock
         empty = not read_only and made_or_empty(path)
         # As a URI: the mode is what keeps SQLite from making the file, which it would do through a link.
         uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
@@ -188,8 +197,8 @@ class Registry:
         """Takes numbers for copies that are to be made, in one transaction; no other export gets them.
 
         Args:
-            wanted: For each copy the device's ueid, and its security counter; None for one above all that the device
-                was ever given, or 0 where it was given none. Copies for one device that leave it open share one.
+            wanted: For each copy the device's ueid, and its security counter; None for the time, or one above all that
+                the device was ever given where that is more. Copies for one device that leave it open share one.
 
         Returns:
             The numbers, in the order of `wanted`.
@@ -202,15 +211,17 @@ class Registry:
         opened: dict[str, int] = {}
         taken: list[Numbers] = []
         with self._errors(), transaction(self._db):
+            present = self._clock()
             for ueid, counter in wanted:
                 found = self._db.execute(_HIGHEST, (ueid,))
                 ((sequence, highest),) = typed(self._path, found, (int, NoneType), (int, NoneType))
                 if min(sequence or 0, highest or 0) < 0:
                     raise damaged(self._path)
                 if counter is None and ueid not in opened:
-                    opened[ueid] = 0 if highest is None else highest + 1
+                    opened[ueid] = present if highest is None else max(highest + 1, present)
                 numbers = Numbers(
-                    sequence=(sequence or 0) + 1, security_counter=opened[ueid] if counter is None else counter
+                    sequence=max((sequence or 0) + 1, present),
+                    security_counter=opened[ueid] if counter is None else counter,
                 )
                 if max(numbers.sequence, numbers.security_counter) > _MAX_NUMBER:
                     raise MisuseError(f"device {ueid} was given the highest number there is")

@@ -20,6 +20,7 @@ import pytest
 
 from tests.support import bases
 from tests.support.processes import heed_interrupts
+from tests.support.registries import from_zero
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
@@ -207,7 +208,7 @@ def test_lattices_are_finer_where_noise_turns_the_base(base: Base, dtype: str) -
 def test_a_fleet_is_made_once_and_resumed(folder: Path, tmp_path: Path) -> None:
     fleet = wanted(BATCH + 6)
     exporter = Exporter(folder, SELLER, TERMS, tmp_path / "out")
-    with Registry(tmp_path / "r.sqlite") as registry:
+    with from_zero(tmp_path / "r.sqlite") as registry:
         (tmp_path / "out" / ".making-killed").mkdir(parents=True)
         (tmp_path / "out" / ".making-killed" / "killed-1.vgc").touch()
         (tmp_path / "out" / ".making-killed" / ".made").touch()
@@ -247,7 +248,7 @@ def test_a_copy_on_other_terms_is_made_anew(
     first = Exporter(folder, SELLER, TERMS, tmp_path / "out", cohort)
     other = replace(first, seller=SELLER.with_new_signing_keys()) if terms is None else replace(first, terms=terms)
     fleet = wanted(1)
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         made = [exporter.fleet(fleet, registry).made for exporter in (first, first, other, other, first)]
         assert [(row.sequence, row.security_counter) for row in registry.rows()] == [(1, 0), (2, 1), (3, 2)]
     assert made == [1, 0, 1, 0, 1]

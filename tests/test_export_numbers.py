@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import bases
+from tests.support.registries import from_zero
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
+from variegate.device_sim.flash import flash
 from variegate.export.fleet import COMPONENT_FILE, Exporter
 from variegate.export.fleet_list import Wanted, read_list
 from variegate.export.registry import Registry
@@ -91,6 +94,7 @@ def test_the_command_line_ends_an_older_budget(
     def flashed(*arguments: object) -> int:
         return main(["device", "flash", "car", *map(str, arguments)])
 
+    present = time.time_ns() // 1000
     large, told = export("1", "--budget", "100000")
     assert "r.sqlite is new" in told
     small, told = export("2", "--budget", "16")
@@ -108,33 +112,66 @@ def test_the_command_line_ends_an_older_budget(
     capsys.readouterr()
     assert main(["export", "registry", "r.sqlite", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["security_counter"], row["sequence"]) for row in rows] == [(i, i + 1) for i in range(5)]
-    free, _ = export("6", "--security-counter", "4", "--allow-downgrade")
-    later, _ = export("7", "--security-counter", "4")
-    latest, _ = export("8", "--security-counter", "4", "--budget", "3")
+    assert all(0 <= row["security_counter"] - present < 60_000_000 for row in rows)
+    counter = rows[-1]["security_counter"]
+    free, _ = export("6", "--security-counter", str(counter), "--allow-downgrade")
+    later, _ = export("7", "--security-counter", str(counter))
+    latest, _ = export("8", "--security-counter", str(counter), "--budget", "3")
     for copy, status in ((free, 0), (latest, 0), (later, 1), (free, 0), (later, 1), (latest, 0)):
         assert flashed(copy) == status
-    low, _ = export("9", "--security-counter", "3")
+    low, _ = export("9", "--security-counter", str(counter - 1))
     assert flashed(low) == 1
     assert main(["device", "status", "car", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["security_counter"], shown["sequence"]) == (4, 8)
-    # The registry is lost: what is sealed anew is refused, the log says why, and the device's status what to give.
+    assert shown["security_counter"] == counter
+    # The registry is lost: what is sealed anew is above all that was sealed before.
     (tmp_path / "r.sqlite").unlink()
     lost, told = export("10")
     assert "r.sqlite is new; a device that holds a copy already may need --security-counter" in told
-    assert flashed(lost) == 1
+    assert flashed(lost) == 0
+    assert [flashed(copy) for copy in (latest, free)] == [1, 1]
+    # Where a counter beyond the time was named, the log says why, and the device's status what to give.
+    far, _ = export("11", "--security-counter", str(1 << 62))
+    assert flashed(far) == 0
+    (tmp_path / "r.sqlite").unlink()
+    late, _ = export("12")
+    assert flashed(late) == 1
     with Device.open(tmp_path / "car") as device:
-        assert "security counter 0, confirmed 4" in device.log()[-1]
-    found, _ = export("11", "--security-counter", str(shown["security_counter"] + 1))
+        assert f"confirmed {1 << 62}" in device.log()[-1]
+    found, _ = export("13", "--security-counter", str((1 << 62) + 1))
     assert flashed(found) == 0
+
+
+def test_of_two_registries_the_later_export_counts(release: Path, tmp_path: Path) -> None:
+    """As where each release has a registry of its own beside it."""
+    exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
+    with Device.create(tmp_path / "car", CLASS, SELLER.root) as device:
+        one = Wanted(buyer="acme", device=device.identity, epoch=0, security_counter=None)
+        copies: list[Path] = []
+        for number, name in enumerate(("r1", "r2", "r1", "r2")):
+            terms = replace(TERMS, policy=Policy(budget=1000 >> number))
+            with Registry(tmp_path / name) as registry:
+                replace(exporter, folder=tmp_path / str(number), terms=terms).fleet([one], registry)
+            copies += (tmp_path / str(number)).iterdir()
+        for number, copy in enumerate(copies):
+            assert flash(device, copy).confirmed
+            for older in copies[:number]:
+                with pytest.raises(RefusedError):
+                    flash(device, older)
+
+
+def test_numbers_go_up_when_the_clock_goes_back(tmp_path: Path) -> None:
+    times = iter((900, 900, 20, 2000))
+    with Registry(tmp_path / "r", clock=lambda: next(times)) as registry:
+        assert reserved(registry, ("aa", None), ("aa", None), ("bb", 3)) == [(900, 900), (900, 901), (3, 900)]
+        assert [reserved(registry, ("aa", None)) for _ in range(3)] == [[(901, 902)], [(902, 903)], [(2000, 2000)]]
 
 
 def test_a_copy_is_kept_while_it_is_its_devices_newest(release: Path, tmp_path: Path) -> None:
     one = someone()
     exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
     elsewhere = replace(exporter, folder=tmp_path / "elsewhere", terms=replace(TERMS, policy=Policy(budget=9)))
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         assert [e.fleet([one], registry).made for e in (exporter, exporter, elsewhere, elsewhere)] == [1, 0, 1, 0]
         # Its file is there still, whole; a device that took the other would refuse it.
         assert [e.fleet([one], registry).made for e in (exporter, exporter)] == [1, 0]
@@ -147,7 +184,7 @@ def test_epochs_of_one_device_share_a_counter_and_are_made_together(release: Pat
     one, other = someone(), someone()
     fleet = [one, replace(one, epoch=1), other]
     exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         assert [exporter.fleet(fleet, registry).made for _ in range(2)] == [3, 0]
         lost = next(row for row in registry.rows() if row.epoch == 1)
         (tmp_path / "out" / lost.file).unlink()
@@ -160,21 +197,21 @@ def test_a_named_counter_is_kept_under_that_counter(release: Path, tmp_path: Pat
     one = someone(security_counter=7)
     exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
     free = replace(exporter, terms=replace(TERMS, allow_downgrade=True))
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         assert [e.fleet([one], registry).made for e in (exporter, exporter, free, free, exporter)] == [1, 0, 1, 0, 1]
         assert numbers(registry) == [(7, 1), (7, 2), (7, 3)]
         assert exporter.fleet([replace(one, security_counter=2)], registry).made == 1
         assert exporter.fleet([replace(one, security_counter=None)], registry).made == 0
         assert numbers(registry)[-1] == (2, 4)
     shared = replace(exporter, folder=tmp_path / "shared", cohort="europe")
-    with Registry(tmp_path / "other") as registry:
+    with from_zero(tmp_path / "other") as registry:
         replace(shared, terms=free.terms).fleet([one], registry)
         (row,) = registry.rows()
     assert open_envelope((tmp_path / "shared" / row.file).read_bytes(), SELLER.root).manifest.allow_downgrade
 
 
 def test_the_highest_number_is_the_last(tmp_path: Path) -> None:
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         assert reserved(registry, ("aa", (1 << 63) - 1)) == [((1 << 63) - 1, 1)]
         with pytest.raises(MisuseError, match="highest number"):
             reserved(registry, ("bb", None), ("aa", None))
@@ -196,12 +233,12 @@ def test_a_list_without_a_counter_leaves_it_open(tmp_path: Path) -> None:
 
 def test_a_registry_from_before_reservations_is_taken_on(tmp_path: Path) -> None:
     path = tmp_path / "r"
-    Registry(path).__exit__(None, None, None)
+    from_zero(path).__exit__(None, None, None)
     with closing(sqlite3.connect(path)) as raw:
         raw.executescript("DROP TABLE reserved; PRAGMA journal_mode = DELETE;")
     with Registry(path, read_only=True) as registry:
         assert list(registry.rows()) == []
-    with Registry(path) as registry:
+    with from_zero(path) as registry:
         assert reserved(registry, ("aa", None), ("aa", None)) == [(0, 1), (0, 2)]
     with closing(sqlite3.connect(path)) as raw:
         for statement in ("UPDATE reserved SET sequence = 9", "DELETE FROM reserved"):
@@ -212,7 +249,7 @@ def test_a_registry_from_before_reservations_is_taken_on(tmp_path: Path) -> None
 def test_what_cannot_be_registered_is_not_left_behind(release: Path, tmp_path: Path) -> None:
     one = someone()
     exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         with closing(sqlite3.connect(tmp_path / "r")) as raw:
             raw.execute("CREATE TRIGGER full BEFORE INSERT ON copies BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         with pytest.raises(RefusedError, match="disk full"):
@@ -239,7 +276,7 @@ for line in sys.stdin:
     number, to = line.split()
     fleet = read_list(place / "fleet.csv")
     try:
-        with Registry(place / f"{number}.sqlite") as registry:
+        with from_zero(place / f"{number}.sqlite") as registry:
             print(exporters[to == "common"].fleet(fleet, registry).made, flush=True)
     except VariegateError as error:
         print(type(error).__name__, error.message, flush=True)

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.result import write_result
 from tests.support import bases
 from tests.support.artefacts import CLASS, MemorySigner, seal_for
+from tests.support.registries import from_zero
 from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config
 from variegate.attack.campaign import folder as campaigns
@@ -80,7 +81,7 @@ def test_a_fleet_follows_no_link_in_its_output_folder(
             for link in (out / name, out / f".{name}.part", out / f".{name}", out / f"{name}.tmp"):
                 link.symlink_to(victim)
 
-    with Registry(tmp_path / "r") as registry:
+    with from_zero(tmp_path / "r") as registry:
         exporter = Exporter(release, SELLER, Terms(vendor="Example"), out, cohort)
         assert exporter.fleet(fleet, registry, progress=plant).made == len(fleet)
         assert len(later) == 3

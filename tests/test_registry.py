@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.registries import from_zero
 from variegate.export.registry import Numbers, Registry, Row, now
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 
@@ -30,9 +31,9 @@ ROW = Row(
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
     rows = [replace(ROW, sequence=i, buyer=f"b{i % 2}") for i in range(1, 5)]
-    with Registry(tmp_path / "r.sqlite") as registry:
+    with from_zero(tmp_path / "r.sqlite") as registry:
         registry.add(rows)
-    with Registry(tmp_path / "r.sqlite") as registry:
+    with from_zero(tmp_path / "r.sqlite") as registry:
         assert list(registry.rows()) == rows
         assert [r.sequence for r in registry.rows(buyer="b0")] == [2, 4]
         assert list(registry.rows(ueid="none")) == []

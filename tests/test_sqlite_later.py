@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.registries import from_zero
 from tests.test_registry import ROW
 from tests.test_sqlite_damage import KINDS
 from variegate.attest.broker_store import BrokerStore
@@ -101,7 +102,7 @@ def test_an_older_file_that_is_busy_is_taken_on_later(
 def test_a_busy_registry_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("variegate.export.registry._WAIT_S", 0.1)
     path, _ = _made("registry", tmp_path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other, Registry(path) as registry:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, from_zero(path) as registry:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DeviceError, match="locked"):
             registry.reserve([(ROW.ueid, None)])
