@@ -209,8 +209,10 @@ class App:
         """The request, read only while it would find room to wait for its answer."""
         spec, peer = self._spec, permit.peer
         self._check_room(peer)
-        body = await self._body(receive, headers.get(b"content-length"), claim)
         encoding = headers.get(b"content-encoding", b"identity")
+        # Compressed bodies that arrive leave room for one to be opened, or a crowd of them would let none be answered.
+        leave = 0 if encoding == b"identity" else spec.body_bytes
+        body = await self._body(receive, headers.get(b"content-length"), claim, leave)
         split = _number(headers.get(b"inference-header-content-length"))
 
         def read() -> oip.InferRequest:
@@ -238,8 +240,8 @@ class App:
         if not self._dispatcher.has_room(peer, workshop.waiting(), workshop.waiting(peer)):
             raise BusyError("too many queries are waiting")
 
-    async def _body(self, receive: Receive, stated: bytes | None, claim: Claim) -> bytes | bytearray:
-        """The whole body, within its own bound and that of all bodies together."""
+    async def _body(self, receive: Receive, stated: bytes | None, claim: Claim, leave: int) -> bytes | bytearray:
+        """The whole body, within its own bound and that of all bodies together, less what it must leave free."""
         if stated is not None and (_number(stated) or 0) > self._spec.body_bytes:
             raise _FaultError(self._too_large)  # before `receive`, which would ask the client to go on sending
         parts = bytearray()
@@ -250,7 +252,7 @@ class App:
             chunk: bytes = message.get("body", b"")
             if len(parts) + len(chunk) > self._spec.body_bytes:
                 raise _FaultError(self._too_large)
-            claim.add(len(chunk))
+            claim.add(len(chunk), leave=leave)
             if not message.get("more_body", False):
                 if not parts:
                     return chunk

@@ -28,12 +28,12 @@ class Room:
         """A claim of no bytes yet; who made it releases it."""
         return Claim(self)
 
-    def _move(self, claim: Claim, count: int) -> None:
+    def _move(self, claim: Claim, count: int, leave: int = 0) -> None:
         with self._lock:
             if claim.over:
                 raise LeftError("the request has ended")
             change = count - claim.bytes
-            if change > 0 and self._held + change > self._total:
+            if change > 0 and self._held + change > self._total - leave:
                 raise BusyError("too many bytes of requests are held")
             self._held += change
             claim.bytes = count
@@ -60,14 +60,18 @@ class Claim:
         self.bytes = 0
         self.over = False
 
-    def add(self, count: int) -> None:
+    def add(self, count: int, *, leave: int = 0) -> None:
         """Holds more bytes.
+
+        Args:
+            count: Bytes.
+            leave: Bytes of the room that must stay free after it.
 
         Raises:
             BusyError: There is no room; the claim stays as it was.
             LeftError: It was released.
         """
-        self.hold(self.bytes + count)
+        self._room._move(self, self.bytes + count, leave)  # noqa: SLF001 - the two are one
 
     def hold(self, count: int) -> None:
         """Holds so many bytes from now on.

@@ -18,7 +18,7 @@ from tests.support.devices import workplace
 from tests.support.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving, until
 from variegate.keys.manifest import Manifest
 from variegate.runtime.port import LabelPort
-from variegate.serve import oip
+from variegate.serve import encodings, oip
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.server import Service
 
@@ -46,8 +46,10 @@ def port() -> Iterator[LabelPort]:
         yield device.boot()
 
 
-def crowd(service: Service, body: bytes, headers: dict[str, str], seconds: float) -> tuple[list[int], list[float]]:
-    """What 16 connections of one address are told, and how long health took meanwhile, in seconds."""
+def crowd(
+    service: Service, body: bytes, headers: dict[str, str], seconds: float, connections: int = 16
+) -> tuple[list[int], list[float]]:
+    """What connections of one address are told, and how long health took meanwhile, in seconds."""
     http_ = Http(service)
     end = time.monotonic() + seconds
     told: list[int] = []
@@ -64,7 +66,7 @@ def crowd(service: Service, body: bytes, headers: dict[str, str], seconds: float
                 connection.close()
         connection.close()
 
-    threads = [threading.Thread(target=ask) for _ in range(16)]
+    threads = [threading.Thread(target=ask) for _ in range(connections)]
     for thread in threads:
         thread.start()
     took: list[float] = []
@@ -91,6 +93,24 @@ def test_health_does_not_wait_for_the_bodies_of_a_crowd(port: LabelPort, kind: s
         # Were bodies read on the loop, most answers would wait for that; one may wait for a busy machine.
         assert sorted(took)[len(took) * 9 // 10] < 1.0
         until(lambda: Http(service).ask("POST", INFER, body, **headers)[0] == 200)
+
+
+def test_compressed_bodies_that_wait_leave_room_for_one_to_be_opened(
+    port: LabelPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, patience = encodings.decoded, iter([1.5])
+
+    def late(*of: Any) -> bytes | bytearray:
+        time.sleep(next(patience, 0))  # until the others are here as a whole
+        return decoded(*of)
+
+    monkeypatch.setattr(encodings, "decoded", late)
+    plain, split = infer_binary(FRAMES)
+    body = gzip.compress(plain, 0)  # as long as it was
+    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(split)}
+    with serving(Large(port)) as service:
+        told, _ = crowd(service, body, headers, 0.5, connections=4)
+    assert 200 in told
 
 
 def test_bodies_that_are_dear_are_not_read_on_the_loop(port: LabelPort, monkeypatch: pytest.MonkeyPatch) -> None:
