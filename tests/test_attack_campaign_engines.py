@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASSES, frames
-from tests.support.devices import workplace
-from tests.support.serving import device_with, serving
+from testbed.artefacts import CLASSES, frames
+from testbed.devices import workplace
+from testbed.serving import device_with, serving
 from tests.support.small_campaign import command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner
 from variegate.attack.campaign.copies import Copy, opened_device

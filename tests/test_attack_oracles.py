@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.artefacts import CLASS, CLASSES, SHAPE, frames, seal_for
+from testbed.artefacts import CLASS, CLASSES, SHAPE, frames, seal_for
+from testbed.devices import workplace
+from testbed.serving import Faulty, device_with, serving
 from tests.support.certificates import Authority
-from tests.support.devices import workplace
 from tests.support.floats import float_payload
-from tests.support.serving import Faulty, device_with, serving
 from variegate.attack.oracle import Counted, Oracle, to_points
 from variegate.attack.oracles import Patience, check_oracle, opened
 from variegate.attack.oracles.http import HttpOracle

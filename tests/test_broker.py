@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.attesting import BUYER, KEYS, NOW, Scene
-from tests.vectors import artefact_parts as parts
+from testbed import artefact_parts as parts
+from testbed.attesting import BUYER, KEYS, NOW, Scene
 from variegate.attest import database, thinning
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import DebugStatus, Ephemeral

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
+from testbed.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
 from tests.support.floats import float_payload
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import frames
+from testbed.artefacts import frames
 from tests.support.taken_over import other_code, patch
 from tests.test_isolation import flashed
 from variegate.isolation import launch, wire

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support import machines
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support.machines import ALL_RIGHTS, HARMLESS, MOUNTS, stat, thread
 from variegate.attest.groups import HOST, HOST_PROTECTIONS, members
 from variegate.cli.main import main

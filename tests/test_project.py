@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from benchmarks.result import RESULTS, load
+from testbed.result import FOLDERS, load
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -141,10 +141,10 @@ def test_the_readme_has_the_committed_figures() -> None:
 
 
 def test_results_come_from_committed_source() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(path for folder in FOLDERS.values() for path in folder.glob("*.json")):
         document = load(path.stem)
         assert re.fullmatch(r"[0-9a-f]{40}", document["commit"]), f"{path.name} was not made from a commit"
-        assert document["command"].startswith("python -m benchmarks."), path.name
+        assert document["command"].startswith(("python -m benchmarks.", "python -m assurance.")), path.name
         assert all(isinstance(v, int | float) for v in document["figures"].values()), path.name
 
 
