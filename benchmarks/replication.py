@@ -68,7 +68,7 @@ def worked(name: str, root: Path, *, quick: bool) -> Path:
 
 def cells(made: Path) -> list[Cell]:
     """Replication by fleet, attack, profile, norm, budget and overshoot."""
-    with data.opened(made) as campaign:
+    with data.open_campaign(made) as campaign:
         replication.prepare(campaign)
         return replication.by_overshoot(campaign)
 

@@ -209,8 +209,8 @@ def root() -> list[str]:
         (
             f"**What root does to a serving device** (`python -m assurance.root.measure`): {f['attacks']} attacks, in "
             f"a VM under QEMU. Without the lock {f['succeed_open']} succeed ({f['windows_read_open']:,} windows of "
-            f"weights, messages and keys read, {f['labels_beyond_budget_open']:,} labels beyond the budget, where an attack "
-            f"stops once that is shown), {f['failed_open']} fail and {f['impossible_open']} lack what they need; in "
+            f"weights, messages and keys read, {f['labels_beyond_budget_open']:,} labels beyond the budget, where an "
+            f"attack stops once that is shown), {f['failed_open']} fail and {f['impossible_open']} lack what they need; in "
             f"the locked image {f['succeed_locked']} succeed, with {f['windows_read_locked']} windows and "
             f"{f['labels_beyond_budget_locked']} labels. Power to first label: {f['boot_s_locked']:.0f} s without "
             f"acceleration; image: {f['image_bytes'] / 1e6:.0f} MB; a query over HTTP takes "

@@ -30,7 +30,7 @@ CONTROL = (
     *("read_mem", "read_pidfd", "read_kcore", "bpf_probe", "kprobe", "activations", "write_code"),
     *("sysctls", "core_helper", "module", "kexec"),
 )
-"""Those that are to succeed on the same machine without the lock, each another way; `assurance.root.measure` has all."""
+"""Those that are to succeed on the same machine without the lock, each another way."""
 SLOW = 4.0
 
 

@@ -3,7 +3,7 @@
     python -m assurance.fuzz [--quick] [--seconds PER_TARGET] [--target NAME ...] [--corpus DIR] [--keep] [--out PATH]
 
 Each target (`assurance.fuzz`) runs in a process of its own under atheris (libFuzzer over instrumented Python), from
-its seeds and the vectors in `tests/vectors/fuzz`. What counts as a finding says `assurance.fuzz.target`. A finding is made
+its seeds and the vectors in `tests/vectors/fuzz`. `target` says what counts as a finding. A finding is made
 smaller and shown to a fresh process without instrumentation; it is open when it is found there again. First of all a
 target with a planted mistake is fuzzed, for a few seconds: `planted_found` says whether it was found.
 """

@@ -8,7 +8,7 @@ from assurance.fuzz import mutation
 from assurance.fuzz.target import Target, need, pure, verdict
 from testbed import artefact_parts as parts
 from variegate.device_sim import audit, audit_report
-from variegate.device_sim.audit import AuditKey, End, Entry, Head
+from variegate.device_sim.audit import AuditEntry, AuditKey, End, Head
 from variegate.device_sim.slots import BootRecord
 from variegate.device_sim.trust import Trust
 from variegate.isolation.policy import DevicePolicy
@@ -97,7 +97,9 @@ def _log() -> list[bytes]:
         link = sha256(head)
         segment.append(head)
         for _ in range(2):
-            entry = Entry(sequence=sequence, boot=1, time_ms=5, event="boot", detail="a\n", previous=link).to_bytes()
+            entry = AuditEntry(
+                sequence=sequence, boot=1, time_ms=5, event="boot", detail="a\n", previous=link
+            ).to_bytes()
             link, sequence = sha256(entry), sequence + 1
             segment.append(entry)
         bodies.append(segment)

@@ -25,8 +25,8 @@ from testbed.serving import Http, device_with, infer_binary, infer_json, read_al
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.isolation import launch, wire
-from variegate.isolation.below import protections_to_values
 from variegate.isolation.host import Isolated, IsolatedHost
+from variegate.isolation.platform_client import protections_to_values
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost

@@ -21,14 +21,14 @@ from testbed.artefacts import CLASS, SHAPE, frames, manifest_for, seal_for
 from variegate.device_sim.device import Device
 from variegate.device_sim.hardware import BOOTS
 from variegate.isolation import wire
-from variegate.isolation.below import Below, Settings, answer, protections_to_values
+from variegate.isolation.answer_check import AnswerCheck
 from variegate.isolation.child import _Process as Child
-from variegate.isolation.given import Given
+from variegate.isolation.enclave_platform import EnclavePlatform
+from variegate.isolation.evidence_quota import EvidenceQuota
 from variegate.isolation.host import Isolated
-from variegate.isolation.offered import Offered
+from variegate.isolation.platform_client import PlatformClient, Settings, answer, protections_to_values
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
-from variegate.isolation.ration import Ration
 from variegate.isolation.statements import Statements
 from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
@@ -132,16 +132,16 @@ class _Port(Isolated):
         self._closed, self._query, self._launched, self._answers = False, 0, 1, 0
         self._starts, self._protections = deque(maxlen=1), ()
         self._manifest = manifest_for(platform.identity, parts.REF, policy=Policy(budget=100))
-        self.offered = self._offered = Offered(platform)
+        self.offered = self._offered = EnclavePlatform(platform)
         self._allowance = Allowance(self._manifest.policy, self._manifest.epoch, platform)
         public = platform.identity.signing_public
-        self._given = Given(settings_of(platform), self._manifest, HELD, public)
+        self._given = AnswerCheck(settings_of(platform), self._manifest, HELD, public)
         self._spec = Frames(self._manifest)
         self._shown = np.zeros((_BATCH, *SHAPE), np.uint8)
         self._process: Process | None = None
 
     def put(self, packets: list[bytes]) -> _Wired:
-        self._query, self._ration = 0, Ration()  # a new one, so that evidence is looked at each time
+        self._query, self._ration = 0, EvidenceQuota()  # a new one, so that evidence is looked at each time
         process = _Wired(packets)
         self._process = process
         return process
@@ -262,7 +262,7 @@ class _Enclave(Child):
         identity = folder / "identity"
         identity.write_bytes(bytes(64))
         with identity.open("rb") as file:
-            self._below = Below(ours, settings_of(device), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            self._below = PlatformClient(ours, settings_of(device), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         self._frames = shared
         self._enclave = Enclave(copy.manifest, Engine(copy), copy.canaries, self._below, HELD, charged=True)
         self._asked = 0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.campaign.config import Campaign, Fleet
-from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, opened_device
+from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, open_device_oracle
 from variegate.attack.campaign.data import read_images, read_set
 from variegate.attack.campaign.images import Images
 from variegate.attack.campaign.schema import wrong
@@ -63,7 +63,7 @@ def prepare(
     folder: Path,
     *,
     choose: bool = True,
-    opened: Opener = opened_device,
+    opened: Opener = open_device_oracle,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Loads bases, opens devices, chooses images.

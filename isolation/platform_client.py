@@ -134,7 +134,7 @@ def protections_of(values: list[Any]) -> tuple[Protection, ...]:
         raise Lost("packet holds no protections") from None
 
 
-class Below:
+class PlatformClient:
     """The device as the enclave sees it (`runtime.platform.Platform`).
 
     Time and the security counter come with every query. Labels are counted on the other side of the socket, before

@@ -9,7 +9,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def in_turn(items: Iterable[_T], fleet: Callable[[_T], str], weight: Callable[[_T], float]) -> list[_T]:
+def interleaved(items: Iterable[_T], fleet: Callable[[_T], str], weight: Callable[[_T], float]) -> list[_T]:
     """The heaviest of each fleet, heaviest first, then their second, and so on.
 
     Args:

@@ -7,7 +7,7 @@ import threading
 from variegate.serve.answers import BusyError, LeftError
 
 
-class Room:
+class BufferSpace:
     """A number of bytes, shared out by claims. For any thread.
 
     Args:
@@ -55,7 +55,7 @@ class Claim:
 
     __slots__ = ("_room", "bytes", "over")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: BufferSpace) -> None:
         self._room = room
         self.bytes = 0
         self.over = False

@@ -21,7 +21,7 @@ _NUMBERS = r"(?:classes=(?P<classes>[0-9]{1,9}))?&?(?:batch=(?P<batch>[0-9]{1,9}
 
 
 @contextmanager
-def opened(uri: str, *, patience: Patience = NONE, trust: Trust | None = None) -> Iterator[Oracle]:
+def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = None) -> Iterator[Oracle]:
     """A device by its name, until the end of the block.
 
     Args:

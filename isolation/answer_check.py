@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from variegate.attest import cose, evidence, receipt
 from variegate.isolation import wire
-from variegate.isolation.below import Settings
+from variegate.isolation.platform_client import Settings
 from variegate.isolation.statements import Claims
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.errors import DeviceError, Refusal, RefusedError, VariegateError
@@ -34,7 +34,7 @@ _REFUSALS: dict[int, dict[Refusal, str]] = {
 and whatever is not has one answer."""
 
 
-class Given:
+class AnswerCheck:
     """Checks what one launch of one copy gives."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Given:
     def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
         """Checks evidence against what was asked (`statements.Claims.evidence`).
 
-        Evidence is rare, so its signature is verified; who has the key can still hide something in it (`ration`).
+        Evidence is rare, so its signature is verified; who has the key can still hide something in it (`evidence_quota`).
 
         Raises:
             Lost: It is another than a sound enclave gives.

@@ -30,7 +30,7 @@ SELF_TEST = "self-test: the enclave says that canary frames get other labels tha
 """What the supervisor writes when a serving enclave fails its self-test; in its own words it could tell labels."""
 
 
-class Offered:
+class EnclavePlatform:
     """One launch's view of the platform, for one copy. It counts nothing, and raises no counter.
 
     Attributes:

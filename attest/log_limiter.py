@@ -52,7 +52,7 @@ class _Quota:
         return Line(True, missed)
 
 
-class Thinning:
+class LogLimiter:
     """Lets so many lines a minute through, for each device and for all strangers together. Thread-safe.
 
     Args:

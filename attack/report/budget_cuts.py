@@ -12,7 +12,7 @@ from variegate.attack.report.replication import FOOLS, GROUP
 
 
 @dataclass(frozen=True)
-class Stop:
+class BudgetCut:
     """The searches of one group, had all been stopped after so many queries.
 
     Attributes:
@@ -37,7 +37,7 @@ class Stop:
         return self.distances[min(self.distances, key=lambda s: abs(s - 1))] if self.distances else None
 
 
-def stops(campaign: Campaign) -> list[Stop]:
+def budget_cuts(campaign: Campaign) -> list[BudgetCut]:
     """For each group the end, then the budgets at which samples were replayed, ascending.
 
     A search that ended before a budget cost what it asked for. Before the end, a sample is taken to fool its own copy
@@ -70,5 +70,5 @@ def stops(campaign: Campaign) -> list[Stop]:
     for *group, budget, asked, samples, own in campaign.rows(query):
         fleet, attack, profile, norm = group
         distances = frames.get((*group, budget), {})
-        out.append(Stop((fleet, attack, profile, norm), budget, asked, samples, own, distances))
+        out.append(BudgetCut((fleet, attack, profile, norm), budget, asked, samples, own, distances))
     return out

@@ -17,11 +17,11 @@ BURST = 60
 PER_SECOND = 1.0
 """Tokens that it may give again, each second after that."""
 _CLOCK_STEP_S = 0.001
-_rations: dict[bytes, Ration] = {}
+_rations: dict[bytes, EvidenceQuota] = {}
 _lock = threading.Lock()
 
 
-class Ration:
+class EvidenceQuota:
     """Tokens of evidence of one device, full at first. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,7 @@ class Ration:
             self._left -= 1
 
 
-def ration_of(ueid: bytes) -> Ration:
+def quota_of(ueid: bytes) -> EvidenceQuota:
     """The one of a device, whatever enclaves and copies come and go while this process lives."""
     with _lock:
-        return _rations.setdefault(ueid, Ration())
+        return _rations.setdefault(ueid, EvidenceQuota())

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from variegate.attest.release import request
 from variegate.isolation.arrange import Optimise
-from variegate.isolation.below import Below
 from variegate.isolation.placed import PlacedCopy, open_copy
+from variegate.isolation.platform_client import PlatformClient
 from variegate.isolation.statements import Statements
 from variegate.isolation.wire import Lost
 from variegate.keys.artefact import Artefact, Spec
@@ -28,7 +28,7 @@ from variegate.runtime.enclave import Protection
 def open_into(
     region: memoryview,
     artefact: Artefact,
-    below: Below,
+    below: PlatformClient,
     protections: tuple[Protection, ...],
     optimise: Optimise,
 ) -> list[object]:
@@ -76,7 +76,7 @@ def open_into(
 
 
 @dataclass(frozen=True)
-class Opened:
+class SecretCopy:
     """What the serving process has of a copy; nothing secret lies outside of the region.
 
     Attributes:
@@ -95,7 +95,7 @@ class Opened:
         return Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
 
     @classmethod
-    def of(cls, values: list[Any], region: memoryview) -> Opened:
+    def of(cls, values: list[Any], region: memoryview) -> SecretCopy:
         """Finds a copy in the region.
 
         Raises:
