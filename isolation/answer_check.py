@@ -87,7 +87,8 @@ class AnswerCheck:
     def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
         """Checks evidence against what was asked (`statements.Claims.evidence`).
 
-        Evidence is rare, so its signature is verified; who has the key can still hide something in it (`evidence_quota`).
+        Evidence is rare, so its signature is verified; who has the key can still hide something in it
+        (`evidence_quota`).
 
         Raises:
             Lost: It is another than a sound enclave gives.
