@@ -68,6 +68,19 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         assert ours - {package} <= MAY_IMPORT[package], path
 
 
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("testbed", {"tests", "benchmarks", "assurance"}),
+        ("benchmarks", {"tests"}),
+        ("assurance", {"tests", "benchmarks"}),
+    ],
+)
+def test_what_is_shared_lies_below_those_who_share_it(folder: str, others: set[str]) -> None:
+    for path in sources(folder):
+        assert not {name.partition(".")[0] for name in imported(path)} & others, path
+
+
 _HSM = {"pkcs11"}
 EXTRAS = {"hsm.py": _HSM, "hsm_objects.py": _HSM, "hsm_token.py": _HSM, "tpm.py": {"tpm2_pytss"}}
 """Loaded when asked for, and only there."""
