@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import Evidence
+from variegate.attest.log_limiter import LogLimiter
 from variegate.attest.nonces import Nonces
 from variegate.attest.policy import AppraisalPolicy
 from variegate.attest.release import release_info
-from variegate.attest.thinning import Thinning
 from variegate.attest.verifier import Verifier
 from variegate.keys.broker import BrokerKey
 from variegate.keys.envelope import Envelope, open_envelope
@@ -57,7 +57,7 @@ class Broker:
             revocations=store.revocations,
             roots=lambda: [one.fingerprint for one in store.roots(root)],
         )
-        self._thinning = Thinning(clock)
+        self._thinning = LogLimiter(clock)
 
     def challenge(self) -> bytes:
         """A nonce for one request."""

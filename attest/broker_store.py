@@ -60,7 +60,7 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One line of the log.
 
     Attributes:
@@ -320,7 +320,7 @@ class BrokerStore:
         with self.database.transaction() as db:
             db.execute("INSERT INTO log (time, event, ueid, buyer, model, detail) VALUES (?, ?, ?, ?, ?, ?)", values)
 
-    def log(self, *, after: int = 0, limit: int = 1000) -> Iterator[Entry]:
+    def log(self, *, after: int = 0, limit: int = 1000) -> Iterator[LogEntry]:
         """Lines of the log in order.
 
         Args:
@@ -333,4 +333,4 @@ class BrokerStore:
         """
         query = "SELECT id, time, event, ueid, buyer, model, detail FROM log WHERE id > ? ORDER BY id LIMIT ?"
         rows = self.database.rows(query, (after, limit), int, int, str, str, str, str, str)
-        return (Entry(*row) for row in rows)
+        return (LogEntry(*row) for row in rows)

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.bases import SUBJECTS, VALIDATION, Subject
-from benchmarks.cars import flashed
-from benchmarks.result import result_path, source_commit, write_result
+from testbed.cars import flashed
+from testbed.result import result_path, source_commit, write_result
+from testbed.subjects import SUBJECTS, VALIDATION, Subject
 from variegate.export.calibrate import Tried, calibrate
 from variegate.export.parity import TIE, measure
 from variegate.export.release import make_release

@@ -36,9 +36,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.bases import CIFAR10, GTSRB, Subject
-from benchmarks.result import result_path, source_commit, write_result
 from benchmarks.runtime import with_argmax
+from testbed.result import result_path, source_commit, write_result
+from testbed.subjects import CIFAR10, GTSRB, Subject
 from variegate.export.fuse import IMAGE
 from variegate.export.parity import session
 

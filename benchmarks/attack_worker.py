@@ -111,7 +111,7 @@ def peer(network: Network, images: Mapping[str, NDArray[Any]], queries: int, too
     toolkit, _, torch_too = toolkit.partition("_")
     if torch_too or toolkit == "foolbox":
         importlib.import_module("torch").set_num_threads(1)
-    module = importlib.import_module("benchmarks.bases") if torch_too else None
+    module = importlib.import_module("testbed.subjects") if torch_too else None
     subject = None if module is None else {s.name: s for s in module.SUBJECTS}[str(images["subject"])]
     if toolkit == "foolbox":
         foolbox = importlib.import_module("benchmarks.peers.foolbox")

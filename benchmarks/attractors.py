@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bases import GTSRB
-from benchmarks.result import result_path, source_commit, write_result
+from testbed.result import result_path, source_commit, write_result
+from testbed.subjects import GTSRB
 from variegate.attack.report.statistics import wilson
 from variegate.demo.attack import hop_skip_jump
 from variegate.export.fuse import IMAGE, LABEL, fuse

@@ -39,10 +39,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY, VALIDATION, Subject
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import OVERSHOOTS, Effort, Replication, copies, search
-from benchmarks.result import result_path, source_commit, write_result
+from testbed.result import result_path, source_commit, write_result
+from testbed.subjects import CIFAR10_BASES, GTSRB_TINY, VALIDATION, Subject
 from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.search import Attack

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
+from testbed.subjects import CIFAR10_BASES, GTSRB_TINY
 from variegate.keys.files import PUBLIC, write_atomic
 
 

@@ -30,10 +30,10 @@ from typing import Any, Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.bases import GTSRB_TINY
-from benchmarks.result import result_path, source_commit, write_result
 from benchmarks.study_bases import Attacked, chosen, seeds
 from benchmarks.study_labels import Made, by_labels, several_tries, shown, smoothed
+from testbed.result import result_path, source_commit, write_result
+from testbed.subjects import GTSRB_TINY
 from variegate.attack.adaptive.overshoot import stretched
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.report.statistics import rate

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.equivalence_network import halved, trained
 from benchmarks.peers import art
-from benchmarks.result import result_path, source_commit, write_result
-from benchmarks.zoo.data import gtsrb_test
+from testbed.result import result_path, source_commit, write_result
+from testbed.zoo.data import gtsrb_test
 from variegate.attack.algorithms.boundary_art import ArtBoundary
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump_art import ArtHopSkipJump

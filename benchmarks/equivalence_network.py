@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.zoo import data
+from testbed.zoo import data
 from variegate.attack.oracle import to_points
 from variegate.attack.oracles.local import LocalBase
-from variegate.export.base import from_torch
-from variegate.export.contract import InputSpec
+from variegate.export.intake.base import from_torch
+from variegate.export.intake.contract import InputSpec
 
 SHAPE = (3, 16, 16)
 CLASSES = 43

@@ -11,7 +11,6 @@ made as for a fleet: keys, parity check, sealing, signing, files written and flu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,9 +24,9 @@ import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import nn
 
-from benchmarks.bases import CIFAR10, GTSRB, Subject
-from benchmarks.result import RESULTS, result_path, source_commit, write_result
-from benchmarks.settings import calibrated
+from testbed.result import load, result_path, source_commit, write_result
+from testbed.settings import calibrated
+from testbed.subjects import CIFAR10, GTSRB, Subject
 from variegate.export.fleet import BATCH, Exporter, hand_out
 from variegate.export.outbox import making
 from variegate.export.registry import Registry
@@ -178,7 +177,7 @@ def main() -> None:
             figures["single_vs_reexport"] = cost["reexport"] / cost["single"]
             figures["envelope_vs_reexport"] = cost["reexport"] / cost["envelope"]
         print({k: round(v, 3) for k, v in figures.items() if k.startswith(prefix)}, flush=True)
-    training = json.loads((RESULTS / "train_gtsrb.json").read_text("utf-8"))["figures"]["training_seconds"]
+    training = load("train_gtsrb")["figures"]["training_seconds"]
     figures["gtsrb_single_vs_training"] = training * figures["gtsrb_single_copies_per_s"]
     write_result(
         "export",

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.campaign_bases import write_bases
-from benchmarks.result import load, result_path, source_commit, write_result
-from benchmarks.zoo.data import data_root
+from testbed.result import load, result_path, source_commit, write_result
+from testbed.zoo.data import data_root
 from variegate.attack.campaign import config, folder, runner
 from variegate.attack.campaign.config import Campaign
 from variegate.attack.campaign.data import FOLDER_VARIABLE
@@ -68,7 +68,7 @@ def worked(name: str, root: Path, *, quick: bool) -> Path:
 
 def cells(made: Path) -> list[Cell]:
     """Replication by fleet, attack, profile, norm, budget and overshoot."""
-    with data.opened(made) as campaign:
+    with data.open_campaign(made) as campaign:
         replication.prepare(campaign)
         return replication.by_overshoot(campaign)
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.bases import CIFAR10, GTSRB, Subject
-from benchmarks.cars import DEVICE_CLASS, flashed
-from benchmarks.result import result_path, source_commit, write_result
-from benchmarks.settings import calibrated
-from benchmarks.timing import alternate, ratio
+from testbed.cars import DEVICE_CLASS, flashed
+from testbed.result import result_path, source_commit, write_result
+from testbed.settings import calibrated
+from testbed.subjects import CIFAR10, GTSRB, Subject
+from testbed.timing import alternate, ratio
 from variegate.device_sim.device import Device
 from variegate.export.fuse import IMAGE, fuse
 from variegate.export.parity import session

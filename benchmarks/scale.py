@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import campaigns
-from benchmarks.result import result_path, source_commit, write_result
+from testbed import campaigns
+from testbed.result import result_path, source_commit, write_result
 from variegate.attack.campaign.query import open_results
 
 SEED, WORKERS = 21, 2

@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bases import CIFAR10
-from benchmarks.cars import DEVICE_CLASS
-from benchmarks.result import result_path, source_commit, write_result
 from benchmarks.serve_http import HttpProbe, SocketProbe, binary_request, server, timed
-from benchmarks.settings import calibrated
-from benchmarks.timing import alternate, ratio
+from testbed.cars import DEVICE_CLASS
+from testbed.result import result_path, source_commit, write_result
+from testbed.settings import calibrated
+from testbed.subjects import CIFAR10
+from testbed.timing import alternate, ratio
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.export.release import Release, make_release

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.bases import CIFAR10, GTSRB
-from benchmarks.settings import calibrated
-from benchmarks.zoo import data, gtsrb_tiny, networks
+from testbed.settings import calibrated
+from testbed.subjects import CIFAR10, GTSRB
+from testbed.zoo import data, gtsrb_tiny, networks
 from variegate.attack.driver import Task
 from variegate.attack.oracle import to_points
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.search import Problem, seeded
 from variegate.attack.whitebox.copies import open_copies
-from variegate.export.base import Base, from_torch
-from variegate.export.contract import InputSpec
 from variegate.export.fuse import fuse
+from variegate.export.intake.base import Base, from_torch
+from variegate.export.intake.contract import InputSpec
 from variegate.export.rewriters import Permutation, Rewriter
 from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.primitives import sha256

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.study_bases import Attacked, Dataset, seeds, tasks
-from benchmarks.zoo import data
+from testbed.zoo import data
 from variegate.attack import driver
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Vote, combined, firmest, fool_all

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import tables_attack
-from benchmarks.result import RESULTS, load
+from testbed.result import REPOSITORY, load
 
-README = RESULTS.parents[1] / "README.md"
+README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
 _KINDS = ("qim", "permutation", "spread")
 
@@ -107,7 +107,7 @@ def tamper() -> list[str]:
     f = load("tamper")["figures"]
     return [
         (
-            f"**Tampering** (`python -m benchmarks.tamper`): {f['mutations_tried']:,} mutations of a sealed artefact, "
+            f"**Tampering** (`python -m assurance.tamper`): {f['mutations_tried']:,} mutations of a sealed artefact, "
             f"{f['cuts_tried']:,} truncations (a small graph, every byte), "
             f"{f['mutations_accepted'] + f['cuts_accepted']} accepted; {f['power_cuts_tried']:,} power cuts while "
             f"flashing, {f['bricks']} devices bricked; copies opened on a wrong device: {f['off_diagonal_opened']}; "
@@ -193,7 +193,7 @@ def isolation() -> list[str]:
     f = document["figures"]
     return [
         (
-            f"**What root reads of a serving enclave** (`python -m benchmarks.isolation`): {document['n']['enclaves']} "
+            f"**What root reads of a serving enclave** (`python -m assurance.memory`): {document['n']['enclaves']} "
             "enclaves (ResNet-20 and the GTSRB network, QIM and permutation, protected and not) by `/proc/PID/mem`, "
             f"`process_vm_readv`, ptrace and `pidfd_getfd`. Windows of weights, messages and keys found: "
             f"{f['root_windows_protected']:,} in {f['bytes_read_protected'] / 2**20:,.0f} MiB read of protected ones, "
@@ -207,11 +207,11 @@ def root() -> list[str]:
     f = load("root")["figures"]
     return [
         (
-            f"**What root does to a serving device** (`python -m benchmarks.root`): {f['attacks']} attacks, in a VM "
-            f"under QEMU. Without the lock {f['succeed_open']} succeed ({f['windows_read_open']:,} windows of weights, "
-            f"messages and keys read, {f['labels_beyond_budget_open']:,} labels beyond the budget, where an attack "
-            f"stops once that is shown), {f['failed_open']} fail and {f['impossible_open']} lack what they need; in "
-            f"the locked image {f['succeed_locked']} succeed, with {f['windows_read_locked']} windows and "
+            f"**What root does to a serving device** (`python -m assurance.root.measure`): {f['attacks']} attacks, in "
+            f"a VM under QEMU. Without the lock {f['succeed_open']} succeed ({f['windows_read_open']:,} windows of "
+            f"weights, messages and keys read, {f['labels_beyond_budget_open']:,} labels beyond the budget, where an "
+            f"attack stops once that is shown), {f['failed_open']} fail and {f['impossible_open']} lack what they "
+            f"need; in the locked image {f['succeed_locked']} succeed, with {f['windows_read_locked']} windows and "
             f"{f['labels_beyond_budget_locked']} labels. Power to first label: {f['boot_s_locked']:.0f} s without "
             f"acceleration; image: {f['image_bytes'] / 1e6:.0f} MB; a query over HTTP takes "
             f"{f['latency_ratio']:.0f} times as long inside as outside."
@@ -224,7 +224,7 @@ def powercut() -> list[str]:
     f = load("powercut")["figures"]
     return [
         (
-            f"**Power cuts while flashing** (`python -m benchmarks.powercut`): {f['cuts_tried']:,} single and "
+            f"**Power cuts while flashing** (`python -m assurance.powercut`): {f['cuts_tried']:,} single and "
             f"{f['double_cuts_tried']:,} double cuts, torn sectors and reordered writes among them, and "
             f"{f['sigkills']:,} real SIGKILLs: {f['bricks']} devices bricked; {f['rollbacks_tried']:,} rollbacks tried "
             f"afterwards, {f['rollbacks_accepted']} accepted."
@@ -238,7 +238,7 @@ def soak() -> list[str]:
     f, seconds = document["figures"], document["n"]["seconds"]
     return [
         (
-            f"**Soak** (`python -m benchmarks.soak`): {seconds / 60:.0f} minutes of good and hostile clients, the "
+            f"**Soak** (`python -m assurance.soak`): {seconds / 60:.0f} minutes of good and hostile clients, the "
             f"enclave killed and stopped now and then: {f['requests']:,} requests, {f['wrong_labels']} wrong labels, "
             f"memory {f['rss_growth_mib']:+.1f} MiB, descriptors {f['fd_growth']:+.0f}, budget error "
             f"{f['budget_error']}."
@@ -251,7 +251,7 @@ def fuzz() -> list[str]:
     f = load("fuzz")["figures"]
     return [
         (
-            f"**Fuzzing** (`python -m benchmarks.fuzz`): {f['executions']:,} executions over "
+            f"**Fuzzing** (`python -m assurance.fuzz`): {f['executions']:,} executions over "
             f"{f['targets']} targets, {f['open_findings']} open findings; what was found before is kept in "
             "`tests/vectors/fuzz/`."
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.replication import CONFIGS
-from benchmarks.result import load
+from testbed.result import load
 from variegate.attack.campaign import config
 
 _FLEETS = {
@@ -248,7 +248,7 @@ def engine() -> list[str]:
     r, s = resumed["figures"], scale["figures"]
     return [
         (
-            f"**Campaigns** (`python -m benchmarks.resume`, `benchmarks.scale`): killed at {r['kills']} random "
+            f"**Campaigns** (`python -m assurance.resume`, `benchmarks.scale`): killed at {r['kills']} random "
             f"moments, resumed, and run with other numbers of workers: {r['different_bytes']} bytes of the results "
             f"differ. {s['queries']:,} queries over {s['devices']} devices through a Dask cluster: "
             f"{s['ledger_errors']} errors in the ledger."

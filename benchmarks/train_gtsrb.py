@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
-from benchmarks.result import result_path, source_commit, write_result
-from benchmarks.zoo.data import Images, gtsrb_test, gtsrb_train
-from benchmarks.zoo.gtsrb_small import WEIGHTS, GtsrbSmall
+from testbed.result import result_path, source_commit, write_result
+from testbed.zoo.data import Images, gtsrb_test, gtsrb_train
+from testbed.zoo.gtsrb_small import WEIGHTS, GtsrbSmall
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 

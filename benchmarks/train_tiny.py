@@ -18,10 +18,10 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.result import result_path, source_commit, write_result
 from benchmarks.train_gtsrb import Recipe, count_right, split, train
-from benchmarks.zoo.data import Images, gtsrb_test, gtsrb_train
-from benchmarks.zoo.gtsrb_tiny import NAMES, GtsrbTiny, weights
+from testbed.result import result_path, source_commit, write_result
+from testbed.zoo.data import Images, gtsrb_test, gtsrb_train
+from testbed.zoo.gtsrb_tiny import NAMES, GtsrbTiny, weights
 
 NAME: Final = "train_tiny"
 THREADS: Final = 2

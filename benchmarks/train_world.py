@@ -18,7 +18,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.result import result_path, write_result
+from testbed.result import result_path, write_result
 from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import WEIGHTS, load_signnet, multiply_adds
 from variegate.device_sim.world.signs import SIGNS

@@ -86,10 +86,10 @@ def _engine(args: argparse.Namespace) -> str | None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from variegate.attack.campaign.copies import opened_device  # noqa: PLC0415
+    from variegate.attack.campaign.copies import open_device_oracle  # noqa: PLC0415
     from variegate.attack.campaign.verify import verify  # noqa: PLC0415
 
-    opened = opened_device if args.ask_devices else None
+    opened = open_device_oracle if args.ask_devices else None
     with Progress("units") as line:
         found = verify(args.campaign, sample=args.sample, opened=opened, progress=lambda _done, _all: line.advance())
     emit(asdict(found), args.json, lambda: _verdict_text(found))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from variegate.attack.algorithms.table import ATTACKS, CORRECTED, DEFAULTS, from_config
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
 from variegate.attack.oracle import Oracle, to_frames, to_points
-from variegate.attack.oracles import Patience, opened
+from variegate.attack.oracles import Patience, open_oracle
+from variegate.attack.oracles.address import FORMS
 from variegate.attack.oracles.frames import MAX_CLASSES
 from variegate.attack.oracles.http_line import Trust
-from variegate.attack.oracles.opened import FORMS
 from variegate.cli.attack_options import command
 from variegate.cli.attack_trial import HEADER, Trial
 from variegate.cli.console import Progress, add_json_option, emit, note, table
@@ -79,7 +79,7 @@ def _try(args: argparse.Namespace) -> int:
     given, true = _images(args.images, args.count)
     trust = Trust(ca=args.ca, certificate=args.cert, key=args.key) if args.ca or args.cert or args.key else None
     patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
-    with opened(args.device, patience=patience, trust=trust) as oracle:
+    with open_oracle(args.device, patience=patience, trust=trust) as oracle:
         frames = _fitting(given, true, oracle)
         trial = Trial(oracle, attack, frames, true, queries=args.queries, seed=args.seed)
         try:

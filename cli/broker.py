@@ -15,7 +15,7 @@ from pathlib import Path
 
 from variegate.attest import evidence as tokens
 from variegate.attest.broker import Broker
-from variegate.attest.broker_store import BrokerStore, Entry
+from variegate.attest.broker_store import BrokerStore, LogEntry
 from variegate.attest.evidence import MAX_EVIDENCE_BYTES
 from variegate.attest.nonces import Nonces
 from variegate.attest.policy import MAX_POLICY_BYTES, AppraisalPolicy
@@ -206,7 +206,7 @@ def _books(folder: Path) -> Iterator[BrokerStore]:
         yield store
 
 
-def _pages(store: BrokerStore, after: int) -> Iterator[Entry]:
+def _pages(store: BrokerStore, after: int) -> Iterator[LogEntry]:
     while page := list(store.log(after=after, limit=_PAGE)):
         yield from page
         after = page[-1].number

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from variegate.cli import device_attest, device_audit, device_image, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
-from variegate.cli.device_open import add_broker_options, host_line, isolated, opened
+from variegate.cli.device_open import add_broker_options, host_line, isolated, open_device
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import host_for
@@ -145,7 +145,7 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _identity(args: argparse.Namespace) -> int:
-    with opened(args) as device:
+    with open_device(args) as device:
         public = device.identity
     write_atomic(args.out, public.to_json().encode(), mode=PUBLIC)
     note(f"wrote {args.out}; fingerprint {public.fingerprint.hex()}")
@@ -153,7 +153,7 @@ def _identity(args: argparse.Namespace) -> int:
 
 
 def _flash(args: argparse.Namespace) -> int:
-    with opened(args) as device, Progress("chunks") as line:
+    with open_device(args) as device, Progress("chunks") as line:
         report = flash(
             device, args.artefact, component_file=args.component, progress=lambda _done, _all: line.advance()
         )
@@ -170,7 +170,7 @@ def _classify(args: argparse.Namespace) -> int:
         check_new(args.receipt)
     found: list[dict[str, Any]] = []
     try:
-        with opened(args) as device:
+        with open_device(args) as device:
             enclave = device.boot() if args.receipt is None else isolated(device)
             asked = _Patient(enclave)
             # What is charged shall be answered: all is read before the first question.
@@ -187,21 +187,21 @@ def _classify(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    with opened(args) as device:
+    with open_device(args) as device:
         facts = _facts(device.status(), device.counter)
     emit(facts, args.json, lambda: _text(facts))
     return 0
 
 
 def _log(args: argparse.Namespace) -> int:
-    with opened(args) as device:
+    with open_device(args) as device:
         lines = device.log()
     emit(lines, args.json, lambda: "\n".join(lines))
     return 0
 
 
 def _follow(args: argparse.Namespace) -> int:
-    with opened(args) as device:
+    with open_device(args) as device:
         device.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES))
         note(f"{args.folder} trusts root {device.root.fingerprint.hex()}")
     return 0
@@ -243,7 +243,7 @@ class _Patient:
 
 
 def _protections(args: argparse.Namespace) -> int:
-    with opened(args) as device:
+    with open_device(args) as device:
         found = device.boot().status().protections
     rows = [(p.name, str(p.state), p.reason) for p in (*found, summary(found))]
     facts = [dict(zip(("name", "state", "reason"), row, strict=True)) for row in rows]

@@ -9,7 +9,7 @@ from variegate.attest import receipt
 from variegate.attest.client import evidence_from
 from variegate.attest.evidence import NONCE_BYTES
 from variegate.cli.console import add_json_option, emit, note, table
-from variegate.cli.device_open import add_broker_options, isolated, opened
+from variegate.cli.device_open import add_broker_options, isolated, open_device
 from variegate.keys.arrays import read_npy
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.files import PUBLIC, check_new, read_capped, write_atomic
@@ -42,7 +42,7 @@ def _attest(args: argparse.Namespace) -> int:
         token = evidence_from(args.folder, args.nonce, ca=args.ca)
     else:
         args.folder = Path(args.folder)
-        with opened(args) as device:
+        with open_device(args) as device:
             token = isolated(device).evidence(args.nonce)
     write_atomic(args.out, token, mode=PUBLIC)
     note(f"wrote {args.out}; a seller appraises it with `variegate broker appraise`")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option, emit, note
-from variegate.cli.device_open import opened
+from variegate.cli.device_open import open_device
 from variegate.device_sim.audit import MAX_EXPORT_BYTES
 from variegate.device_sim.audit_report import AuditReport, verify
 from variegate.keys.errors import MisuseError
@@ -40,7 +40,7 @@ def _audit(args: argparse.Namespace) -> int:
             raise MisuseError(f"{args.folder} is an export already", hint="leave out --export")
         export = read_capped(args.folder, limit=MAX_EXPORT_BYTES)
     else:
-        with opened(args) as device:
+        with open_device(args) as device:
             export = device.export_log()
             public = public or device.identity
     if args.export is not None:

@@ -24,7 +24,7 @@ def add_broker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker-key", type=Path, metavar="PEM", help="its key")
 
 
-def opened(args: argparse.Namespace) -> Device:
+def open_device(args: argparse.Namespace) -> Device:
     """Turns the device in `args.folder` on.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from variegate.cli.console import note, table
-from variegate.cli.device_open import add_broker_options, as_isolated, host_line, opened
+from variegate.cli.device_open import add_broker_options, as_isolated, host_line, open_device
 from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
 from variegate.isolation.lockdown import close_supervisor
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     options.check()  # before a boot is spent on it
     if not host_of(args.folder).policy.debug:
         close_supervisor()
-    with opened(args) as device:
+    with open_device(args) as device:
         port = device.boot()
         if isinstance(port, Isolated):
             options = replace(

@@ -22,14 +22,14 @@ from variegate.cli.console import (
     note,
     table,
 )
-from variegate.export import base as bases
-from variegate.export import weights
 from variegate.export.arrays import read_arrays
 from variegate.export.calibrate import Calibration, Tried, calibrate, candidates
-from variegate.export.contract import Contract, InputSpec
 from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport
 from variegate.export.fleet_list import Wanted, check_buyer, check_number, read_list
 from variegate.export.fuse import frame_shape
+from variegate.export.intake import base as bases
+from variegate.export.intake import weights
+from variegate.export.intake.contract import Contract, InputSpec
 from variegate.export.outbox import prepare_folder
 from variegate.export.parity import measure
 from variegate.export.registry import Registry

@@ -15,8 +15,8 @@ from variegate.device_sim.device import Device
 from variegate.device_sim.flash import FlashReport, flash
 from variegate.device_sim.world.dataset import Batch, batch
 from variegate.device_sim.world.network import load_signnet
-from variegate.export.base import Base, from_torch
 from variegate.export.calibrate import Calibration, calibrate
+from variegate.export.intake.base import Base, from_torch
 from variegate.export.parity import measure
 from variegate.export.release import Release, make_release
 from variegate.export.rewriters import Qim

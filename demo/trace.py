@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.export.contract import Contract
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters import Inputs, Qim
 from variegate.export.rewriters.numpy_ops import NumpyOps
 from variegate.keys import recipe

@@ -70,7 +70,7 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class AuditEntry:
     """Something that happened.
 
     Attributes:
@@ -135,7 +135,7 @@ class Segment:
     """
 
     head: Head
-    entries: tuple[Entry, ...]
+    entries: tuple[AuditEntry, ...]
     link: bytes
     end: int
 
@@ -312,12 +312,14 @@ def _head(body: bytes) -> Head | None:
     return None
 
 
-def _entry(body: bytes) -> Entry | None:
+def _entry(body: bytes) -> AuditEntry | None:
     match _decoded(body):
         case [kind, sequence, boot, time_ms, str(event), str(detail), bytes(previous)] if kind == _ENTRY and _counts(
             kind, sequence, boot, time_ms
         ):
-            return Entry(sequence=sequence, boot=boot, time_ms=time_ms, event=event, detail=detail, previous=previous)
+            return AuditEntry(
+                sequence=sequence, boot=boot, time_ms=time_ms, event=event, detail=detail, previous=previous
+            )
     return None
 
 

@@ -25,9 +25,9 @@ from variegate.device_sim.audit import (
     SEGMENT_BYTES,
     SEGMENTS,
     START,
+    AuditEntry,
     AuditKey,
     End,
-    Entry,
     Head,
     Segment,
     line,
@@ -147,17 +147,19 @@ class AuditLog:
         shown = line(at, event, detail)
         detail = detail if len(shown) < MAX_LINE else _cut(detail, len(line(at, event, "")))
         tip = self._ready(at, boot)
-        entry = Entry(sequence=tip.last + 1, boot=boot, time_ms=_ms(at), event=event, detail=detail, previous=tip.link)
+        entry = AuditEntry(
+            sequence=tip.last + 1, boot=boot, time_ms=_ms(at), event=event, detail=detail, previous=tip.link
+        )
         self._write(tip, entry)
 
-    def _write(self, tip: _Tip, entry: Entry) -> None:
+    def _write(self, tip: _Tip, entry: AuditEntry) -> None:
         record = self._key.sign(entry.to_bytes())
         if tip.head is not None and tip.end + len(record) <= SEGMENT_BYTES:
             self._store(tip.head, tip.end, record, entry)
         else:
             self._begin(tip, entry, lost=0)
 
-    def _begin(self, tip: _Tip, entry: Entry, *, lost: int) -> None:
+    def _begin(self, tip: _Tip, entry: AuditEntry, *, lost: int) -> None:
         """Starts a segment with an entry, `lost` entries after the last one."""
         before = tip.head or Head(number=0, firsts=(), previous=START, lost=0)
         head = Head(
@@ -177,7 +179,7 @@ class AuditLog:
             disk.fsync_dir()
         self._store(head, 0, self._key.sign(body) + self._key.sign(first.to_bytes()), first)
 
-    def _store(self, head: Head, at: int, records: bytes, last: Entry) -> None:
+    def _store(self, head: Head, at: int, records: bytes, last: AuditEntry) -> None:
         name, link = _name(head.number), sha256(last.to_bytes())
         self._tip = None  # unless all of this succeeds, the disk is asked
         self._disk.write(name, at, records)
@@ -210,7 +212,7 @@ class AuditLog:
                 detail = f"entries {tip.last + 1} to {counted}"
                 if tip.last >= counted:
                     detail = f"entry {tip.last} is not the one that the chip counted"
-                entry = Entry(
+                entry = AuditEntry(
                     sequence=max(tip.last, counted) + 1,
                     boot=boot,
                     time_ms=_ms(at),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from variegate.device_sim.audit import SEGMENTS, START, Entry, Segment, certified, parse, parse_end, parse_export
+from variegate.device_sim.audit import SEGMENTS, START, AuditEntry, Segment, certified, parse, parse_end, parse_export
 from variegate.keys.identity import DevicePublic
 
 
@@ -27,7 +27,7 @@ class AuditReport:
     count: int
     boot: int
     time_ms: int
-    entries: tuple[Entry, ...]
+    entries: tuple[AuditEntry, ...]
     dropped: int
     lost: int
     faults: tuple[str, ...]

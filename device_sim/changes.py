@@ -51,7 +51,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Entry:
+class NameChange:
     """A directory change: `file` gets the name `new` and loses `old`; None where there is no such name."""
 
     file: File

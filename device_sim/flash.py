@@ -17,7 +17,7 @@ from pathlib import Path
 from variegate.device_sim.at_rest import AtRest
 from variegate.device_sim.device import Device
 from variegate.device_sim.slots import SLOTS, files
-from variegate.device_sim.source import Alone, Counted, Source, Stored, opened
+from variegate.device_sim.source import Alone, Counted, Source, Stored, open_source
 from variegate.keys import component, merkle
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, MAX_COMPONENT_BYTES, Layout
@@ -91,7 +91,7 @@ def flash(
     """
     with ExitStack() as stack:
         if isinstance(artefact, Artefact | Path):
-            source = uniform(device, "flash", lambda: stack.enter_context(opened(artefact, component_file)))
+            source = uniform(device, "flash", lambda: stack.enter_context(open_source(artefact, component_file)))
             return _install(device, source, whole=not isinstance(source, Alone), confirm=confirm, progress=progress)
         return _install(device, artefact, whole=False, confirm=confirm, progress=progress)
 

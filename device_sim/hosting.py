@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from variegate.device_sim.measure import measurements
-from variegate.isolation.host import Below, IsolatedHost
+from variegate.isolation.host import DevicePlatform, IsolatedHost
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError
@@ -30,7 +30,7 @@ class InProcess:
         """What can be measured of a process that runs already: its own code, as it lies on the disk now."""
         return {**measurements(), "policy": self.policy.digest}
 
-    def start(self, artefact: Artefact, platform: Below) -> LabelPort:
+    def start(self, artefact: Artefact, platform: DevicePlatform) -> LabelPort:
         """As `runtime.port.Host.start`.
 
         Raises:

@@ -115,7 +115,7 @@ class _File:
 
 
 @contextmanager
-def opened(artefact: Artefact | Path, component: Path | None) -> Iterator[Source | Alone]:
+def open_source(artefact: Artefact | Path, component: Path | None) -> Iterator[Source | Alone]:
     """Opens an artefact for reading.
 
     Args:

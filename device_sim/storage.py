@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from variegate.device_sim.changes import Entry, File, Truncate, Write, apply, disk
+from variegate.device_sim.changes import File, NameChange, Truncate, Write, apply, disk
 from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.files import sync_folder
 
@@ -56,7 +56,7 @@ class Storage:
         self._fault = fault
         self._dead = False
         self._orphans = 0
-        self._entries: list[Entry] = []
+        self._entries: list[NameChange] = []
         with disk():
             for left in folder.glob(f"{_ORPHAN}*"):  # as fsck clears files that no name leads to
                 left.unlink()
@@ -143,7 +143,7 @@ class Storage:
         with disk():
             _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL).close()
         self._names[name] = File(path, 0)
-        self._entries.append(Entry(self._names[name], None, name))
+        self._entries.append(NameChange(self._names[name], None, name))
 
     def truncate(self, name: str, length: int) -> None:
         """Cuts or lengthens (with zeros) a file.
@@ -196,7 +196,7 @@ class Storage:
         _checked(new)
         self._begin()
         self._names[new] = self._names.pop(old)
-        self._entries.append(Entry(file, old, new))
+        self._entries.append(NameChange(file, old, new))
 
     def remove(self, name: str) -> None:
         """Removes a file.
@@ -208,7 +208,7 @@ class Storage:
         file = self._file(name)
         self._begin()
         del self._names[name]
-        self._entries.append(Entry(file, name, None))
+        self._entries.append(NameChange(file, name, None))
 
     def fsync_dir(self) -> None:
         """Makes creations, renames and removals durable.
@@ -263,7 +263,7 @@ class Storage:
         chance.shuffle(landed)
         self._relink(landed)
 
-    def _relink(self, entries: list[Entry]) -> None:
+    def _relink(self, entries: list[NameChange]) -> None:
         """Applies directory changes in an order in which the real folder would not take them."""
         names = dict(self._durable)
         for entry in entries:

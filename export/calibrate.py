@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.export.base import Base
-from variegate.export.contract import Contract
 from variegate.export.fuse import Template, fuse
+from variegate.export.intake.base import Base
+from variegate.export.intake.contract import Contract
 from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.rewriters import Permutation, Qim, Rewriter, SpreadSpectrum, to_parameters
 from variegate.keys.errors import MisuseError

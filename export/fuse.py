@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from variegate.export.base import Base
-from variegate.export.contract import Contract
+from variegate.export.intake.base import Base
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters import Inputs, Rewriter
 from variegate.export.rewriters.numpy_ops import NumpyOps
 from variegate.export.rewriters.onnx_ops import OnnxOps

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from variegate.export.base import Base
 from variegate.export.fuse import IMAGE, LABEL, PROBABILITIES, Template, fuse_tail, reference_scores
+from variegate.export.intake.base import Base
 from variegate.keys import recipe
 from variegate.keys.errors import Refusal, RefusedError
 

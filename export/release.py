@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.export.arrays import read_arrays
-from variegate.export.base import Base
 from variegate.export.calibrate import Calibration
-from variegate.export.contract import Contract
 from variegate.export.fuse import Template, fuse
+from variegate.export.intake.base import Base
+from variegate.export.intake.contract import Contract
 from variegate.export.parity import CopyJudge, ParityReport, ParitySet, check_template, measure
 from variegate.export.rewriters import Rewriter, from_parameters, to_parameters
 from variegate.keys.artefact import Payload

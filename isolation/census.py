@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 
-from variegate.isolation.seen import Tree, Unknown
+from variegate.isolation.kernel_files import Tree, Unknown
 
 RIGHTS = {
     16: "CAP_SYS_MODULE",

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from variegate.attest.groups import members
 from variegate.isolation import machine, seccomp, wire
-from variegate.isolation.below import Below, Settings, protections_to_values
 from variegate.isolation.calls import Stage, filter_calls
 from variegate.isolation.loader import in_a_fork
 from variegate.isolation.lockdown import lock_down, undumpable
-from variegate.isolation.opened import Opened, open_into
 from variegate.isolation.pages import SecretRegion
 from variegate.isolation.placed import PlacedCopy, PlacedEngine, copying_operator
 from variegate.isolation.planner import Planner
+from variegate.isolation.platform_client import PlatformClient, Settings, protections_to_values
+from variegate.isolation.secret_copy import SecretCopy, open_into
 from variegate.isolation.statements import Statements
 from variegate.isolation.waiting import AFTER_ANSWER_S, Watch
 from variegate.isolation.wire import Kind, Lost
@@ -89,7 +89,7 @@ class _Process:
         planner = Planner([channel.fileno(), *descriptors], policy.ram_mib)  # before anything secret is within reach
         # Everything that takes a descriptor comes before the lockdown.
         self._frames, file, identity = (_mapped(descriptor) for descriptor in descriptors)
-        self._below = below = Below(channel, settings, identity)
+        self._below = below = PlatformClient(channel, settings, identity)
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         region = _region(len(file), secret=policy.secret_pages)
         host = machine.protections()  # as it is now, looked at while this process still can
@@ -103,7 +103,7 @@ class _Process:
         file.close()
         below.forget_identity()
         narrowed = filter_calls(Stage.SERVE)
-        self._opened = opened = Opened.of(found, region.view)
+        self._opened = opened = SecretCopy.of(found, region.view)
         # What is known only now, under the second filter and with the graph at hand.
         known = {narrowed.name: narrowed, region.protection.name: _memory(region.protection, opened.copy)}
         self._protections = tuple(known.get(p.name, p) for p in self._protections)

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from variegate.attest.evidence import NONCE_BYTES, ROOT
 from variegate.isolation import launch, wire
-from variegate.isolation.below import Settings
-from variegate.isolation.given import Given, passed_on
+from variegate.isolation.answer_check import AnswerCheck, passed_on
+from variegate.isolation.enclave_platform import SELF_TEST, Brokered, EnclavePlatform
+from variegate.isolation.evidence_quota import quota_of
 from variegate.isolation.launch import Image
 from variegate.isolation.lockdown import supervisor
 from variegate.isolation.memory import frame_memory, mappable, sealed
-from variegate.isolation.offered import SELF_TEST, Brokered, Offered
+from variegate.isolation.platform_client import Settings
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
-from variegate.isolation.ration import ration_of
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
@@ -42,7 +42,7 @@ _CLOSE_S = 0.5
 """What a query under way gets to end by itself when its enclave is closed."""
 
 
-class Below(Brokered, Protocol):
+class DevicePlatform(Brokered, Protocol):
     """A platform with an enclave that is a process of its own."""
 
     @property
@@ -89,7 +89,7 @@ class IsolatedHost:
             self._measured = _measurements(image, process, self.policy)
         return self._measured
 
-    def start(self, artefact: Artefact, platform: Below) -> Isolated:
+    def start(self, artefact: Artefact, platform: DevicePlatform) -> Isolated:
         """As `runtime.port.Host.start`."""
         return Isolated(artefact, platform, self.policy)
 
@@ -104,7 +104,7 @@ class Isolated:
     The supervisor starts the next enclave by itself, as often as the policy allows.
     """
 
-    def __init__(self, artefact: Artefact, platform: Below, policy: DevicePolicy) -> None:
+    def __init__(self, artefact: Artefact, platform: DevicePlatform, policy: DevicePolicy) -> None:
         """Opens an artefact.
 
         Raises:
@@ -124,7 +124,7 @@ class Isolated:
         self._manifest = manifest
         self._spec = Frames(manifest)
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
-        self._ration = ration_of(platform.ueid)
+        self._ration = quota_of(platform.ueid)
         count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
         self._memory, shared = frame_memory(count * self._spec.bytes)
         self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
@@ -182,7 +182,7 @@ class Isolated:
 
         Raises:
             RefusedError: `MALFORMED`, for a nonce of another length.
-            LimitError: More is asked for than a device gives (`ration`).
+            LimitError: More is asked for than a device gives (`evidence_quota`).
             MisuseError, DeviceError: As `classify`.
         """
         sent: object = nonce
@@ -349,7 +349,7 @@ class Isolated:
             )
         starts.append(now)
         self._launched += 1
-        self._offered = Offered(platform)
+        self._offered = EnclavePlatform(platform)
         image = launch.prepare()
         process = Process(image, debug=policy.debug)
         self._process = process
@@ -406,11 +406,11 @@ class Isolated:
         if manifest != self._manifest:
             raise Lost("another copy")
         self._protections = protections
-        self._given = Given(settings, self._manifest, protections, platform.identity.signing_public)
+        self._given = AnswerCheck(settings, self._manifest, protections, platform.identity.signing_public)
         self._offered.serving = True
 
 
-def _booted(platform: Below) -> Mapping[str, bytes]:
+def _booted(platform: DevicePlatform) -> Mapping[str, bytes]:
     return {} if platform.boot_digest is None else {BOOT: platform.boot_digest}
 
 

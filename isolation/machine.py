@@ -13,7 +13,7 @@ from pathlib import Path
 from variegate.attest.groups import HOST, HOST_PROTECTIONS, of_host
 from variegate.isolation import census, syscalls
 from variegate.isolation.census import Mount
-from variegate.isolation.seen import Tree, Unknown, tree
+from variegate.isolation.kernel_files import Tree, Unknown, tree
 from variegate.runtime.enclave import Protection, ProtectionState
 
 _PROC, _SYS = Path("/proc"), Path("/sys")

@@ -9,10 +9,10 @@ import threading
 import time
 
 from variegate.isolation import launch, wire
-from variegate.isolation.below import Settings, answer, protections_of
 from variegate.isolation.launch import ARCHIVE, ARCHIVE_PATH, Image
 from variegate.isolation.memory import sealed
-from variegate.isolation.tracing import Tracer
+from variegate.isolation.platform_client import Settings, answer, protections_of
+from variegate.isolation.tracing import PtraceGuard
 from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.errors import DeviceError
@@ -53,7 +53,7 @@ class Process:
         self._pace = Pace(Watch(ours))
         with theirs:
             self.pid = _spawn(image, theirs, debug=debug)
-        self._tracer = Tracer(self.pid, hold=not debug)
+        self._tracer = PtraceGuard(self.pid, hold=not debug)
         try:
             ours.settimeout(_START_S)
             launch.check_modules(self._loaded(), image)

@@ -11,7 +11,7 @@ from variegate.attest import evidence, receipt
 from variegate.attest.cose import Sign
 from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, ProtectionClaim
 from variegate.attest.receipt import Receipt
-from variegate.isolation.below import Below, Settings
+from variegate.isolation.platform_client import PlatformClient, Settings
 from variegate.keys.manifest import Manifest
 from variegate.keys.primitives import sha256
 from variegate.runtime.admission import SECURITY_COUNTER
@@ -84,7 +84,7 @@ class Statements:
 
     def __init__(
         self,
-        below: Below,
+        below: PlatformClient,
         manifest: Manifest,
         protections: tuple[Protection, ...],
         sign: Sign,

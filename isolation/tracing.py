@@ -32,7 +32,7 @@ _WAIT_ALL, _WAIT_OWN_THREAD = 0x4000_0000, 0x2000_0000
 _STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
-class Tracer:
+class PtraceGuard:
     """Holds a child process and all that it forks, until it ends.
 
     Where the kernel refuses ptrace, it still waits for the child and says that the protection is unavailable; such a

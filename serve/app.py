@@ -16,13 +16,13 @@ from variegate.attest.evidence import NONCE_BYTES, TYP
 from variegate.keys.errors import LimitError
 from variegate.serve import encodings, oip
 from variegate.serve.answers import INPUT, TOO_LARGE, BusyError, Fault, fault_of
+from variegate.serve.buffer_space import BufferSpace, Claim
 from variegate.serve.dispatcher import Dispatcher, Query
 from variegate.serve.health import Health
 from variegate.serve.limits import Spec
 from variegate.serve.metrics import CONTENT_TYPE, Metrics
 from variegate.serve.peers import Permit, peer_of
 from variegate.serve.protocol import PERMIT
-from variegate.serve.room import Claim, Room
 from variegate.serve.workshop import Workshop
 
 Scope = MutableMapping[str, Any]
@@ -79,7 +79,7 @@ class App:
         self,
         *,
         spec: Spec,
-        room: Room,
+        room: BufferSpace,
         workshop: Workshop[oip.InferRequest],
         dispatcher: Dispatcher,
         health: Health,

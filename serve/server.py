@@ -22,6 +22,7 @@ from variegate.runtime.enclave import Protection, ProtectionState
 from variegate.runtime.port import LabelPort
 from variegate.serve.app import App, Receive, Scope, Send
 from variegate.serve.binding import bound, host_check, is_loopback
+from variegate.serve.buffer_space import BufferSpace
 from variegate.serve.dispatcher import Dispatcher
 from variegate.serve.health import Health
 from variegate.serve.limits import ServeLimits, Spec
@@ -30,7 +31,6 @@ from variegate.serve.metrics import Metrics
 from variegate.serve.oip import InferRequest
 from variegate.serve.peers import Doorkeeper, Permit
 from variegate.serve.protocol import GuardedProtocol
-from variegate.serve.room import Room
 from variegate.serve.socket_port import bound_socket, socket_listener
 from variegate.serve.tls import TlsFiles
 from variegate.serve.workshop import Workshop
@@ -157,7 +157,7 @@ class Service:
             undo.callback(dispatcher.close, limits.drain_s)
             health = Health(self._port, dispatcher)
             undo.callback(health.close)
-            room = Room(spec.buffer_bytes(limits))
+            room = BufferSpace(spec.buffer_bytes(limits))
             workshop: Workshop[InferRequest] = Workshop(limits, loop)
             undo.callback(workshop.close, limits.drain_s)
             app = App(

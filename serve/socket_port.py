@@ -23,12 +23,12 @@ from uvicorn.server import ServerState
 from variegate.keys.errors import MisuseError
 from variegate.serve import socket_wire as wire
 from variegate.serve.answers import BusyError, Fault, fault_of
+from variegate.serve.buffer_space import BufferSpace, Claim
 from variegate.serve.dispatcher import Answer, Dispatcher, Query
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.listener import Listener
 from variegate.serve.metrics import Metrics
 from variegate.serve.peers import Doorkeeper, Permit
-from variegate.serve.room import Claim, Room
 
 _BACKLOG = 64
 _SCRATCH_BYTES = 64 << 10
@@ -54,7 +54,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         *,
         spec: Spec,
         limits: ServeLimits,
-        room: Room,
+        room: BufferSpace,
         dispatcher: Dispatcher,
         metrics: Metrics,
         state: ServerState,
@@ -229,7 +229,7 @@ def socket_listener(
     *,
     spec: Spec,
     limits: ServeLimits,
-    room: Room,
+    room: BufferSpace,
     dispatcher: Dispatcher,
     metrics: Metrics,
     state: ServerState,

@@ -21,7 +21,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.support.artefacts import CLASS, frames, manifest_for, seal_for, tiny_payload  # noqa: E402
+from testbed.artefacts import CLASS, frames, manifest_for, seal_for, tiny_payload  # noqa: E402
 from variegate.keys import component  # noqa: E402
 from variegate.keys.envelope import SealedKeys  # noqa: E402
 from variegate.keys.public_identity import DevicePublic  # noqa: E402

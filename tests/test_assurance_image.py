@@ -12,9 +12,9 @@ import pytest
 from assurance.root.attacker.attacks import SUCCEEDED
 from assurance.root.image import Booted, booted
 from assurance.root.run import attack
-from tests.support.bases import base, images
-from tests.support.devices import workplace
-from tests.support.images import skip_without_images
+from testbed.bases import base, images
+from testbed.devices import workplace
+from testbed.images import skip_without_images
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.client import evidence_from
 from variegate.attest.evidence import claimed
@@ -30,7 +30,7 @@ CONTROL = (
     *("read_mem", "read_pidfd", "read_kcore", "bpf_probe", "kprobe", "activations", "write_code"),
     *("sysctls", "core_helper", "module", "kexec"),
 )
-"""Those that are to succeed on the same machine without the lock: each by another way. `benchmarks.root` runs all."""
+"""Those that are to succeed on the same machine without the lock, each another way."""
 SLOW = 4.0
 
 

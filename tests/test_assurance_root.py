@@ -20,7 +20,7 @@ from assurance.root.attacker.needles import Needles
 from assurance.root.attacker.victim import Victim
 from assurance.root.device import Made, made, served
 from assurance.root.run import ARCHIVE
-from tests.support.bases import base, images
+from testbed.bases import base, images
 from variegate.keys.identity import DeviceIdentity
 
 _NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"]

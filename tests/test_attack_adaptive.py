@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.support import bases
+from testbed import bases
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
 from variegate.attack.adaptive.clone import Extraction, extract, samples

@@ -10,16 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import replication
-from benchmarks.bases import CIFAR10_BASES, GTSRB_TINY
 from benchmarks.calibration import ATTACKS, State, figures_of, finalists
 from benchmarks.calibration_candidates import candidates
 from benchmarks.replicate import Effort, search
-from benchmarks.result import load
-from tests.support import bases
+from testbed import bases
+from testbed.result import load
+from testbed.subjects import CIFAR10_BASES, GTSRB_TINY
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.campaign import config
 from variegate.export.calibrate import candidates as calibrated
-from variegate.export.contract import Contract
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters import Permutation, Qim, Rewriter
 
 CONTRACT = Contract(layout="NCHW", channels=3, height=32, width=32, classes=43, class_names=(), outputs="logits")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.bases import CLASSES
+from testbed.bases import CLASSES
 from tests.support.small_campaign import attack, command, content, environment
 from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger

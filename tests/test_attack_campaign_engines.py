@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASSES, frames
-from tests.support.devices import workplace
-from tests.support.serving import device_with, serving
+from testbed.artefacts import CLASSES, frames
+from testbed.devices import workplace
+from testbed.serving import device_with, serving
 from tests.support.small_campaign import command, content, environment, write_inputs
 from variegate.attack.campaign import config, folder, runner
-from variegate.attack.campaign.copies import Copy, opened_device
+from variegate.attack.campaign.copies import Copy, open_device_oracle
 from variegate.attack.campaign.engine import Serial
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.messages import Event, ImageDone, Job, UnitDone, UnitFailed
@@ -244,13 +244,13 @@ def test_real_devices_are_attacked_and_replayed_on(tmp_path: Path) -> None:
                 folder.create(tmp_path / name, made)
                 assert runner.run(tmp_path / name, workers=workers).failed == ()
             assert content(tmp_path / "a") == content(tmp_path / "b")
-            assert verify(tmp_path / "a", opened=opened_device).differences == ()
+            assert verify(tmp_path / "a", opened=open_device_oracle).differences == ()
             folder.create(tmp_path / "c", made)
             port = second.address[1]
         # What needs no device is told all the same.
         shard = max((tmp_path / "b" / "samples").glob("*.parquet"))
         shard.write_bytes(shard.read_bytes()[:-1])
-        found = verify(tmp_path / "b", opened=opened_device).differences
+        found = verify(tmp_path / "b", opened=open_device_oracle).differences
         assert sum("fleet cars is asked no more" in line for line in found) == 1
         assert any(f"{shard.name} is not what the ledger knows" in line for line in found)
         ended = runner.run(tmp_path / "c", workers=0)

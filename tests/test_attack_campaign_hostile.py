@@ -24,8 +24,8 @@ from variegate.attack.campaign.query import open_results
 from variegate.attack.campaign.verify import verify
 from variegate.attack.report.write import write_report
 from variegate.cli.main import main
-from variegate.export.base import load_base
-from variegate.export.contract import InputSpec
+from variegate.export.intake.base import load_base
+from variegate.export.intake.contract import InputSpec
 from variegate.export.release import make_release
 from variegate.export.rewriters import Qim
 from variegate.keys.errors import MisuseError, RefusedError

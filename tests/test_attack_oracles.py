@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.artefacts import CLASS, CLASSES, SHAPE, frames, seal_for
+from testbed.artefacts import CLASS, CLASSES, SHAPE, frames, seal_for
+from testbed.devices import workplace
+from testbed.serving import Faulty, device_with, serving
 from tests.support.certificates import Authority
-from tests.support.devices import workplace
 from tests.support.floats import float_payload
-from tests.support.serving import Faulty, device_with, serving
 from variegate.attack.oracle import Counted, Oracle, to_points
-from variegate.attack.oracles import Patience, check_oracle, opened
+from variegate.attack.oracles import Patience, check_oracle, open_oracle
 from variegate.attack.oracles.http import HttpOracle
 from variegate.attack.oracles.http_line import Trust
 from variegate.attack.oracles.port import PortOracle
@@ -80,9 +80,9 @@ def ways(place: Path, port: LabelPort) -> Iterator[dict[str, Oracle]]:
         yield {
             "port": PortOracle(port),
             "isolated": PortOracle(enclave),
-            "http": stack.enter_context(opened(f"http://127.0.0.1:{service.address[1]}")),
-            "https": stack.enter_context(opened(f"https://localhost:{secured.address[1]}/copy", trust=trust)),
-            "socket": stack.enter_context(opened(f"socket:{place / 'labels'}")),
+            "http": stack.enter_context(open_oracle(f"http://127.0.0.1:{service.address[1]}")),
+            "https": stack.enter_context(open_oracle(f"https://localhost:{secured.address[1]}/copy", trust=trust)),
+            "socket": stack.enter_context(open_oracle(f"socket:{place / 'labels'}")),
             "vehicle": VehicleOracle(PortOracle(port)),
         }
 
@@ -292,12 +292,12 @@ def test_names_that_are_none(tmp_path: Path) -> None:
         "socket:" + "x" * 200,
         "socket:a\0b",
     ):
-        with pytest.raises(MisuseError), opened(wrong):
+        with pytest.raises(MisuseError), open_oracle(wrong):
             pass
     for gone in ("http://127.0.0.1:1", f"socket:{tmp_path / 'nothing'}", "https://127.0.0.1:1"):
-        with pytest.raises(DeviceError), opened(gone):
+        with pytest.raises(DeviceError), open_oracle(gone):
             pass
-    with pytest.raises(MisuseError), opened("http://127.0.0.1:1", trust=Trust()):
+    with pytest.raises(MisuseError), open_oracle("http://127.0.0.1:1", trust=Trust()):
         pass
 
 

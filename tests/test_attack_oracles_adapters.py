@@ -19,12 +19,12 @@ with warnings.catch_warnings():
     from foolbox.attacks.boundary_attack import BoundaryAttack
     from foolbox.criteria import Misclassification
 
-from tests.support import bases
+from testbed import bases
 from variegate.attack.oracle import Counted, to_frames, to_points
 from variegate.attack.oracles.adapters import art_classifier, foolbox_model, one_hot
 from variegate.attack.oracles.local import LocalCopy
-from variegate.export.base import Base
 from variegate.export.fuse import fuse
+from variegate.export.intake.base import Base
 from variegate.export.rewriters import Permutation
 from variegate.keys.errors import LimitError
 

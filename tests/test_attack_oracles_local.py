@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from variegate.attack.oracle import to_points
 from variegate.attack.oracles.local import LocalBase, LocalCopy
 from variegate.export.fuse import fuse, reference_scores

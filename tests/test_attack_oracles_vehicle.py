@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from variegate.attack.oracle import Counted, to_points
 from variegate.attack.oracles import check_oracle
 from variegate.attack.oracles.local import LocalBase
@@ -16,7 +16,7 @@ from variegate.attack.oracles.vehicle import Still, VehicleOracle, driving, seen
 from variegate.device_sim.world.camera import Pose
 from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import load_signnet
-from variegate.export.base import Base, from_torch
+from variegate.export.intake.base import Base, from_torch
 from variegate.keys.errors import MisuseError, RefusedError
 
 SIGNS = batch(5, 0, 24)

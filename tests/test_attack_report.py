@@ -16,8 +16,9 @@ import pytest
 
 from tests.support import campaigns
 from tests.support.campaigns import OTHER, TRUE, replay, sample
-from variegate.attack.report import html, replication, statistics, svg, weaknesses, words
-from variegate.attack.report.data import opened
+from variegate.attack.report import formatting as words
+from variegate.attack.report import html, replication, statistics, svg, weaknesses
+from variegate.attack.report.data import open_campaign
 from variegate.attack.report.manifest import verify_evidence
 from variegate.attack.report.panels import MOST, panels
 from variegate.attack.report.plots import kernel_density
@@ -50,7 +51,7 @@ def report(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def computed(folder: Path) -> Results:
-    with opened(folder) as campaign:
+    with open_campaign(folder) as campaign:
         return compute(campaign)
 
 
@@ -262,7 +263,7 @@ def test_a_sample_read_as_the_true_class_is_not_found(tmp_path: Path) -> None:
     (search,) = results.searches
     assert (search.searches, search.found, search.queries_total) == (4, 2, 4000)
     assert search.distance == (0.2, 0.3, float("inf"))
-    assert [stop.own for stop in results.stops] == [2]
+    assert [stop.own for stop in results.budget_cuts] == [2]
     assert {(e.status, bool(e.reason), e.searches) for e in results.ended} == {("found", False, 2), ("found", True, 2)}
     assert [p.distance[0] for p in results.progress if p.queries == 15] == [2.0]
     page = write_report(tmp_path / "c", tmp_path / "out").read_text()
@@ -308,7 +309,7 @@ def test_pictures_of_all_fleets_are_shown_and_the_worst_first(tmp_path: Path) ->
                 unit: dict[str, Any] = {"fleet": fleet, "attack": f"a{number}"}
                 samples.append(sample(image, **unit))
                 replays += [replay(image, v, fooled=v == 0 or fleet == "control", **unit) for v in range(2)]
-    with opened(campaigns.write(tmp_path, samples, replays)) as campaign:
+    with open_campaign(campaigns.write(tmp_path, samples, replays)) as campaign:
         compute(campaign)
         shown = panels(campaign)
     assert [panel.group[0] for panel in shown[:3]] == ["control", "protected", "control"]
@@ -589,13 +590,13 @@ def test_what_is_shown_as_found_is_at_the_overshoot_nearest_1(tmp_path: Path) ->
         for s, other in ((0.5, False), (1.0, True), (2.0, image < 2)):
             where: dict[str, Any] = {"overshoot": s, "l2": s}
             replays += [replay(image, 0, fooled=True, **where), replay(image, 1, fooled=other, **where)]
-    with opened(campaigns.write(tmp_path, [sample(image) for image in range(4)], replays)) as campaign:
+    with open_campaign(campaigns.write(tmp_path, [sample(image) for image in range(4)], replays)) as campaign:
         results = compute(campaign)
         found = results.as_found(GROUP)
         assert found is not None
         assert (found.keys[5], found.net.hits) == (1.0, 4)
         assert [(panel.fooled, panel.victims) for panel in panels(campaign)] == [(1, 1)] * 2
-        (stop,) = results.stops
+        (stop,) = results.budget_cuts
         assert (stop.distances, stop.distance) == ({0.5: 0.5, 1.0: 1.0, 2.0: 2.0}, 1.0)
 
 
@@ -667,7 +668,7 @@ def test_figures_load_nothing_and_have_ids_of_their_own(report: Path) -> None:
 
 
 def test_pairs_are_one_row_for_each_victim(made: Path) -> None:
-    with opened(made) as campaign:
+    with open_campaign(made) as campaign:
         replication.prepare(campaign)
         ((pairs, distinct),) = campaign.rows(
             "SELECT count(*), count(DISTINCT (fleet, attack, attacker, image, budget, overshoot, victim)) FROM pairs"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from testbed.tools import skip_without
 from tests.support import campaigns
 from tests.support.browser import CHROMIUM, Page, browser
-from tests.support.tools import skip_without
 from variegate.attack.report.write import write_report
 
 skip_without(chromium=CHROMIUM)

@@ -22,7 +22,7 @@ from variegate.attack.campaign.prepare import prepare
 from variegate.attack.report import attack_potential
 from variegate.attack.report.assessment import DEFAULTS, Assessment, parse
 from variegate.attack.report.attack_potential import SCALES, elapsed, rate
-from variegate.attack.report.data import opened
+from variegate.attack.report.data import open_campaign
 from variegate.attack.report.effort import Effort, efforts
 from variegate.attack.report.manifest import MANIFEST, SIGNATURE, verify_evidence
 from variegate.attack.report.results import compute
@@ -60,7 +60,7 @@ def copied(signed: Path, tmp_path: Path) -> Path:
 
 
 def effort_of(folder: Path) -> Effort:
-    with opened(folder) as loaded:
+    with open_campaign(folder) as loaded:
         (effort,) = efforts(compute(loaded), loaded.config)
     return effort
 
@@ -447,7 +447,7 @@ def test_a_campaign_of_the_engine_is_reported(real: Path, tmp_path: Path) -> Non
     document = json.loads((out / "evidence/evidence.json").read_text())
     rates = {effort["fleet"]: (effort["frame_rate_hz"], effort["frame_rate_basis"]) for effort in document["effort"]}
     assert rates == {"qim": (30, "assumed"), "perm": (30, "campaign")}
-    with opened(real) as loaded:
+    with open_campaign(real) as loaded:
         assert len(loaded.shards) == 44
         asked = loaded.rows("SELECT sum(queries) FROM samples")
     assert asked[0][0] == sum(search["queries_total"] for search in _rows(out / "tables/searches.json"))
@@ -557,7 +557,7 @@ def test_with_a_ledger_nothing_warns(signed: Path) -> None:
 def test_shards_of_units_that_are_not_done_are_left_out(real: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(real, tmp_path / "c"))
     in_ledger(folder, "UPDATE units SET state = 'waiting' WHERE fleet = 'perm'")
-    with opened(folder) as loaded:
+    with open_campaign(folder) as loaded:
         assert loaded.rows("SELECT DISTINCT fleet FROM samples") == [("qim",)]
     out = write_report(folder, tmp_path / "out")
     assert "is not finished" in out.read_text()

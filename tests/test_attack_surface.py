@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.peers.meter import Meter, SpentError
-from benchmarks.zoo.data import require_data
+from testbed.zoo.data import require_data
 from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.circle import Circle
 from variegate.attack.algorithms.rays import Rays

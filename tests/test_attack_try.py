@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.artefacts import CLASSES, SHAPE, frames
-from tests.support.devices import workplace
-from tests.support.serving import device_with, serving
+from testbed.artefacts import CLASSES, SHAPE, frames
+from testbed.devices import workplace
+from testbed.serving import device_with, serving
 from variegate.attack.adaptive.replay import answers
 from variegate.attack.oracle import Counted, to_points
 from variegate.attack.oracles.http import HttpOracle

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bases import GTSRB
-from tests.support import bases
+from testbed import bases
+from testbed.subjects import GTSRB
 from variegate.attack.oracle import to_points
 from variegate.attack.whitebox.copies import Ensemble, open_copies, to_tensor
 from variegate.attack.whitebox.deepfool import DeepFool

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.artefacts import MemorySigner
-from tests.support.attesting import Clock, Scene
+from testbed.artefacts import MemorySigner
+from testbed.attesting import Clock, Scene
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import SIMULATED, DebugStatus, ProtectionClaim
 from variegate.attest.groups import HOST_PROTECTIONS

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from variegate.export.base import Base, from_onnx, from_pt2, from_torch, load_base
-from variegate.export.canonical import canonicalise
-from variegate.export.contract import Contract, InputSpec
-from variegate.export.guard import Limits, guarded
-from variegate.export.isolate import convert
-from variegate.export.probe import Runner, check_parity, random_images
-from variegate.export.weights import load_weights, module_from_spec
+from variegate.export.intake.base import Base, from_onnx, from_pt2, from_torch, load_base
+from variegate.export.intake.canonical import canonicalise
+from variegate.export.intake.contract import Contract, InputSpec
+from variegate.export.intake.guard import Limits, guarded
+from variegate.export.intake.isolate import convert
+from variegate.export.intake.probe import Runner, check_parity, random_images
+from variegate.export.intake.weights import load_weights, module_from_spec
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 LIMITS = Limits()

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import result
-from benchmarks.result import RESULTS, result_path, write_result
-from benchmarks.timing import alternate, ratio
+from testbed import result
+from testbed.result import FOLDERS, committed, result_path, write_result
+from testbed.timing import alternate, ratio
 from variegate.keys.errors import MisuseError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 from pathlib import Path
-from benchmarks.result import write_result
+from testbed.result import write_result
 write_result("probe", figures={"a": 1.5}, raw=[1, 2], seeds=[0], n={"images": 3}, path=Path(sys.argv[1]))
 """
 
@@ -59,9 +59,11 @@ def test_command_is_the_one_that_was_run(tmp_path: Path) -> None:
 
 
 def test_a_command_does_not_name_the_machines_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["x", "--out", str(RESULTS / "a.json"), "--state", str(tmp_path / "b"), "c/d"])
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--out", str(FOLDERS["benchmarks"] / "a.json"), "--state", str(tmp_path / "b"), "c/d"]
+    )
     assert result._command().endswith(" --out benchmarks/results/a.json --state b c/d")
-    for path in RESULTS.glob("*.json"):
+    for path in (path for folder in FOLDERS.values() for path in folder.glob("*.json")):
         assert "/tmp/" not in json.loads(path.read_text())["command"]
 
 
@@ -81,11 +83,11 @@ def test_result_names_are_plain(tmp_path: Path, name: str) -> None:
 
 
 def test_only_a_full_run_reaches_the_committed_file(tmp_path: Path) -> None:
-    committed = RESULTS / "probe.json"
-    assert result_path("probe", quick=False, out=None) == committed
+    assert result_path("probe", quick=False, out=None) == FOLDERS["benchmarks"] / "probe.json"
+    assert result_path("fuzz", quick=False, out=None) == FOLDERS["assurance"] / "fuzz.json" == committed("fuzz")
     assert result_path("probe", quick=True, out=tmp_path / "x.json") == tmp_path / "x.json"
     quick = result_path("probe", quick=True, out=None)
-    assert RESULTS not in quick.parents
+    assert not set(FOLDERS.values()) & set(quick.parents)
     quick.parent.rmdir()
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.attesting import BUYER, KEYS, NOW, Scene
-from tests.vectors import artefact_parts as parts
-from variegate.attest import database, thinning
+from testbed import artefact_parts as parts
+from testbed.attesting import BUYER, KEYS, NOW, Scene
+from variegate.attest import database
+from variegate.attest import log_limiter as thinning
 from variegate.attest.broker_store import BrokerStore
 from variegate.attest.evidence import DebugStatus, Ephemeral
 from variegate.attest.nonces import LIFETIME_S, PER_DEVICE
@@ -285,7 +286,7 @@ def test_a_captured_token_fills_no_log_and_does_not_hold_its_device_up(scene: Sc
 
 
 def test_devices_beyond_those_told_apart_share_the_lines_of_strangers(scene: Scene) -> None:
-    thinned = thinning.Thinning(scene.clock, devices=2)
+    thinned = thinning.LogLimiter(scene.clock, devices=2)
     for ueid in (b"a", b"b"):
         taken = [thinned.take(ueid) for _ in range(thinning.PER_DEVICE + 3)]
         assert [line.entered for line in taken] == [True] * thinning.PER_DEVICE + [False] * 3

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from variegate.attest import evidence as tokens
 from variegate.attest.client import BrokerClient
 from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, ProtectionClaim

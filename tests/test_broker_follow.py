@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
-from tests.support.attesting import KEYS, Scene
-from tests.support.devices import workplace
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
+from testbed.attesting import KEYS, Scene
+from testbed.devices import workplace
 from variegate.attest import evidence
 from variegate.attest.broker import Broker
 from variegate.attest.broker_store import BrokerStore

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attesting import KEYS, Scene
+from testbed.attesting import KEYS, Scene
 from tests.support.certificates import Authority
 from variegate.attest.client import MAX_ANSWER_BYTES, BrokerClient
 from variegate.attest.release import Exchange

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.attesting import KEYS
-from tests.vectors import artefact_parts as parts
+from testbed import artefact_parts as parts
+from testbed.attesting import KEYS
 from variegate.keys import cbor, keyfile
 from variegate.keys.broker import BrokerKey, BrokerPublic
 from variegate.keys.envelope import SHARE_BYTES

@@ -18,7 +18,7 @@ from variegate.demo.results import OVERSHOOTS, Attacked, Curve, overshoot
 from variegate.demo.story import Options, Story
 from variegate.demo.tell import Chapter
 from variegate.demo.trace import Sample, Tracer
-from variegate.export.contract import Contract
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters import Qim
 from variegate.keys import recipe
 from variegate.keys.errors import MisuseError

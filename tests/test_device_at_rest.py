@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
-from tests.support.devices import workplace
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
+from testbed.devices import workplace
 from variegate.device_sim.at_rest import STORAGE_KEY_BYTES, AtRest
 from variegate.device_sim.changes import SECTOR_BYTES
 from variegate.device_sim.device import Device

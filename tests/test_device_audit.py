@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
-from tests.support.devices import twin, workplace
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
+from testbed.devices import twin, workplace
 from variegate.cli.main import main
 from variegate.device_sim import audit_log
 from variegate.device_sim.at_rest import AtRest

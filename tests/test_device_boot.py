@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
-from tests.support.devices import twin, workplace
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
+from testbed.devices import twin, workplace
 from variegate.device_sim.audit import MAX_LINE, SEGMENT_BYTES, SEGMENTS
 from variegate.device_sim.changes import SECTOR_BYTES
 from variegate.device_sim.device import Device, Lifecycle

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.artefacts import CLASS, SHAPE, frames, seal_for
+from testbed.artefacts import CLASS, SHAPE, frames, seal_for
 from variegate.cli.main import main
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Policy

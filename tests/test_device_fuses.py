@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import workplace
+from testbed.devices import workplace
 from variegate.device_sim.fuses import MAX_VALUE, RECORDS, Fuses
 from variegate.keys.errors import DeviceError, MisuseError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import CLASS, frames, seal_for
-from tests.support.devices import twin, workplace
+from testbed.artefacts import CLASS, frames, seal_for
+from testbed.devices import twin, workplace
 from variegate.device_sim.audit import SEGMENT_BYTES, SEGMENTS
 from variegate.device_sim.audit_log import HEAD
 from variegate.device_sim.device import Device

@@ -12,8 +12,8 @@ import pytest
 import tritonclient.http as triton
 
 from assurance.shell import RootShell
-from tests.support.artefacts import frames
-from tests.support.images import Car, built, free_port, skip_without_images
+from testbed.artefacts import frames
+from testbed.images import Car, built, free_port, skip_without_images
 from variegate.attest.client import evidence_from
 from variegate.attest.evidence import verify
 from variegate.attest.groups import HOST_PROTECTIONS

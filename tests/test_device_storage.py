@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.devices import workplace
+from testbed.devices import workplace
 from variegate.device_sim.changes import SECTOR_BYTES
 from variegate.device_sim.storage import Fault, PowerCut, Storage
 from variegate.keys.errors import DeviceError, MisuseError

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASS, frames, seal_for
-from tests.support.devices import workplace
-from tests.support.swtpm import PROGRAM, SoftwareTpm, software_tpm
-from tests.support.tools import skip_without
+from testbed.artefacts import CLASS, frames, seal_for
+from testbed.devices import workplace
+from testbed.swtpm import PROGRAM, SoftwareTpm, software_tpm
+from testbed.tools import skip_without
 from variegate.cli.main import main
 from variegate.device_sim.chip import made_chip, open_chip
 from variegate.device_sim.device import Device

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import workplace
-from tests.support.swtpm import PROGRAM, SoftwareTpm, software_tpm
-from tests.support.tools import skip_without
+from testbed.devices import workplace
+from testbed.swtpm import PROGRAM, SoftwareTpm, software_tpm
+from testbed.tools import skip_without
 from variegate.device_sim.chip import Chip, made_chip, moved, open_chip
 from variegate.device_sim.tpm import BOOT_PCRS, Tpm
 from variegate.device_sim.tpm_chip import TpmChip, is_bound

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.bases import CIFAR10, GTSRB, Subject
-from benchmarks.settings import calibrated
-from benchmarks.zoo.data import require_data
+from testbed.artefacts import frames, tiny_payload
+from testbed.settings import calibrated
+from testbed.subjects import CIFAR10, GTSRB, Subject
+from testbed.zoo.data import require_data
 from tests.support import graphs_of_weights as small
-from tests.support.artefacts import frames, tiny_payload
 from tests.support.in_place import SEED, manifest
 from tests.support.windows import Windows
 from variegate.export.fuse import fuse

@@ -18,16 +18,16 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from tests.support.processes import heed_interrupts
 from tests.support.registries import from_zero
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
-from variegate.export.base import Base, from_torch
 from variegate.export.calibrate import FINE_STEP, STEP, calibrate, candidates
 from variegate.export.fleet import BATCH, COMPONENT_FILE, Exporter, file_name
 from variegate.export.fleet_list import Wanted, read_list
+from variegate.export.intake.base import Base, from_torch
 from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.registry import Registry
 from variegate.export.release import Release, make_release
@@ -299,7 +299,7 @@ def test_an_impossible_image_is_refused_before_it_is_drawn(shape: tuple[int, int
 def test_a_failed_trace_is_one_refusal_and_no_noise() -> None:
     script = """
 import torch
-from variegate.export.base import from_torch
+from variegate.export.intake.base import from_torch
 from variegate.keys.errors import RefusedError
 try:
     from_torch(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 2)), (3, 8, 8))
@@ -546,13 +546,13 @@ FLEET = ("fleet", "rel", "--seller", "seller.key", "--list", "fleet.csv", "--out
     [
         (("prepare", "none.onnx", "--out", "new"), 2, "cannot read none.onnx: no such file"),
         (("prepare", ".", "--out", "new"), 1, ""),
-        (("prepare", "tests.support.bases:Linear", "--shape", "3,16,16", "--weights", "w.safetensors"), 2, "--out"),
+        (("prepare", "testbed.bases:Linear", "--shape", "3,16,16", "--weights", "w.safetensors"), 2, "--out"),
         (
-            ("prepare", "tests.support.bases:Linear", "--shape", "3,16,16", "--weights", "w", "--out", "new"),
+            ("prepare", "testbed.bases:Linear", "--shape", "3,16,16", "--weights", "w", "--out", "new"),
             2,
             "cannot read w: no such file",
         ),
-        (("prepare", "tests.support.bases:Linear", "--shape", "3,-8,8", "--out", "new"), 1, "at least 1"),
+        (("prepare", "testbed.bases:Linear", "--shape", "3,-8,8", "--out", "new"), 1, "at least 1"),
         ((*PREPARE, "--loss", "nan"), 2, "--loss"),
         ((*PREPARE, "--loss", "inf"), 2, "--loss"),
         ((*PREPARE, "--loss", "-1"), 2, "--loss"),

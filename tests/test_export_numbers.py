@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from tests.support.registries import from_zero
 from variegate.cli.main import main
 from variegate.device_sim.device import Device

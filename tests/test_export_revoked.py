@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import bases
+from testbed import bases
 from variegate.cli.main import main
 from variegate.export.registry import Registry
 from variegate.export.release import make_release

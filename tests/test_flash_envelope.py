@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
-from tests.support.devices import twin, workplace
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
+from testbed.devices import twin, workplace
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash

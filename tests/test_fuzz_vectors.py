@@ -10,12 +10,12 @@ from random import Random
 
 import pytest
 
-from benchmarks.fuzzing import vectors
-from benchmarks.fuzzing.all_targets import TARGETS
-from benchmarks.fuzzing.mutation import of_cbor, of_json
-from benchmarks.fuzzing.target import Broken, Finding, Run, Target, judged, need, pure, verdict
-from benchmarks.fuzzing.worker import minimised
-from tests.support.devices import workplace
+from assurance.fuzz import vectors
+from assurance.fuzz.all_targets import TARGETS
+from assurance.fuzz.mutation import of_cbor, of_json
+from assurance.fuzz.target import Broken, Finding, Run, Target, judged, need, pure, verdict
+from assurance.fuzz.worker import minimised
+from testbed.devices import workplace
 from variegate.keys import cbor
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.manifest import Manifest
@@ -83,7 +83,7 @@ def test_what_counts_as_a_finding() -> None:
 def test_memory_counts_as_a_finding() -> None:
     """In a process of its own: what is measured is the most that a process ever had."""
     code = """
-from benchmarks.fuzzing.target import Target, judged, pure
+from assurance.fuzz.target import Target, judged, pure
 
 def run(data):
     return str(len(bytearray(b"1") * (len(data) << 20)))

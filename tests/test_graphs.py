@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.artefacts import tiny_payload
+from testbed.artefacts import tiny_payload
 from variegate.export.split import LOCATION, split
 from variegate.isolation import graphs
 from variegate.isolation.graphs import Use, declare, initialisers, take_out, uses

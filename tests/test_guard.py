@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from variegate.export.archive import rebuilt
-from variegate.export.bound import bounded
-from variegate.export.canonical import canonicalise
-from variegate.export.contract import InputSpec
-from variegate.export.graph_json import checked_program
-from variegate.export.guard import Limits, guarded, read_file
-from variegate.export.isolate import convert
+from variegate.export.intake.archive import rebuilt
+from variegate.export.intake.bound import bounded
+from variegate.export.intake.canonical import canonicalise
+from variegate.export.intake.contract import InputSpec
+from variegate.export.intake.graph_json import checked_program
+from variegate.export.intake.guard import Limits, guarded, read_file
+from variegate.export.intake.isolate import convert
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 
 LIMITS = Limits()

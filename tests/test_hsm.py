@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from testbed.reference import published_seller
 from tests.support import softhsm
 from tests.support.softhsm import PIN, SoftHsm, parsed, uri
-from tests.vectors.reference import published_seller
 
 softhsm.need()
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import bases, softhsm
+from testbed import bases
+from tests.support import softhsm
 from tests.support.softhsm import PIN, SoftHsm, parsed, uri
 from variegate.keys.envelope import open_envelope
 

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
+from testbed.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
 from tests.support.floats import float_payload
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import POLICY_FILE, host_of
 from variegate.isolation import launch
 from variegate.isolation import process as process_module
-from variegate.isolation.below import answer
+from variegate.isolation.enclave_platform import MAX_RECORDS, EnclavePlatform
 from variegate.isolation.host import Isolated, IsolatedHost
 from variegate.isolation.memory import sealed
-from variegate.isolation.offered import MAX_RECORDS, Offered
+from variegate.isolation.platform_client import answer
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
@@ -425,7 +425,7 @@ def test_closing_does_not_wait_for_a_query_that_hangs(tmp_path: Path) -> None:
 )
 def test_a_compromised_enclave_gets_no_more_than_serving_takes(tmp_path: Path, call: list[Any]) -> None:
     with Device.create(tmp_path / "device", CLASS, SIGNER.root) as device:
-        offered = Offered(device)
+        offered = EnclavePlatform(device)
         assert answer(offered, ["record", ["enclave", "a line"]])[0] == Kind.ANSWER
         with pytest.raises(Lost):
             answer(offered, call)

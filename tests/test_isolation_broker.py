@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
 from variegate.attest import evidence, receipt
 from variegate.attest.broker import Broker
 from variegate.attest.broker_store import BrokerStore

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import frames
+from testbed.artefacts import frames
 from tests.support.taken_over import other_code, patch
 from tests.test_isolation import flashed
 from variegate.isolation import launch, wire
+from variegate.isolation.evidence_quota import BURST, PER_SECOND, EvidenceQuota
 from variegate.isolation.host import Isolated
 from variegate.isolation.policy import DevicePolicy
-from variegate.isolation.ration import BURST, PER_SECOND, Ration
 from variegate.isolation.wire import Kind
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.manifest import Policy
@@ -189,7 +189,7 @@ def test_evidence_is_bounded_whatever_enclaves_come_and_go(tmp_path: Path) -> No
 
 def test_the_ration_of_evidence_fills_again_up_to_its_burst() -> None:
     now = 0.0
-    ration = Ration(lambda: now)
+    ration = EvidenceQuota(lambda: now)
     for wait in (0.0, 10.0 * BURST):
         now += wait / PER_SECOND
         for _ in range(BURST):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support.children import Zygote
 from tests.test_isolation import flashed
 from variegate.device_sim.device import Device

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support import machines
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for
 from tests.support.machines import ALL_RIGHTS, HARMLESS, MOUNTS, stat, thread
 from variegate.attest.groups import HOST, HOST_PROTECTIONS, members
 from variegate.cli.main import main
@@ -265,7 +265,8 @@ def test_a_census_of_real_processes() -> None:
     script = """
 import os
 from pathlib import Path
-from variegate.isolation import census, machine, seen
+from variegate.isolation import census, machine
+from variegate.isolation import kernel_files as seen
 if os.fork() == 0:
     os._exit(0)
 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # ended, and there as long as nobody asks for it

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.memory_scan import Reading, Secrets, read_core, read_everything
-from tests.support.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
+from assurance.memory.scan import Reading, Secrets, read_core, read_everything
+from testbed.artefacts import CLASS, MemorySigner, frames, seal_for, tiny_payload
 from tests.support.graphs_of_weights import COPYING
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
@@ -125,7 +125,7 @@ def test_no_core_file_is_written(tmp_path: Path, cores_allowed: Path) -> None:
 
 LOOK = """
 import os, sys
-from benchmarks.memory_scan import Secrets, read_everything
+from assurance.memory.scan import Secrets, read_everything
 pid = int(sys.argv[1])
 os.setgid(65534); os.setuid(65534)
 for reading in read_everything(pid, Secrets({}, {"nothing": bytes(range(64, 96))})):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.children import Child, Zygote
-from variegate.isolation.tracing import Tracer
+from variegate.isolation.tracing import PtraceGuard
 from variegate.keys.errors import DeviceError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: attaches as root does")
@@ -302,7 +302,7 @@ def test_for_debugging_it_is_waited_for_and_not_held(zygote: Zygote) -> None:
 def test_only_children_are_taken() -> None:
     for pid in (os.getppid(), 1 << 30):
         with pytest.raises(DeviceError, match="not a child of the supervisor"):
-            Tracer(pid)
+            PtraceGuard(pid)
 
 
 def test_no_descriptor_is_left_behind(zygote: Zygote) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import frames
+from testbed.artefacts import frames
 from tests.test_isolation import flashed
 from variegate.isolation import syscalls, wire
 from variegate.isolation.process import Process

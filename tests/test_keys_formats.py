@@ -13,7 +13,7 @@ from cwt.cose_key_interface import COSEKeyInterface
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.vectors.artefact_parts import BATCH, GOOD, GOOD_BODY, SIGNER, manifest
+from testbed.artefact_parts import BATCH, GOOD, GOOD_BODY, SIGNER, manifest
 from variegate.keys import cbor, merkle, signing
 from variegate.keys.envelope import CONTEXT
 from variegate.keys.errors import Refusal, RefusedError

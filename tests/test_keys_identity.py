@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.vectors.artefact_parts import HYBRID, KEYS, X25519, manifest
+from testbed.artefact_parts import HYBRID, KEYS, X25519, manifest
 from variegate.keys import cbor, signing, uri
 from variegate.keys.envelope import CONTEXT, Order, open_envelope, seal_batch
 from variegate.keys.errors import MisuseError, Refusal, RefusedError

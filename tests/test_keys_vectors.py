@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from testbed.reference import open_artefact
 from tests.vectors.patches import read_artefacts
-from tests.vectors.reference import open_artefact
 from variegate.keys import cbor, component, keyfile
 from variegate.keys.envelope import open_envelope
 from variegate.keys.errors import Refusal, RefusedError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.support.artefacts import tiny_payload
+from testbed.artefacts import tiny_payload
 from variegate.keys import cbor, component, recipe
 from variegate.keys.artefact import ALIGNMENT, DTYPES, MAX_HEAD_BYTES, Payload, Spec
 from variegate.keys.errors import MisuseError, Refusal, RefusedError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.result import write_result
-from tests.support import bases
-from tests.support.artefacts import CLASS, MemorySigner, seal_for
+from testbed import bases
+from testbed.artefacts import CLASS, MemorySigner, seal_for
+from testbed.result import write_result
 from tests.support.registries import from_zero
 from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config

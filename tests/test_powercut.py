@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.powercut import Plan, swept
-from benchmarks.powercut_scenarios import Scenario, Score, cut, operations, scenarios
-from tests.support.devices import workplace
+from assurance.powercut.scenarios import Scenario, Score, cut, operations, scenarios
+from assurance.powercut.sweeps import Plan, swept
+from testbed.devices import workplace
 from variegate.device_sim.device import Device
 from variegate.device_sim.storage import Fault
 from variegate.runtime.admission import SECURITY_COUNTER, SEQUENCE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from benchmarks.result import RESULTS, load
+from testbed.result import FOLDERS, load
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -66,6 +66,19 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     for path in sources(package):
         ours = {name.split(".")[1] for name in imported(path) if name.startswith("variegate.")}
         assert ours - {package} <= MAY_IMPORT[package], path
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("testbed", {"tests", "benchmarks", "assurance"}),
+        ("benchmarks", {"tests"}),
+        ("assurance", {"tests", "benchmarks"}),
+    ],
+)
+def test_what_is_shared_lies_below_those_who_share_it(folder: str, others: set[str]) -> None:
+    for path in sources(folder):
+        assert not {name.partition(".")[0] for name in imported(path)} & others, path
 
 
 _HSM = {"pkcs11"}
@@ -141,10 +154,10 @@ def test_the_readme_has_the_committed_figures() -> None:
 
 
 def test_results_come_from_committed_source() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(path for folder in FOLDERS.values() for path in folder.glob("*.json")):
         document = load(path.stem)
         assert re.fullmatch(r"[0-9a-f]{40}", document["commit"]), f"{path.name} was not made from a commit"
-        assert document["command"].startswith("python -m benchmarks."), path.name
+        assert document["command"].startswith(("python -m benchmarks.", "python -m assurance.")), path.name
         assert all(isinstance(v, int | float) for v in document["figures"].values()), path.name
 
 

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
-from tests.support import bases
-from variegate.export.base import Base
+from testbed import bases
 from variegate.export.calibrate import FINE_STEP, STEP, qim_near
-from variegate.export.contract import Contract
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
+from variegate.export.intake.base import Base
+from variegate.export.intake.contract import Contract
 from variegate.export.parity import CopyJudge, check_template, compare, measure, session
 from variegate.export.rewriters import (
     Inputs,

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.support.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
+from testbed.artefacts import CLASS, SHAPE, MemorySigner, frames, seal_for, tiny_payload
 from variegate.device_sim.device import Device
 from variegate.keys.artefact import Artefact, Payload
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError

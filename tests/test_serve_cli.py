@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from tests.support.artefacts import frames
-from tests.support.devices import workplace
+from testbed.artefacts import frames
+from testbed.devices import workplace
+from testbed.serving import device_with
 from tests.support.processes import heed_interrupts
-from tests.support.serving import device_with
 from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.hosting import POLICY_FILE, policy_of

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.devices import workplace
-from tests.support.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving, until
+from testbed.devices import workplace
+from testbed.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving, until
 from variegate.keys.manifest import Manifest
 from variegate.runtime.port import LabelPort
 from variegate.serve import encodings, oip

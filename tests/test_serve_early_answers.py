@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attesting import Scene
+from testbed.attesting import Scene
+from testbed.devices import workplace
+from testbed.serving import INFER, device_with, read_all, serving
 from tests.support.certificates import Authority
-from tests.support.devices import workplace
-from tests.support.serving import INFER, device_with, read_all, serving
 from variegate.keys import cbor
 from variegate.runtime.port import LabelPort
 from variegate.serve.broker_app import BrokerService

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import CLASS, seal_for
-from tests.support.attesting import Scene
-from tests.support.serving import device_with, serving
+from testbed.artefacts import CLASS, seal_for
+from testbed.attesting import Scene
+from testbed.serving import device_with, serving
 from variegate.attest.client import evidence_from
 from variegate.attest.evidence import MAX_EVIDENCE_BYTES, verify
 from variegate.cli.main import main

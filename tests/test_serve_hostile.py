@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.artefacts import frames
-from tests.support.devices import workplace
-from tests.support.serving import INFER, Faulty, Http, device_with, infer_json, read_all, serving, until, waiting
+from testbed.artefacts import frames
+from testbed.devices import workplace
+from testbed.serving import INFER, Faulty, Http, device_with, infer_json, read_all, serving, until, waiting
 from variegate.keys.manifest import Policy
 from variegate.runtime.port import LabelPort
 from variegate.serve.limits import ServeLimits

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.artefacts import frames
-from tests.support.attesting import Scene
-from tests.support.devices import workplace
-from tests.support.serving import INFER, device_with, infer_json, read_all, serving
+from testbed.artefacts import frames
+from testbed.attesting import Scene
+from testbed.devices import workplace
+from testbed.serving import INFER, device_with, infer_json, read_all, serving
 from variegate.runtime.port import LabelPort
 from variegate.serve.binding import bound, host_check
 from variegate.serve.broker_app import BrokerService

@@ -18,10 +18,10 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.support.artefacts import SHAPE, frames
-from tests.support.devices import workplace
+from testbed.artefacts import SHAPE, frames
+from testbed.devices import workplace
+from testbed.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving
 from tests.support.floats import float_payload
-from tests.support.serving import INFER, Faulty, Http, device_with, infer_binary, infer_json, serving
 from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.manifest import Policy
 from variegate.runtime.port import LabelPort

@@ -25,11 +25,11 @@ from variegate.keys.errors import (
 )
 from variegate.serve import encodings, oip, socket_wire
 from variegate.serve.answers import BusyError, LeftError, TimeLimitError, fault_of
+from variegate.serve.buffer_space import BufferSpace
 from variegate.serve.fair import FairQueue
 from variegate.serve.limits import ServeLimits, Spec
 from variegate.serve.metrics import BUCKETS_S, Metrics
 from variegate.serve.peers import Doorkeeper, Permit, peer_of
-from variegate.serve.room import Room
 
 T = TypeVar("T")
 SHAPE = (2, 3, 4)
@@ -205,7 +205,7 @@ def test_bodies_unfold_within_a_ratio_and_in_pieces() -> None:
 
 
 def test_room_is_bounded_and_given_back() -> None:
-    room = Room(10)
+    room = BufferSpace(10)
     one, two = room.claim(), room.claim()
     one.add(6)
     two.add(4)

@@ -18,10 +18,10 @@ from typing import Self
 import numpy as np
 import pytest
 
-from tests.support.artefacts import CLASSES, SHAPE, frames
-from tests.support.devices import workplace
+from testbed.artefacts import CLASSES, SHAPE, frames
+from testbed.devices import workplace
+from testbed.serving import Faulty, Http, device_with, read_all, serving, until
 from tests.support.floats import float_payload
-from tests.support.serving import Faulty, Http, device_with, read_all, serving, until
 from variegate.keys.errors import MisuseError
 from variegate.keys.manifest import Policy
 from variegate.runtime.port import LabelPort

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.artefacts import frames
-from tests.support.devices import workplace
-from tests.support.serving import INFER, Faulty, device_with, infer_json, serving, until, waiting
+from testbed.artefacts import frames
+from testbed.devices import workplace
+from testbed.serving import INFER, Faulty, device_with, infer_json, serving, until, waiting
 from variegate.keys.errors import MisuseError
 from variegate.runtime.enclave import ProtectionState
 from variegate.runtime.port import LabelPort

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import bases
-from tests.support.artefacts import CLASS, MemorySigner
+from testbed import bases
+from testbed.artefacts import CLASS, MemorySigner
 from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config
 from variegate.attack.campaign import folder as campaigns

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.soak_clients import kinds, live
-from benchmarks.soak_ledger import Gate, Ledger, Pool, Query, Refused
-from benchmarks.soak_run import budget_gap
-from tests.support.artefacts import frames
-from tests.support.devices import workplace
-from tests.support.serving import Faulty, device_with, serving, until
+from assurance.soak.clients import kinds, live
+from assurance.soak.ledger import Gate, Ledger, Pool, Query, Refused
+from assurance.soak.run import budget_gap
+from testbed.artefacts import frames
+from testbed.devices import workplace
+from testbed.serving import Faulty, device_with, serving, until
 from variegate.runtime.port import LabelPort
 
 KINDS = tuple(kinds(("", 0), Path()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.artefacts import MemorySigner
+from testbed.artefacts import MemorySigner
 from tests.test_registry import ROW
 from variegate.attack.campaign.ledger import Ledger
 from variegate.attack.campaign.ledger import create as create_ledger

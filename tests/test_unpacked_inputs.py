@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.measured import variegate
 from tests.support.small_campaign import write_inputs
-from variegate.export.archive import rebuilt
-from variegate.export.guard import Limits
+from variegate.export.intake.archive import rebuilt
+from variegate.export.intake.guard import Limits
 from variegate.keys.arrays import read_npy, read_npz
 from variegate.keys.errors import Refusal, RefusedError
 

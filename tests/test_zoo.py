@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.zoo import data, gtsrb_small, gtsrb_tiny, networks
+from testbed.zoo import data, gtsrb_small, gtsrb_tiny, networks
 from variegate.keys.errors import MisuseError
 
 RESULT = Path(gtsrb_small.__file__).parents[1] / "results" / "train_gtsrb.json"

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from assurance.root.device import made, served
 from assurance.root.run import ARCHIVE, Target, archive, attack
-from tests.support.bases import base, images
+from testbed.bases import base, images
 from variegate.keys.errors import MisuseError
 
 QUICK = ("read_mem", "read_pidfd", "write_code", "fuses")

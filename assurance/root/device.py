@@ -24,7 +24,7 @@ from assurance.root.needles import secrets_of
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import host_for
-from variegate.export.base import Base
+from variegate.export.intake.base import Base
 from variegate.export.release import make_release
 from variegate.export.rewriters import Qim
 from variegate.export.sealing import CopyOrder, Terms, seal_copies

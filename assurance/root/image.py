@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from assurance.root.device import POLICY, made
 from assurance.root.run import ARCHIVE, Target, archive, needles_of
 from assurance.shell import RootShell
-from tests.support.images import free_port
-from tests.support.swtpm import software_tpm
+from testbed.images import free_port
+from testbed.swtpm import software_tpm
 from variegate.device_sim.image import Machine, build, debian
-from variegate.export.base import Base
+from variegate.export.intake.base import Base
 
 LOCKED_POLICY = replace(
     POLICY,

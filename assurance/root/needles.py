@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.memory_scan import Secrets
+from assurance.memory.scan import Secrets
 from variegate.export.fuse import Template
 from variegate.isolation.arrange import arrange, optimised
 from variegate.keys import recipe

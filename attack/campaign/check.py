@@ -8,7 +8,7 @@ from pathlib import Path
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
 from variegate.attack.campaign.config import Campaign
-from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.ledger import DONE, Ledger, UnitEntry
 from variegate.attack.campaign.units import units, victims
 from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
@@ -70,7 +70,7 @@ def damaged(folder: Path, ledger: Ledger, campaign: Campaign) -> dict[str, str]:
     return out
 
 
-def shard_bytes(folder: Path, kind: str, entry: Entry) -> bytes:
+def shard_bytes(folder: Path, kind: str, entry: UnitEntry) -> bytes:
     """A shard of a unit that is done, if it is the one that the ledger knows.
 
     Raises:
@@ -87,7 +87,7 @@ def shard_bytes(folder: Path, kind: str, entry: Entry) -> bytes:
     return data
 
 
-def rows_of(folder: Path, kind: str, entry: Entry) -> shards.Rows:
+def rows_of(folder: Path, kind: str, entry: UnitEntry) -> shards.Rows:
     """Rows of a unit's shard.
 
     Raises:
@@ -100,7 +100,7 @@ def rows_of(folder: Path, kind: str, entry: Entry) -> shards.Rows:
     return shards.from_bytes(_SCHEMAS[kind], read_capped(path, limit=folders.MAX_SHARD_BYTES), name)
 
 
-def _entries(ledger: Ledger, campaign: Campaign) -> list[Entry]:
+def _entries(ledger: Ledger, campaign: Campaign) -> list[UnitEntry]:
     """The ledger's; all of units whose fleet, attack, copy and images the campaign has."""
     entries, known = ledger.entries(), set(units(campaign))
     for entry in entries:
@@ -110,7 +110,7 @@ def _entries(ledger: Ledger, campaign: Campaign) -> list[Entry]:
     return entries
 
 
-def _of_unit(folder: Path, entry: Entry, campaign: Campaign) -> Iterator[str]:
+def _of_unit(folder: Path, entry: UnitEntry, campaign: Campaign) -> Iterator[str]:
     for kind in (folders.SAMPLES, folders.REPLAYS):
         path = folders.shard(folder, kind, entry.unit)
         try:

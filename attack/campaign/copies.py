@@ -134,19 +134,21 @@ class Opener(Protocol):
         ...
 
 
-def opened_device(uri: str) -> AbstractContextManager[Oracle]:
+def open_device_oracle(uri: str) -> AbstractContextManager[Oracle]:
     """A device of any kind; a rate is waited out."""
     # A fleet of local copies needs none of it.
-    from variegate.attack.oracles.opened import opened  # noqa: PLC0415
+    from variegate.attack.oracles.address import open_oracle  # noqa: PLC0415
     from variegate.attack.oracles.patience import Patience  # noqa: PLC0415
 
-    return opened(uri, patience=Patience(longest_s=LONGEST_WAIT_S))
+    return open_oracle(uri, patience=Patience(longest_s=LONGEST_WAIT_S))
 
 
 class Copies:
     """Opened copies of all fleets, the last used kept. Thread-safe."""
 
-    def __init__(self, fleets: tuple[FleetCopies, ...], *, keep: int = OPEN, opened: Opener = opened_device) -> None:
+    def __init__(
+        self, fleets: tuple[FleetCopies, ...], *, keep: int = OPEN, opened: Opener = open_device_oracle
+    ) -> None:
         """Opens nothing yet.
 
         Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from variegate.attack.campaign.config import Campaign
-from variegate.attack.campaign.copies import Opener, opened_device
+from variegate.attack.campaign.copies import Opener, open_device_oracle
 from variegate.attack.campaign.messages import Event, Job
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.work import Bench
@@ -50,7 +50,7 @@ class Engine(Protocol):
 class Serial:
     """In this process, one unit after another."""
 
-    def __init__(self, prepared: Prepared, *, opened: Opener = opened_device) -> None:
+    def __init__(self, prepared: Prepared, *, opened: Opener = open_device_oracle) -> None:
         """Opens nothing yet.
 
         Args:

@@ -46,7 +46,7 @@ CREATE TABLE failures (number INTEGER PRIMARY KEY, unit TEXT NOT NULL, reason TE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class UnitEntry:
     """A unit as the ledger has it.
 
     Attributes:
@@ -151,7 +151,7 @@ class Ledger:
             raise damaged(self._path)
         return asked
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[UnitEntry]:
         """All units, in order.
 
         Raises:
@@ -317,7 +317,7 @@ def create(folder: Path, units: Sequence[Unit], meta: Mapping[str, str]) -> None
         db.commit()
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _entry(row: Sequence[Any]) -> UnitEntry:
     name, fleet, attack, attacker, images, state, *rest = row
     unit = Unit(name=name, fleet=fleet, attack=attack, attacker=attacker, images=tuple(json.loads(images)))
     # The name is part of a path.
@@ -330,7 +330,7 @@ def _entry(row: Sequence[Any]) -> Entry:
     kinds = (str, int, str, int, int, int, int)
     if not all(value is None or type(value) is kind for value, kind in zip(rest, kinds, strict=True)):
         raise ValueError(rest)
-    return Entry(
+    return UnitEntry(
         unit=unit,
         state=state,
         samples_sha256=rest[0],

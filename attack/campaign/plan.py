@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from variegate.attack.campaign.copies import Copies, FleetCopies, Opener, opened_device
+from variegate.attack.campaign.copies import Copies, FleetCopies, Opener, open_device_oracle
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, units, victims
 from variegate.attack.oracle import to_frames, to_points
@@ -79,7 +79,7 @@ class Plan:
         return sum(each) / max(1, self.workers) if len(each) == len(self.fleets) else None
 
 
-def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = opened_device) -> Plan:
+def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = open_device_oracle) -> Plan:
     """Plans a campaign.
 
     Args:

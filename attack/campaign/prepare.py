@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.campaign.config import Campaign, Fleet
-from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, opened_device
+from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, open_device_oracle
 from variegate.attack.campaign.data import read_images, read_set
 from variegate.attack.campaign.images import Images
 from variegate.attack.campaign.schema import wrong
@@ -27,9 +27,9 @@ from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.primitives import sha256
 
 if TYPE_CHECKING:
-    from variegate.export.base import Base
-    from variegate.export.contract import InputSpec
     from variegate.export.fuse import Template
+    from variegate.export.intake.base import Base
+    from variegate.export.intake.contract import InputSpec
 
 POOL = 512
 """Pictures that attacks may start from, drawn from the data."""
@@ -63,7 +63,7 @@ def prepare(
     folder: Path,
     *,
     choose: bool = True,
-    opened: Opener = opened_device,
+    opened: Opener = open_device_oracle,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Loads bases, opens devices, chooses images.
@@ -142,8 +142,8 @@ def _released(number: int, fleet: Fleet, folder: Path) -> list[Template]:
 def _fused(number: int, fleet: Fleet, folder: Path, loaded: Callable[[Path, InputSpec], Base]) -> list[Template]:
     # Heavy: torch and onnx. Workers never come here.
     from variegate.attack.oracles.local import plain  # noqa: PLC0415
-    from variegate.export.contract import InputSpec  # noqa: PLC0415
     from variegate.export.fuse import fuse  # noqa: PLC0415
+    from variegate.export.intake.contract import InputSpec  # noqa: PLC0415
     from variegate.export.rewriters import from_parameters  # noqa: PLC0415
 
     where = f"fleet[{number}]"
@@ -181,7 +181,7 @@ def _of_templates(campaign: Campaign, fleet: Fleet, templates: Sequence[Template
 
 
 def _base(path: Path, spec: InputSpec) -> Base:
-    from variegate.export.base import load_base  # noqa: PLC0415  heavy
+    from variegate.export.intake.base import load_base  # noqa: PLC0415  heavy
 
     return load_base(path, spec)
 

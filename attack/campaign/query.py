@@ -13,7 +13,7 @@ import pyarrow as pa
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import shards
 from variegate.attack.campaign.check import shard_bytes
-from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.ledger import DONE, Ledger, UnitEntry
 from variegate.attack.campaign.schema import quoted
 from variegate.attack.campaign.unpacked import MEMORY_LIMIT, together, unpacked
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -120,13 +120,13 @@ def query(folder: Path, statement: str) -> Answer:
             raise MisuseError(f"the query fails: {_first(error)}") from error
 
 
-def _done(folder: Path, kind: str, schema: pa.Schema, entries: Sequence[Entry]) -> pa.Table:
+def _done(folder: Path, kind: str, schema: pa.Schema, entries: Sequence[UnitEntry]) -> pa.Table:
     """Shards of units that are done, as the ledger knows them."""
     parts = [shards.read(schema, data, name) for name, data in _shards(folder, kind, entries)]
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def _shards(folder: Path, kind: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
+def _shards(folder: Path, kind: str, entries: Sequence[UnitEntry]) -> Iterator[tuple[str, bytes]]:
     """Name and content of shards of units that are done."""
     try:
         for entry in entries:

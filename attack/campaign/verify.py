@@ -17,8 +17,8 @@ import numpy as np
 from variegate.attack.campaign import folder as folders
 from variegate.attack.campaign import rows
 from variegate.attack.campaign.check import against_shards, rows_of
-from variegate.attack.campaign.copies import FleetCopies, Opener, opened_device
-from variegate.attack.campaign.ledger import DONE, Entry, Ledger
+from variegate.attack.campaign.copies import FleetCopies, Opener, open_device_oracle
+from variegate.attack.campaign.ledger import DONE, Ledger, UnitEntry
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.replay import Answer
 from variegate.attack.campaign.shards import KEYS, Rows
@@ -110,7 +110,7 @@ def verify(
     )
 
 
-def _drawn(prepared: Prepared, done: list[Entry], sample: int | None) -> dict[str, set[int]]:
+def _drawn(prepared: Prepared, done: list[UnitEntry], sample: int | None) -> dict[str, set[int]]:
     """Places within their units of the images to ask again."""
     every = [(entry.unit.name, i) for entry in done for i in range(len(entry.unit.images))]
     if sample is not None and sample < len(every):
@@ -127,7 +127,7 @@ class _Again:
 
     def __init__(self, folder: Path, prepared: Prepared, opened: Opener | None) -> None:
         self._folder, self._prepared = folder, prepared
-        self._bench = Bench(prepared, opened=opened or opened_device)
+        self._bench = Bench(prepared, opened=opened or open_device_oracle)
         self.not_asked = tuple(fleet.name for fleet in prepared.fleets if fleet.devices and opened is None)
         self._silent = set(self.not_asked)
         self.samples = self.replays = self.told = 0
@@ -137,7 +137,7 @@ class _Again:
         """Closes the copies."""
         self._bench.close()
 
-    def unit(self, entry: Entry, places: set[int]) -> None:
+    def unit(self, entry: UnitEntry, places: set[int]) -> None:
         """One unit; its images at these places are shown to the copies."""
         try:
             samples = rows_of(self._folder, folders.SAMPLES, entry)
@@ -165,7 +165,7 @@ class _Again:
             self._silent.add(fleet)
             self._tell(f"{entry.unit.name}: fleet {fleet} is asked no more: {error.message}")
 
-    def _samples(self, entry: Entry, outcomes: list[Outcome]) -> None:
+    def _samples(self, entry: UnitEntry, outcomes: list[Outcome]) -> None:
         oracle = self._bench.copies.oracle(entry.unit.fleet, entry.unit.attacker)
         for outcome, image in zip(outcomes, entry.unit.images, strict=True):
             if outcome.sample is None:
@@ -176,7 +176,7 @@ class _Again:
                 place = int(self._prepared.images.index[image])
                 self._tell(f"{entry.unit.name}: the sample of image {place} is answered {label}, not {outcome.label}")
 
-    def _replays(self, entry: Entry, outcomes: list[Outcome], places: set[int], stored: Rows) -> dict[int, int]:
+    def _replays(self, entry: UnitEntry, outcomes: list[Outcome], places: set[int], stored: Rows) -> dict[int, int]:
         """Replays again; what the attacker's own copy says of the clean images, by their place in the unit."""
         unit, index = entry.unit, self._prepared.images.index
         by_image = {int(index[unit.images[i]]) for i in places}
@@ -216,7 +216,7 @@ class _Again:
                     f"{row['overshoot']}: {key} is {value}, not {row[key]}"
                 )
 
-    def _misjudged(self, entry: Entry, stored: list[dict[str, Any]], own: Mapping[int, int]) -> Iterator[str]:
+    def _misjudged(self, entry: UnitEntry, stored: list[dict[str, Any]], own: Mapping[int, int]) -> Iterator[str]:
         """Targets, and samples that are called found, against what the attacker's own copy says of the clean image."""
         unit, index = entry.unit, self._prepared.images.index
         for i, clean in own.items():
@@ -236,7 +236,7 @@ class _Again:
 
 def _unfounded(
     prepared: Prepared,
-    entry: Entry,
+    entry: UnitEntry,
     stored: Sequence[Mapping[str, Any]],
     replays: Rows,
     outcomes: Sequence[Outcome],
@@ -268,7 +268,7 @@ def _unfounded(
     yield from (f"{unit.name}: {name} of the replays is not that of the samples" for name in KEYS if name in wrong)
 
 
-def _outcome(row: Mapping[str, Any], prepared: Prepared, entry: Entry) -> Outcome:
+def _outcome(row: Mapping[str, Any], prepared: Prepared, entry: UnitEntry) -> Outcome:
     """A stored row as an outcome, as far as replays need one."""
     fleet = _fleet(prepared, entry)
 
@@ -302,5 +302,5 @@ def _without(outcome: Outcome) -> Outcome:
     )
 
 
-def _fleet(prepared: Prepared, entry: Entry) -> FleetCopies:
+def _fleet(prepared: Prepared, entry: UnitEntry) -> FleetCopies:
     return next(fleet for fleet in prepared.fleets if fleet.name == entry.unit.fleet)

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign import replay, rows, shards
 from variegate.attack.campaign.config import AttackRun
-from variegate.attack.campaign.copies import Copies, Opener, labels_of, opened_device
+from variegate.attack.campaign.copies import Copies, Opener, labels_of, open_device_oracle
 from variegate.attack.campaign.messages import (
     Event,
     ImageDone,
@@ -40,7 +40,7 @@ _MAX_REASON = 500
 class Bench:
     """A worker's place of work: the campaign, and the copies that it has opened."""
 
-    def __init__(self, prepared: Prepared, *, opened: Opener = opened_device) -> None:
+    def __init__(self, prepared: Prepared, *, opened: Opener = open_device_oracle) -> None:
         """Opens nothing yet.
 
         Args:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.oracles.frames import check_frames
-from variegate.export.base import Base
-from variegate.export.contract import Contract
 from variegate.export.fuse import IMAGE, LABEL, Template, fuse
+from variegate.export.intake.base import Base
+from variegate.export.intake.contract import Contract
 from variegate.export.parity import session
 from variegate.export.rewriters.definition import Inputs
 from variegate.export.rewriters.ops import Ops

@@ -201,7 +201,7 @@ def leave_out_far(campaign: Campaign, max_l2: float, max_linf: float) -> None:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Campaign]:
+def open_campaign(folder: Path) -> Iterator[Campaign]:
     """Loads a campaign.
 
     Args:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from variegate.attack.report.budget_cuts import BudgetCut
 from variegate.attack.report.data import table_of
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
 from variegate.attack.report.statistics import Rate
-from variegate.attack.report.stops import Stop
 
 FRAME_RATE = 30.0
 """Frames/s where the campaign does not state a device's."""
@@ -136,7 +136,7 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
     rates = frame_rates(config)
     out = []
     for search in results.searches:
-        stops = [stop for stop in results.stops if stop.group == search.group]
+        stops = [stop for stop in results.budget_cuts if stop.group == search.group]
         own = min((stop for stop in stops if stop.own), key=lambda stop: stop.queries / stop.own, default=None)
         every = [cell for cell in results.tries if cell.keys[:4] == search.group]
         out.append(
@@ -156,7 +156,7 @@ def efforts(results: Results, config: Mapping[str, Any]) -> list[Effort]:
     return out
 
 
-def _ways(stops: Sequence[Stop], cells: Iterable[tuple[Cell, float | None]]) -> list[Way]:
+def _ways(stops: Sequence[BudgetCut], cells: Iterable[tuple[Cell, float | None]]) -> list[Way]:
     at = {stop.budget: stop for stop in stops if stop.samples}
     ways = []
     for cell, overshoot in cells:

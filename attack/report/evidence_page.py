@@ -11,9 +11,9 @@ from variegate.attack.report.attack_paths import PATHS, limits, rated
 from variegate.attack.report.attack_potential import SCALES, Factor, Rating
 from variegate.attack.report.data import Campaign
 from variegate.attack.report.effort import Effort, FrameRate, Way
+from variegate.attack.report.formatting import number, percent, place_words
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
 from variegate.attack.report.weaknesses import HEADINGS, NO_LEDGER, Weakness
-from variegate.attack.report.words import number, percent, place_words
 
 
 def page(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from variegate.attack.report import html
+from variegate.attack.report.formatting import group_words, interval_words, percent, place_words
 from variegate.attack.report.html import Raw, paragraph
+from variegate.attack.report.interleaving import interleaved
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
-from variegate.attack.report.turns import in_turn
-from variegate.attack.report.words import group_words, interval_words, percent, place_words
 
 GROUPS = 8
 """Groups shown; those with each fleet's highest rates."""
@@ -25,7 +25,7 @@ def matrices(results: Results) -> Raw:
         for search in results.searches
         if (worst := results.worst(search.group)) is not None
     }
-    ranked = in_turn(rates, lambda group: group[0], lambda group: rates[group])
+    ranked = interleaved(rates, lambda group: group[0], lambda group: rates[group])
     if not ranked:
         return paragraph("No pair to show.")
     by_cell: dict[tuple[Group, float, float], list[Cell]] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from variegate.attack.report import html, prose, svg
 from variegate.attack.report.data import Campaign
+from variegate.attack.report.formatting import interval_words, number, percent, place_words
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
 from variegate.attack.report.matrix import matrices
 from variegate.attack.report.panels import Panel
@@ -15,7 +16,6 @@ from variegate.attack.report.results import Results
 from variegate.attack.report.statistics import Rate
 from variegate.attack.report.tables import Table
 from variegate.attack.report.weaknesses import HEADINGS, NO_LEDGER, Weakness
-from variegate.attack.report.words import interval_words, number, percent, place_words
 
 FIGURES = 12
 """Most figures of one kind."""

@@ -22,9 +22,9 @@ from variegate.attack.campaign import images
 from variegate.attack.campaign.folder import IMAGES, MAX_INPUT_BYTES, MAX_SHARD_BYTES, SAMPLES
 from variegate.attack.oracle import to_points
 from variegate.attack.report.data import Campaign
+from variegate.attack.report.interleaving import interleaved
 from variegate.attack.report.replication import FOOLS
 from variegate.attack.report.results import Group
-from variegate.attack.report.turns import in_turn
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
@@ -124,7 +124,7 @@ def _chosen(campaign: Campaign) -> list[tuple[str, str, str, str, int, int, int,
     SELECT fleet, attack, profile, norm, attacker, image, true_class, label, distance, victims, fooled, worst
     FROM ranked WHERE worst = 1 OR place = (of + 1) // 2
     ORDER BY fleet, attack, profile, norm, worst, image"""  # noqa: S608  only this module's words
-    rows = in_turn(
+    rows = interleaved(
         campaign.rows(query), fleet=lambda row: str(row[0]), weight=lambda row: int(row[10]) if row[11] == 1 else -1
     )
     return [tuple(row[:11]) for row in rows[:MOST]]

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.report import replication
+from variegate.attack.report.budget_cuts import BudgetCut, budget_cuts
 from variegate.attack.report.data import Campaign, table_of
 from variegate.attack.report.replication import FOOLS, GRID, GROUP, Cell, Reached
 from variegate.attack.report.statistics import Rate, quantile, rate
-from variegate.attack.report.stops import Stop, stops
 
 Group = tuple[str, str, str, str]
 """fleet, attack, profile, norm."""
@@ -123,7 +123,7 @@ class Results:
     Attributes:
         fleets: Names, in the order of the campaign's file.
         searches: Of each group.
-        stops: Searches stopped at each budget.
+        budget_cuts: Searches stopped at each budget.
         progress: Distance against queries.
         ended: Searches by status and reason.
         overshoot: `replication.by_overshoot`.
@@ -138,7 +138,7 @@ class Results:
 
     fleets: tuple[str, ...]
     searches: tuple[Search, ...]
-    stops: tuple[Stop, ...]
+    budget_cuts: tuple[BudgetCut, ...]
     progress: tuple[Progress, ...]
     ended: tuple[Ended, ...]
     overshoot: tuple[Cell, ...]
@@ -190,7 +190,7 @@ def compute(campaign: Campaign) -> Results:
     return Results(
         fleets=(*(name for name in order if name in there), *sorted(there - set(order))),
         searches=searches,
-        stops=tuple(stops(campaign)),
+        budget_cuts=tuple(budget_cuts(campaign)),
         progress=progress,
         ended=tuple(
             Ended((fleet, attack, profile, norm), status, reason, count)

@@ -134,7 +134,7 @@ def tables(results: Results) -> list[Table]:
             "effort",
             "Labels asked for by searches stopped at a budget (0: the end), and those with a sample by then",
             (*GROUP, "budget", "queries", "samples_replayed", "samples_that_fool_their_copy"),
-            tuple((*s.group, s.budget, s.queries, s.samples, s.own) for s in results.stops),
+            tuple((*s.group, s.budget, s.queries, s.samples, s.own) for s in results.budget_cuts),
         ),
         Table(
             "distance_queries",

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from variegate.attack.report.formatting import group_words, percent, place_words, rate_words
+from variegate.attack.report.interleaving import interleaved
 from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Group, Results
 from variegate.attack.report.statistics import Rate
-from variegate.attack.report.turns import in_turn
-from variegate.attack.report.words import group_words, percent, place_words, rate_words
 
 CELLS = 2
 """Cells of each group's matrix that are named."""
@@ -227,7 +227,7 @@ def _allows(rate: Rate) -> str:
 
 
 def _in_turn(found: Iterable[Weakness]) -> list[Weakness]:
-    return in_turn(found, lambda weakness: weakness.fleet, lambda weakness: weakness.weight)
+    return interleaved(found, lambda weakness: weakness.fleet, lambda weakness: weakness.weight)
 
 
 def _place(cell: Cell) -> str:

@@ -20,7 +20,7 @@ from variegate.attack.campaign.folder import CONFIG, IMAGES
 from variegate.attack.campaign.software import mixed, recorded
 from variegate.attack.report import manifest
 from variegate.attack.report.assessment import Assessment
-from variegate.attack.report.data import Campaign, check_folder, leave_out_far, opened, table_of
+from variegate.attack.report.data import Campaign, check_folder, leave_out_far, open_campaign, table_of
 from variegate.attack.report.evidence import evidence
 from variegate.attack.report.page import Page
 from variegate.attack.report.panels import panels
@@ -60,7 +60,7 @@ def write_report(
     """
     check_folder(campaign)
     _check_out(out, signed=signer is not None)
-    with opened(campaign) as loaded:
+    with open_campaign(campaign) as loaded:
         _check_same_campaign(out, loaded.config_bytes)
         if signer is not None and not loaded.has_ledger:
             raise MisuseError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from variegate.attack.oracle import to_points
-from variegate.export.contract import Contract
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters.definition import Rewriter
 from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.errors import MisuseError

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from variegate.export.contract import Contract
+from variegate.export.intake.contract import Contract
 from variegate.export.rewriters.definition import Inputs
 from variegate.export.rewriters.ops import Ops
 from variegate.keys.errors import MisuseError

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from tests.support.artefacts import CANARIES, frames, tiny_payload
+from testbed.artefacts import CANARIES, frames, tiny_payload
 from variegate.keys.artefact import Payload
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tests.support.artefacts import CANARIES, SHAPE, frames
+from testbed.artefacts import CANARIES, SHAPE, frames
 from variegate.export.split import split
 from variegate.keys.artefact import Payload
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.artefacts import manifest_for
+from testbed.artefacts import manifest_for
 from variegate.isolation.arrange import Optimise, arrange, optimised
 from variegate.isolation.placed import PlacedCopy, PlacedEngine
 from variegate.keys import recipe

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.bases import CHANNELS, CLASSES, SIDE, images, weights
+from testbed.bases import CHANNELS, CLASSES, SIDE, images, weights
 
 TEXT = """
 schema = 1

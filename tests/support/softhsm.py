@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools import skip_without
+from testbed.tools import skip_without
 from variegate.keys.pkcs11_uri import Pkcs11Uri
 
 PIN = "271828"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.vectors import artefact_parts as p
-from tests.vectors.artefact_parts import Case
-from tests.vectors.reference import other_signer
+from testbed import artefact_parts as p
+from testbed.artefact_parts import Case
+from testbed.reference import other_signer
 from variegate.keys import artefact, cbor, component, recipe, signing
 from variegate.keys.envelope import SealedKeys
 from variegate.keys.errors import Refusal

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.reference import published_device, secret_of
+from testbed.reference import published_device, secret_of
 from variegate.attest import cose, receipt
 from variegate.attest import evidence as tokens
 from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, ProtectionClaim

@@ -21,12 +21,12 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import numpy as np  # noqa: E402 - the path first
 
-from tests.vectors import artefact_parts as parts  # noqa: E402
+from testbed import artefact_parts as parts  # noqa: E402
+from testbed.artefact_parts import Case  # noqa: E402
+from testbed.reference import open_artefact, published_device, secret_of  # noqa: E402
 from tests.vectors.artefact_cases import cases  # noqa: E402
-from tests.vectors.artefact_parts import Case  # noqa: E402
 from tests.vectors.attest_cases import attest_vectors  # noqa: E402
 from tests.vectors.patches import difference, read_artefacts  # noqa: E402
-from tests.vectors.reference import open_artefact, published_device, secret_of  # noqa: E402
 from variegate.keys import cbor, keyfile, streams  # noqa: E402
 from variegate.keys.errors import RefusedError  # noqa: E402
 from variegate.keys.primitives import sha256  # noqa: E402

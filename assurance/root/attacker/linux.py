@@ -196,7 +196,7 @@ def everything(memory: Memory, areas: list[Mapping]) -> Iterator[tuple[int, byte
 def _by_page(memory: Memory, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """The whole piece, or page by page where some page cannot be read; after many in a row, no more."""
     at, vain = start, 0
-    while at < end and vain < 64:  # noqa: PLR2004  secret pages refuse one by one
+    while at < end and vain < 64:
         try:
             data = memory.read(at, end - at if vain == 0 else min(mmap.PAGESIZE, end - at))
         except PermissionError:

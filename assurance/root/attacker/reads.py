@@ -180,7 +180,7 @@ def read_kcore(victim: Victim) -> Outcome:
     victim.show_known()
     with path.open("rb", buffering=0) as file:
         head = file.read(64)
-        if len(head) < 64:  # noqa: PLR2004  of the format
+        if len(head) < 64:
             return Outcome(False, "reads as empty")
         (table,), (count,) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<H", head, 56)
         rows = [struct.unpack("<IIQQQQQQ", os.pread(file.fileno(), 56, table + 56 * i)) for i in range(count)]

@@ -1,0 +1,1 @@
+"""What `assurance.fuzz` shows hostile bytes to, and how it judges what happens."""

@@ -1,0 +1,1 @@
+"""What root reads of a serving enclave."""

@@ -1,0 +1,1 @@
+"""Power cuts and kills of a device that is being flashed."""

@@ -1,0 +1,6 @@
+"""Cuts, kills, and writes the result: see `sweeps`."""
+
+from assurance.powercut.sweeps import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The real server for minutes under good and hostile clients."""

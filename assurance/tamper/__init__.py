@@ -1,0 +1,1 @@
+"""Changed and cut-off artefacts, wrong devices, kills and power cuts against a budget."""

@@ -1,0 +1,71 @@
+"""From one word to an oracle: how a person names a device on the command line and in a campaign's file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from variegate.attack.oracle import Oracle
+from variegate.attack.oracles.http import HttpOracle
+from variegate.attack.oracles.http_line import Trust
+from variegate.attack.oracles.patience import NONE, Patience
+from variegate.attack.oracles.port import PortOracle
+from variegate.attack.oracles.socket import SocketOracle
+from variegate.keys.errors import MisuseError
+
+FORMS = "http://HOST:PORT[/MODEL], https://HOST:PORT[/MODEL], socket:PATH or device:FOLDER"
+"""How a device may be named."""
+_NUMBERS = r"(?:classes=(?P<classes>[0-9]{1,9}))?&?(?:batch=(?P<batch>[0-9]{1,9}))?"
+
+
+@contextmanager
+def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = None) -> Iterator[Oracle]:
+    """A device by its name, until the end of the block.
+
+    Args:
+        uri: `http://HOST:PORT[/MODEL]` or `https://…`, with `?classes=N&batch=N` where the server does not say;
+            `socket:PATH` of a label socket; `device:FOLDER` of a simulated device, which is turned on.
+        patience: How long a rate or a busy server is waited for.
+        trust: For https.
+
+    Raises:
+        MisuseError: It is no such name, or what it names is not there.
+        RefusedError: What it names is no such device, or its copy is refused.
+        DeviceError: It cannot be reached, or does not boot.
+    """
+    scheme, _, rest = uri.partition(":")
+    if trust is not None and scheme != "https":
+        raise MisuseError("certificates belong to an https:// address")
+    match scheme:
+        case "http" | "https":
+            plain, _, query = uri.partition("?")
+            with HttpOracle(plain, patience=patience, trust=trust, **_numbers(query)) as device:
+                yield device
+        case "socket" if rest.isprintable() and rest:
+            with SocketOracle(Path(rest), patience=patience) as behind:
+                yield behind
+        case "device" if rest.isprintable() and rest:
+            # Who attacks over a network, or copies in this process, needs no device.
+            from variegate.device_sim.device import Device  # noqa: PLC0415
+            from variegate.device_sim.hosting import host_of  # noqa: PLC0415
+
+            folder = Path(rest)
+            with Device.open(folder, host=host_of(folder)) as simulated:
+                yield PortOracle(simulated.boot(), patience=patience)
+        case _:
+            raise MisuseError(f"{_shown(uri)} names no device", hint=f"write {FORMS}")
+
+
+def _numbers(query: str) -> dict[str, int]:
+    """What stands behind the question mark."""
+    found = re.fullmatch(_NUMBERS, query)
+    if found is None:
+        raise MisuseError("behind the ? of a device's address stand classes=N and batch=N")
+    return {name: int(number) for name, number in found.groupdict().items() if number is not None}
+
+
+def _shown(uri: str) -> str:
+    """A name as it can be shown: what is long is no name."""
+    return repr(uri if len(uri) <= 80 else uri[:77] + "...")  # noqa: PLR2004

@@ -1,1 +1,0 @@
-"""What `benchmarks.fuzz` shows hostile bytes to, and how it judges what happens."""

@@ -1,0 +1,70 @@
+"""What of a platform an enclave may use. It may have been taken over, so it gets no more than serving takes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from variegate.isolation.wire import Lost
+from variegate.runtime.platform import Platform
+
+EVENTS = ("refused", "enclave")
+"""What it may write into the device's log."""
+MAX_DETAIL = 400
+MAX_RECORDS = 64
+"""Entries of one launch: the log is bounded, and a flood would push out what it held."""
+
+
+class Brokered(Platform, Protocol):
+    """A platform with a way to a key broker."""
+
+    def challenge(self) -> bytes:
+        """As `attest.release.Exchange.challenge`; `DeviceError` where no broker is known."""
+        ...
+
+    def release(self, token: bytes, envelope: bytes) -> bytes:
+        """As `attest.release.Exchange.release`; `DeviceError` where no broker is known."""
+        ...
+
+
+SELF_TEST = "self-test: the enclave says that canary frames get other labels than the seller's"
+"""What the supervisor writes when a serving enclave fails its self-test; in its own words it could tell labels."""
+
+
+class EnclavePlatform:
+    """One launch's view of the platform, for one copy. It counts nothing, and raises no counter.
+
+    Attributes:
+        serving: Whether the copy is open: from then on there is no way to a broker, and no line of its own.
+
+    Raises:
+        Lost: From each method, when it is asked for what no sound enclave asks.
+    """
+
+    def __init__(self, platform: Brokered) -> None:
+        self._platform = platform
+        self._records = 0
+        self.serving = False
+
+    def record(self, event: str, detail: str) -> None:
+        """Writes a line of the device's log; beyond `MAX_RECORDS`, and once the copy is open, it is dropped."""
+        if event not in EVENTS:
+            raise Lost("enclave would write what it has no say in")
+        if self.serving:
+            return  # the number of lines tells something, too: the supervisor writes its own
+        self._records += 1
+        if self._records <= MAX_RECORDS:
+            self._platform.record(event, detail[:MAX_DETAIL])
+
+    def challenge(self) -> bytes:
+        """A broker's nonce."""
+        self._opening()
+        return self._platform.challenge()
+
+    def release(self, token: bytes, envelope: bytes) -> bytes:
+        """A broker's answer to evidence."""
+        self._opening()
+        return self._platform.release(token, envelope)
+
+    def _opening(self) -> None:
+        if self.serving:
+            raise Lost("enclave asks for a broker when its copy is open")

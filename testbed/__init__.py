@@ -1,0 +1,1 @@
+"""What tests, benchmarks and assurance share: networks and data, made devices and artefacts, results and timing."""
