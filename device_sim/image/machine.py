@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -26,6 +27,8 @@ _TPM_START_S = 20.0
 _POLL_S = 0.25
 _END_S = 10.0
 _LAST_WORDS = 3
+_SEQUENCES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
+"""Control sequences of terminals (ECMA-48, section 5.4)."""
 START_S = 600.0
 """What a machine gets to come up on a busy host."""
 
@@ -174,7 +177,8 @@ class Machine:
             return
         for raw in self._process.stdout:
             # The firmware clears the screen; what a device says is a stranger's.
-            line = "".join(c for c in raw.decode("utf-8", "replace") if c.isprintable()).strip()
+            plain = _SEQUENCES.sub(b"", raw).decode("utf-8", "replace")
+            line = "".join(c for c in plain if c.isprintable()).strip()
             if line:
                 self.console.append(line)
                 if self._say is not None:
