@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import made_or_empty
-from variegate.keys.sqlite_file import complete, damaged, has_schema, ours, run, transaction, typed
+from variegate.keys.sqlite_file import complete, damaged, has_schema, ours, refuse_folder, run, transaction, typed
 
 _WAIT_S = 10.0
 _PRAGMAS = ("application_id", "user_version")
@@ -39,6 +39,7 @@ class Database:
     def __init__(
         self, path: Path, schema: str, later: Sequence[str] = (), *, application: int, version: int, create: bool
     ) -> None:
+        refuse_folder(path)
         if create == os.path.lexists(path) or (create and not made_or_empty(path)):
             raise MisuseError(f"{path} is there already" if create else f"there is no {path}")
         self._lock = threading.Lock()

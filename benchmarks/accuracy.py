@@ -92,7 +92,7 @@ def run_kind(subject: Subject, kind: str, test: Answered, copies: int) -> dict[s
         allowed_points=ALLOWED_POINTS,
         progress=functools.partial(_show, subject.name, kind),
     )
-    release, _ = make_release(f"{subject.name}-{kind}", subject.base, chosen.rewriter, images)
+    release = make_release(f"{subject.name}-{kind}", subject.base, chosen.rewriter, images)
     seller = Seller.generate()
     rows = []
     for i in range(copies):

@@ -40,7 +40,7 @@ from benchmarks.runtime import with_argmax
 from testbed.result import result_path, source_commit, write_result
 from testbed.subjects import CIFAR10, GTSRB, Subject
 from variegate.export.fuse import IMAGE
-from variegate.export.parity import session
+from variegate.export.intake.probe import session
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _POOL: Final = 1_000

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+from variegate.export.intake.probe import session
 
 IMAGE: Final = "image"
 BATCH: Final = 128
@@ -34,10 +35,7 @@ class Network:
     batch: Final = BATCH
 
     def __init__(self, graph: bytes, shape: tuple[int, int, int], classes: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        self._session = session(graph)
         self.shape, self.classes = shape, classes
         self.queries, self.calls, self.forward_s = 0, 0, 0.0
 

@@ -24,7 +24,7 @@ from testbed.subjects import GTSRB
 from variegate.attack.report.statistics import wilson
 from variegate.demo.attack import hop_skip_jump
 from variegate.export.fuse import IMAGE, LABEL, fuse
-from variegate.export.parity import session
+from variegate.export.intake.probe import session
 from variegate.export.rewriters import Qim
 from variegate.keys.primitives import sha256
 

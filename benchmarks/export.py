@@ -70,7 +70,7 @@ class Workshop:
     def __init__(self, subject: Subject, folder: Path) -> None:
         images, _ = subject.test_set(256)
         self.subject = subject
-        self.release, _ = make_release("speed", subject.base, calibrated(subject.name, Qim.kind), images)
+        self.release = make_release("speed", subject.base, calibrated(subject.name, Qim.kind), images)
         self.release.save(folder / "release")
         self.seller, self.terms = Seller.generate(), Terms(vendor="benchmark")
         self.devices = [DeviceIdentity.generate("camera-v1").public for _ in range(BATCH)]

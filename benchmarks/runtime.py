@@ -31,7 +31,7 @@ from testbed.subjects import CIFAR10, GTSRB, Subject
 from testbed.timing import alternate, ratio
 from variegate.device_sim.device import Device
 from variegate.export.fuse import IMAGE, fuse
-from variegate.export.parity import session
+from variegate.export.intake.probe import session
 from variegate.export.release import make_release
 from variegate.export.rewriters import Permutation, Qim
 from variegate.keys.manifest import Policy
@@ -92,7 +92,7 @@ def path_overhead(subject: Subject, repeats: int, seconds: float) -> list[float]
     """Seconds that `Enclave.classify` adds to a run of its own session, at batch 1, for each repeat."""
     images, _ = subject.test_set(64)
     rewriter = calibrated(subject.name, Qim.kind)
-    release, _ = make_release("path", subject.base, rewriter, images)
+    release = make_release("path", subject.base, rewriter, images)
     seller = Seller.generate()
     frame, batch = images[0], images[:1]
     with flashed(release, seller, "path", Policy(budget=10**9)) as enclave:

@@ -109,7 +109,7 @@ def enclaves(figures: dict[str, float], raw: dict[str, Any], *, setups: int, rep
     images, _ = CIFAR10.test_set(256)
     for dtype in DTYPES:
         shown = images if dtype == "uint8" else (images / np.float32(255)).astype(np.float32)
-        release, _ = make_release("serve", CIFAR10.base, calibrated("cifar10", Qim.kind), shown)
+        release = make_release("serve", CIFAR10.base, calibrated("cifar10", Qim.kind), shown)
         seller = Seller.generate()
         samples: dict[str, list[float]] = {}
         every: dict[str, list[float]] = {}
@@ -156,7 +156,7 @@ def _summary(
 def http(figures: dict[str, float], raw: dict[str, Any], *, rounds: int) -> None:
     """The server and the label socket in front of the protected enclave, against a constant on the same server."""
     images, _ = CIFAR10.test_set(256)
-    release, _ = make_release("serve", CIFAR10.base, calibrated("cifar10", Qim.kind), images)
+    release = make_release("serve", CIFAR10.base, calibrated("cifar10", Qim.kind), images)
     with car(release, Seller.generate()) as place:
         path = place.parent / "labels"
         for batch in BATCHES:

@@ -108,6 +108,18 @@ class Progress:
             note(line)
 
 
+def read_file(path: Path) -> bytes:
+    """A file that the person named.
+
+    Raises:
+        MisuseError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MisuseError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`, as `args.json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -223,6 +235,6 @@ def _from_file(path: Path, what: str = "passphrase") -> str:
     if len(data) > _MAX_PASSPHRASE_BYTES:
         raise MisuseError(f"{what} file {path} is larger than {_MAX_PASSPHRASE_BYTES} bytes")
     with contextlib.suppress(UnicodeDecodeError):
-        return data.decode().removesuffix("\n").removesuffix("\r")
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     # Raised outside of a handler: the error in decoding quotes the secret, and would be this one's context.
     raise MisuseError(f"{what} file {path} is not UTF-8 text")

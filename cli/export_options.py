@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option, add_passphrase_option
-from variegate.export.rewriters import KINDS
 
 
 def prepare(commands: Any) -> argparse.ArgumentParser:
@@ -37,7 +36,8 @@ def prepare(commands: Any) -> argparse.ArgumentParser:
     )
     p.add_argument("--class-names", type=Path, metavar="FILE", help="one name a line, UTF-8")
     p.add_argument("--dtype", choices=("uint8", "float32"), default="uint8", help="frames that devices will pass")
-    p.add_argument("--rewriter", choices=sorted(KINDS), default="qim", help="what tells copies apart (%(default)s)")
+    kinds = ("permutation", "qim", "spread")  # without the module that has them, which loads onnx
+    p.add_argument("--rewriter", choices=kinds, default="qim", help="what tells copies apart (%(default)s)")
     p.add_argument(
         "--validation", type=Path, metavar="NPZ", help="arrays x (N, C, H, W) and y (classes), unseen by the base"
     )

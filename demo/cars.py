@@ -15,12 +15,14 @@ from variegate.device_sim.device import Device
 from variegate.device_sim.flash import FlashReport, flash
 from variegate.device_sim.world.dataset import Batch, batch
 from variegate.device_sim.world.network import load_signnet
-from variegate.export.calibrate import Calibration, calibrate
-from variegate.export.intake.base import Base, from_torch
+from variegate.export.calibrate import Calibration
+from variegate.export.delivery import copies
+from variegate.export.intake.base import Base
 from variegate.export.parity import measure
-from variegate.export.release import Release, make_release
+from variegate.export.preparation import base_of, prepare
+from variegate.export.release import Release
 from variegate.export.rewriters import Qim
-from variegate.export.sealing import CopyOrder, SealedCopy, Terms, seal_copies
+from variegate.export.sealing import SealedCopy, Terms
 from variegate.keys.errors import MisuseError, RefusedError
 from variegate.keys.manifest import Policy
 from variegate.keys.seller import Seller
@@ -116,21 +118,13 @@ def frames(seed: int, start: int, count: int) -> Batch:
 
 def export_model(seed: int) -> Model:
     """Exports the packaged network and chooses the rewriter on fresh frames."""
-    base = from_torch(load_signnet(), (3, 32, 32))
     validation = frames(seed, 0, _VALIDATION)
-    calibration = calibrate(
-        base,
-        Qim.kind,
-        measure(base, validation.images),
-        validation.labels,
-        dtype="uint8",
-        allowed_points=ALLOWED_POINTS,
-    )
-    rewriter = calibration.rewriter
-    if not isinstance(rewriter, Qim):
+    base = base_of(load_signnet(), (3, 32, 32))
+    release = prepare(base, validation=(validation.images, validation.labels), loss=ALLOWED_POINTS, name="demo")
+    rewriter = release.template.rewriter
+    if not isinstance(rewriter, Qim) or release.calibration is None:
         raise MisuseError("the demo traces by attractors: it needs a QIM rewriter")
-    release, _ = make_release("demo", base, rewriter, validation.images)
-    return Model(base, calibration, rewriter, release)
+    return Model(base, release.calibration, rewriter, release)
 
 
 @contextmanager
@@ -148,13 +142,9 @@ def fleet(model: Model, seller: Seller, folder: Path, budget: int) -> Iterator[F
             name: stack.enter_context(Device.create(folder / f"car-{name}", DEVICE_CLASS, seller.root))
             for name in BUYERS
         }
-        orders = [
-            CopyOrder(buyer=BUYERS[name], device=device.identity, epoch=0, sequence=1, security_counter=1)
-            for name, device in devices.items()
-        ]
-        terms = Terms(vendor="Variegate demo", policy=Policy(budget=budget))
-        copies = dict(zip(BUYERS, seal_copies(model.release, seller, orders, terms), strict=True))
-        cars = tuple(_deliver(name, device, copies[name], folder) for name, device in devices.items())
+        buyers = {BUYERS[name]: device.identity for name, device in devices.items()}
+        sealed = copies(model.release, seller, buyers, Terms(vendor="Variegate demo", policy=Policy(budget=budget)))
+        cars = tuple(_deliver(name, device, sealed[BUYERS[name]], folder) for name, device in devices.items())
         yield Fleet(cars, _flash_wrong(devices["A"], folder / "B.vgc"))
 
 

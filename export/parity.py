@@ -7,22 +7,20 @@ that differ where the reference's two best scores are closer than `TIE` are ties
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from variegate.export.fuse import IMAGE, LABEL, PROBABILITIES, Template, fuse_tail, reference_scores
 from variegate.export.intake.base import Base
+from variegate.export.intake.probe import session
 from variegate.keys import recipe
 from variegate.keys.errors import Refusal, RefusedError
 
 TIE = 1e-5
 """Scores nearer than this are equal within float32's rounding through a deep network."""
-_SILENT = 4
 
 
 @dataclass(frozen=True)
@@ -97,20 +95,6 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     out: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return out
-
-
-def session(graph: bytes, supplied: Mapping[str, NDArray[Any]] | None = None) -> ort.InferenceSession:
-    """An onnxruntime session on one thread; what the graph lacks is supplied as a device supplies it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = _SILENT
-    if supplied:
-        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in supplied.values()]
-        options.add_external_initializers(list(supplied), values)
-        out = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
-        out.supplied = values  # onnxruntime reads them in place: they must outlive it
-        return out
-    return ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
 
 
 class CopyJudge:

@@ -27,7 +27,7 @@ from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedErro
 from variegate.keys.files import made_or_empty
 from variegate.keys.primitives import HASH_BYTES, sha256
 from variegate.keys.rotation import Revocations
-from variegate.keys.sqlite_file import complete, damaged, has_schema, is_damage, run, transaction, typed
+from variegate.keys.sqlite_file import complete, damaged, has_schema, is_damage, refuse_folder, run, transaction, typed
 
 _VERSION = 1
 _APPLICATION = 0x56475247
@@ -146,6 +146,7 @@ class Registry:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, clock: Callable[[], int] = _microseconds) -> None:
+        refuse_folder(path)
         self._path = path
         self._clock = clock
         empty = not read_only and made_or_empty(path)

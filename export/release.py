@@ -14,7 +14,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,16 @@ class Release:
         template: The shared graph.
         parity: Images with the base's probabilities.
         base_digest: SHA-256 of the canonical base.
+        calibration: How the rewriter was chosen, of a release that was just made by calibration; else None.
+        report: What the last check of parity gave, of a release that was just made; else None.
     """
 
     name: str
     template: Template
     parity: ParitySet
     base_digest: bytes
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    report: ParityReport | None = field(default=None, compare=False, repr=False)
 
     @property
     def canaries(self) -> ParitySet:
@@ -75,7 +79,7 @@ class Release:
         """Judges single copies."""
         return CopyJudge(self.template)
 
-    def save(self, folder: Path, calibration: Calibration | None = None) -> None:
+    def save(self, folder: Path) -> None:
         """Writes the release into a new folder.
 
         Raises:
@@ -91,8 +95,8 @@ class Release:
         # Without release.toml, these are what a killed run left behind.
         write_atomic(folder / _PAYLOAD, self.payload, overwrite=True)
         write_atomic(folder / _PARITY, packed.getvalue(), overwrite=True)
-        if calibration is not None:
-            curve = {**asdict(calibration), "rewriter": to_parameters(calibration.rewriter)}
+        if self.calibration is not None:
+            curve = {**asdict(self.calibration), "rewriter": to_parameters(self.calibration.rewriter)}
             write_atomic(folder / _CURVE, json.dumps(curve, indent=2).encode(), mode=0o644, overwrite=True)
         # Last, so that a folder with this file is whole.
         write_atomic(folder / _MANIFEST, self._to_toml().encode(), mode=0o644)
@@ -166,7 +170,8 @@ def make_release(
     base: Base,
     rewriter: Rewriter,
     images: NDArray[Any],
-) -> tuple[Release, ParityReport]:
+    calibration: Calibration | None = None,
+) -> Release:
     """Fuses, and checks the fused graph in full on keys drawn for the check.
 
     Args:
@@ -174,9 +179,7 @@ def make_release(
         base: The base.
         rewriter: The rewriter.
         images: (N, *shape), as devices take them; the first 256 are used, the first 8 become canaries.
-
-    Returns:
-        The release, and what the last check found.
+        calibration: How the rewriter was chosen.
 
     Raises:
         MisuseError: When name or images do not fit.
@@ -190,7 +193,7 @@ def make_release(
     for i in range(_FULL_CHECKS):
         report = check_template(template, sha256(b"parity", bytes([i])), parity)
         report.require()
-    return Release(name, template, parity, base.digest), report
+    return Release(name, template, parity, base.digest, calibration, report)
 
 
 def _read_parity(path: Path) -> ParitySet:

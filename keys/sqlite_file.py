@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from variegate.keys.errors import DeviceError, Refusal, RefusedError
+from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 
 _DAMAGE = frozenset(
     {
@@ -25,6 +25,16 @@ _DAMAGE = frozenset(
 )
 _PRIMARY = 0xFF
 """Of a code; the rest says more of it."""
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuses a folder where a file belongs: SQLite calls it an error of the disk.
+
+    Raises:
+        MisuseError: The path is a folder.
+    """
+    if path.is_dir():
+        raise MisuseError(f"{path} is a folder", hint="name the file")
 
 
 def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -> bool:

@@ -159,7 +159,7 @@ def test_a_fleet_of_a_release_is_what_its_base_and_rewriter_would_be(tmp_path: P
     with np.load(tmp_path / "images.npz") as images:
         pictures = images["x"]
     base = load_base(tmp_path / "a.onnx", InputSpec())
-    make_release("spring", base, Qim(grid=(4, 4), beta=0.5), pictures)[0].save(tmp_path / "spring")
+    make_release("spring", base, Qim(grid=(4, 4), beta=0.5), pictures).save(tmp_path / "spring")
     bases = 'bases = ["a.onnx", "b.onnx"]\nrewriter = { kind = "qim", grid = [4, 4], beta = 0.5 }'
     assert bases in file.read_text()
     text = file.read_text()

@@ -20,7 +20,7 @@ from variegate.attack.whitebox.outputs import change
 from variegate.attack.whitebox.pgd import Pgd
 from variegate.attack.whitebox.study import CosineRow, ReplicationRow, write_cosines, write_replication
 from variegate.export.fuse import IMAGE, LABEL, fuse
-from variegate.export.parity import session
+from variegate.export.intake.probe import session
 from variegate.export.rewriters import Permutation, Qim, Rewriter
 from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.errors import DeviceError, MisuseError

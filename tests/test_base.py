@@ -395,6 +395,19 @@ def test_weights(tmp_path: Path, net: SecretNet) -> None:
     assert caught.value.refusal is Refusal.TOO_LARGE
 
 
+def test_weights_may_lack_the_counters_of_batch_normalisation(tmp_path: Path) -> None:
+    trained = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    trained.state_dict()["1.running_mean"].fill_(0.5)
+    state = {name: tensor for name, tensor in trained.state_dict().items() if "num_batches" not in name}
+    save_file(state, tmp_path / "w.safetensors")
+    fresh = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    load_weights(fresh, tmp_path / "w.safetensors")
+    assert torch.equal(fresh.state_dict()["1.running_mean"], state["1.running_mean"])
+    save_file({n: t for n, t in state.items() if n != "1.running_var"}, tmp_path / "x.safetensors")
+    with pytest.raises(RefusedError, match=r"lacks 1 tensors: 1\.running_var"):
+        load_weights(fresh, tmp_path / "x.safetensors")
+
+
 def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
     for suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".PTH"):
         for call in (lambda p: load_weights(SecretNet(), p), load_base):

@@ -77,7 +77,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DeviceIden
     root = str(folder / "seller.root")
     assert main(["keys", "root", str(folder / "seller.key"), "--out", root, *options]) == 0
     assert main(["broker", "new", str(folder / "broker"), "--root", root, "--kem", KEM_CLASSIC, *options]) == 0
-    release, _ = make_release("spring", bases.base(folder), Permutation(), bases.images(64))
+    release = make_release("spring", bases.base(folder), Permutation(), bases.images(64))
     release.save(folder / "release")
     return folder, device
 

@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 @pytest.fixture(scope="module")
 def release(base: Base) -> Release:
-    return make_release("spring", base, Qim(grid=(4, 8), steps=(64,), beta=3.0), IMAGES)[0]
+    return make_release("spring", base, Qim(grid=(4, 8), steps=(64,), beta=3.0), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -553,14 +553,14 @@ FLEET = ("fleet", "rel", "--seller", "seller.key", "--list", "fleet.csv", "--out
             "cannot read w: no such file",
         ),
         (("prepare", "testbed.bases:Linear", "--shape", "3,-8,8", "--out", "new"), 1, "at least 1"),
-        ((*PREPARE, "--loss", "nan"), 2, "--loss"),
-        ((*PREPARE, "--loss", "inf"), 2, "--loss"),
-        ((*PREPARE, "--loss", "-1"), 2, "--loss"),
+        ((*PREPARE, "--loss", "nan"), 2, "the loss must be"),
+        ((*PREPARE, "--loss", "inf"), 2, "the loss must be"),
+        ((*PREPARE, "--loss", "-1"), 2, "the loss must be"),
         ((*PREPARE, "--name", ""), 2, "name has 1 to"),
         ((*PREPARE, "--mean", "a,b,c"), 2, "give numbers, as in"),
         ((*PREPARE, "--validation", "none.npz"), 2, "cannot read none.npz"),
-        ((*PREPARE, "--validation", "empty.npz"), 2, "empty.npz is empty"),
-        ((*PREPARE, "--validation", "seven.npz"), 2, "seven.npz holds 7 images"),
+        ((*PREPARE, "--validation", "empty.npz"), 2, "holds no images"),
+        ((*PREPARE, "--validation", "seven.npz"), 2, "holds 7 images"),
         ((*PREPARE, "--dtype", "float32", "--validation", "over.npz"), 2, "finite and lie in 0..1"),
         ((*PREPARE, "--dtype", "float32", "--validation", "under.npz"), 2, "finite and lie in 0..1"),
         ((*PREPARE, "--dtype", "float32", "--validation", "nan.npz"), 2, "finite and lie in 0..1"),
@@ -576,6 +576,7 @@ FLEET = ("fleet", "rel", "--seller", "seller.key", "--list", "fleet.csv", "--out
         ((*COPY, "--burst", "9223372036854775808"), 2, "--burst must lie in"),
         ((*COPY, "--grace", "9223372036854775808"), 2, "--grace must lie in"),
         ((*COPY, "--not-after", "1969-01-01T00:00:00+00:00"), 2, "from 1970 on"),
+        ((*COPY, "--not-after", "2020-01-01T00:00:00+00:00"), 2, "has passed already"),
         ((*COPY, "--not-after", "yesterday"), 2, "give date, time and zone"),
         ((*COPY, "--vendor", ""), 2, "--vendor has"),
         ((*COPY, "--vendor", "a\nb"), 2, "--vendor has"),
@@ -588,6 +589,8 @@ FLEET = ("fleet", "rel", "--seller", "seller.key", "--list", "fleet.csv", "--out
         ((*FLEET, "--jobs", "0"), 2, "--jobs must be at least 1"),
         ((*FLEET, "--list", "nofile"), 2, "cannot read nofile: no such file"),
         (("registry", "none"), 2, "there is no registry at none"),
+        (("registry", "."), 2, ". is a folder"),
+        ((*COPY, "--registry", "."), 2, ". is a folder"),
         (("registry", "seller.key", "--ueid", "xyz"), 2, "hexadecimal digits"),
     ],
 )

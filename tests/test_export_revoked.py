@@ -34,7 +34,7 @@ def seller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seller:
     monkeypatch.setenv("VARIEGATE_PASSPHRASE_FILE", str(tmp_path / "pass"))
     made = Seller.generate()
     made.save(tmp_path / "seller.key", PASSPHRASE)
-    make_release("spring", bases.base(tmp_path), Permutation(), bases.images(64))[0].save(tmp_path / "release")
+    make_release("spring", bases.base(tmp_path), Permutation(), bases.images(64)).save(tmp_path / "release")
     return made
 
 

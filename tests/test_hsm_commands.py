@@ -52,7 +52,7 @@ def hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
-    made = make_release("spring", bases.base(folder), Permutation(), bases.images(300))[0]
+    made = make_release("spring", bases.base(folder), Permutation(), bases.images(300))
     made.save(folder / "spring")
     return folder / "spring"
 
@@ -142,7 +142,7 @@ def test_from_a_token_to_a_label(hsm: SoftHsm, release: Path, tmp_path: Path) ->
 def answers(release: Release, seed: bytes, frames: Any) -> Any:
     """What the copy with this seed must answer, by the exporter's own session."""
     from variegate.export.fuse import IMAGE, LABEL  # noqa: PLC0415
-    from variegate.export.parity import session as onnx  # noqa: PLC0415
+    from variegate.export.intake.probe import session as onnx  # noqa: PLC0415
 
     template = release.template
     return onnx(template.graph, template.values(seed)).run([LABEL], {IMAGE: frames})[0]

@@ -160,6 +160,13 @@ def test_wrong_passphrase_shows_nothing_of_it(home: Path) -> None:
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "hint: chmod 600 wrong")
 
 
+def test_a_passphrase_file_from_windows_holds_the_same_passphrase(home: Path) -> None:
+    (home / "marked").write_bytes(b"\xef\xbb\xbf" + PASSPHRASE.encode() + b"\r\n")
+    (home / "marked").chmod(0o600)
+    done = run(home, "keys", "root", "seller.key", "--out", "marked.root", "--passphrase-file", "marked")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_passphrase_comes_through_a_pipe(home: Path) -> None:
     command = f"{sys.executable} -m variegate.cli.main keys show seller.key --passphrase-file <(cat pass)"
     done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)

@@ -56,7 +56,7 @@ def unharmed(victim: Path) -> bool:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("release")
-    made: Release = make_release("spring", bases.base(place), Permutation(alpha=0.8), bases.images(64))[0]
+    made: Release = make_release("spring", bases.base(place), Permutation(alpha=0.8), bases.images(64))
     made.save(place / "spring")
     return place / "spring"
 

@@ -12,7 +12,8 @@ from variegate.export.calibrate import FINE_STEP, STEP, qim_near
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
 from variegate.export.intake.base import Base
 from variegate.export.intake.contract import Contract
-from variegate.export.parity import CopyJudge, check_template, compare, measure, session
+from variegate.export.intake.probe import session
+from variegate.export.parity import CopyJudge, check_template, compare, measure
 from variegate.export.rewriters import (
     Inputs,
     Permutation,

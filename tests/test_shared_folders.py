@@ -56,7 +56,7 @@ def _campaign(out: Path, beside: Path) -> None:
 
 
 def _release(out: Path, beside: Path) -> None:
-    make_release("spring", bases.base(beside), Permutation(alpha=0.8), bases.images(64))[0].save(out)
+    make_release("spring", bases.base(beside), Permutation(alpha=0.8), bases.images(64)).save(out)
 
 
 def _deep_release(out: Path, beside: Path) -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from testbed.zoo import data, gtsrb_small, gtsrb_tiny, networks
+from variegate.export.intake.probe import Runner
 from variegate.keys.errors import MisuseError
 
 RESULT = Path(gtsrb_small.__file__).parents[1] / "results" / "train_gtsrb.json"
@@ -120,8 +120,7 @@ def test_gtsrb_small_exports_with_plain_operators(tmp_path: Path) -> None:
     assert operators <= {"Mul", "Sub", "Conv", "Relu", "ReduceMean", "Gemm"}
     path = tmp_path / "model.onnx"
     program.save(path)
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    logits = Runner(path.read_bytes())(x.numpy())
     np.testing.assert_allclose(logits, model(x).numpy(), atol=1e-4)
 
 

@@ -48,7 +48,7 @@ BATCHES = (1, 7, 64)
 def serving(subject: Subject, kind: str, how: DevicePolicy) -> Iterator[tuple[Isolated, Secrets]]:
     """An enclave that has answered, and what it must not give away."""
     images, _ = subject.test_set(256)
-    release, _ = make_release("isolation", subject.base, calibrated(subject.name, kind), images)
+    release = make_release("isolation", subject.base, calibrated(subject.name, kind), images)
     seller = Seller.generate()
     with TemporaryDirectory(prefix="variegate-") as folder:
         place = Path(folder) / "device"

@@ -74,7 +74,7 @@ def made(
         policy: How its enclave is isolated.
         tpm: As `Device.create`.
     """
-    release, _ = make_release("attacked", base, REWRITER, images)
+    release = make_release("attacked", base, REWRITER, images)
     seller = Seller.generate()
     host = host_for(policy)
     with Device.create(folder, "attacked-v1", seller.root, policy=policy, tpm=tpm, host=host) as device:

@@ -147,7 +147,7 @@ def main() -> None:
             askers=3,
         )
     images, _ = GTSRB.test_set(256)
-    release, _ = make_release("soak", GTSRB.base, calibrated("gtsrb", Qim.kind), images)
+    release = make_release("soak", GTSRB.base, calibrated("gtsrb", Qim.kind), images)
     seller = Seller.generate()
     figures, raw = soaked(release, seller, scale)
     error, raw["small_budget"] = spent(release, seller, scale)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from variegate.attack.oracle import Oracle
 from variegate.attack.oracles.frames import check_labels
+from variegate.export.intake.probe import session
 from variegate.keys import recipe
 from variegate.keys.errors import DeviceError, Refusal, RefusedError
 from variegate.keys.recipe import KeyedTensor
@@ -28,8 +28,6 @@ OPEN = 64
 """Copies that a worker keeps open."""
 LONGEST_WAIT_S = 120.0
 """Most seconds that a device with a rate is waited for, for one query."""
-_SILENT = 4
-_NOWHERE = "/nonexistent/"
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
@@ -88,21 +86,8 @@ class Copy:
         graph = fleet.graphs[number % len(fleet.graphs)]
         self.shape, self.dtype, self.classes, self.batch = fleet.shape, fleet.dtype, fleet.classes, BATCH
         values = {**graph.constants, **recipe.expand(graph.tensors, fleet.seeds[number])}
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
-        # Either keeps the memory of every batch size that a copy ever saw: 20 copies grew a worker to over 2 GiB, with
-        # no more labels per second.
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        # As ONNX, whatever it looks like; whatever else it says is external lies in a folder that is never there.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
-            # onnxruntime reads these in place: they must outlive the session.
-            self._values = [ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
-            if self._values:
-                options.add_external_initializers(list(values), self._values)
-            self._session = ort.InferenceSession(graph.graph, options, ["CPUExecutionProvider"])
+            self._session = session(graph.graph, values, lean=True)
         except Exception as error:
             message = f"a copy of fleet {fleet.name} does not load ({type(error).__name__})"
             raise RefusedError(Refusal.MODEL, message) from error

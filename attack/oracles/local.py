@@ -16,7 +16,7 @@ from variegate.attack.oracles.frames import check_frames
 from variegate.export.fuse import IMAGE, LABEL, Template, fuse
 from variegate.export.intake.base import Base
 from variegate.export.intake.contract import Contract
-from variegate.export.parity import session
+from variegate.export.intake.probe import session
 from variegate.export.rewriters.definition import Inputs
 from variegate.export.rewriters.ops import Ops
 from variegate.keys.errors import DeviceError

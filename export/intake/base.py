@@ -6,19 +6,20 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
-from variegate.export.intake import weights
 from variegate.export.intake.contract import Contract, InputSpec, base_pixels, check_shape
-from variegate.export.intake.guard import Limits, guarded, read_file
+from variegate.export.intake.guard import Limits, guarded, read_file, refuse_pickles
 from variegate.export.intake.isolate import convert
 from variegate.export.intake.probe import Runner, check_parity, random_images
-from variegate.export.intake.tracing import scores_of, traced
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
+
+if TYPE_CHECKING:
+    import torch
 
 _PROBES = 12
 _LIMITS = Limits()
@@ -76,6 +77,8 @@ def from_torch(
     Raises:
         RefusedError: `CONTRACT`, `MODEL` (torch cannot export it), `TOO_LARGE`, or `PARITY`.
     """
+    from variegate.export.intake.tracing import scores_of, traced  # noqa: PLC0415  torch: seconds, and 700 MB
+
     check_shape(shape, spec)
     images = random_images(_PROBES, shape)
     data = traced(module, shape)
@@ -130,7 +133,7 @@ def load_base(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
         return from_onnx(path, spec, limits=limits)
     if suffix == ".pt2":
         return from_pt2(path, spec, limits=limits)
-    weights.refuse_pickles(path)
+    refuse_pickles(path)
     hint = "give a .onnx or .pt2 file"
     if suffix == ".safetensors":
         hint = "weights alone are no base: name the module too, or export it to .onnx or .pt2"

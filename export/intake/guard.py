@@ -28,6 +28,9 @@ OPSET_RANGE = (9, 26)
 
 _DOMAINS = ("", "ai.onnx")
 
+CONVERT = 'where you trust the file: safetensors.torch.save_file(torch.load(f, weights_only=True), "x.safetensors")'
+_PICKLED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
+
 # The element types taken. The others (strings, complex, float8, 4-bit) have no place in a classifier.
 _ITEM_TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
@@ -250,3 +253,13 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 def _shown(name: str) -> str:
     """Returns a name from the file, safe to print: a hostile one could drive the terminal."""
     return "".join(c if c.isalnum() or c in "._-" else "?" for c in name[:60])
+
+
+def refuse_pickles(path: Path) -> None:
+    """Refuses a file whose suffix says that it may be a pickle, without opening it.
+
+    Raises:
+        RefusedError: `MALFORMED`, with the way to convert it.
+    """
+    if path.suffix.lower() in _PICKLED:
+        raise RefusedError(Refusal.MALFORMED, f"{path} may be a pickle, which runs code when it is read", hint=CONVERT)

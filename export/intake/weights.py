@@ -10,15 +10,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from variegate.export.intake.guard import Limits, read_file
+from variegate.export.intake.guard import CONVERT, Limits, read_file, refuse_pickles
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-_PICKLED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
 # What a file of torch.save, old or new, or any pickle of protocol 2 and above begins with.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-_CONVERT = 'where you trust the file: safetensors.torch.save_file(torch.load(f, weights_only=True), "x.safetensors")'
 _SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 5
+_COUNTER = "num_batches_tracked"
+"""Batch normalisation counts batches in it while it is trained; older files, and those of other tools, lack it."""
 _LIMITS = Limits()
 
 
@@ -36,30 +36,20 @@ def load_weights(module: torch.nn.Module, path: Path, limits: Limits = _LIMITS) 
     """
     refuse_pickles(path)
     if path.suffix.lower() != ".safetensors":
-        raise RefusedError(Refusal.MALFORMED, f"{path} is no .safetensors file", hint=_CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} is no .safetensors file", hint=CONVERT)
     data = read_file(path, limits)
     if data.startswith(_PICKLE_STARTS):
-        raise RefusedError(Refusal.MALFORMED, f"{path} holds a pickle, not safetensors", hint=_CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} holds a pickle, not safetensors", hint=CONVERT)
     try:
         given = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RefusedError(Refusal.MALFORMED, f"{path} is no valid safetensors file") from error
     wanted = module.state_dict()
-    _refuse_names("lacks", wanted.keys() - given.keys(), path)
+    _refuse_names("lacks", {name for name in wanted.keys() - given.keys() if not name.endswith(_COUNTER)}, path)
     _refuse_names("has unexpected", given.keys() - wanted.keys(), path)
     _refuse_names("has the wrong shape for", {n for n, t in given.items() if t.shape != wanted[n].shape}, path)
     _refuse_names("has the wrong type for", {n for n, t in given.items() if t.dtype != wanted[n].dtype}, path)
-    module.load_state_dict(given, strict=True)
-
-
-def refuse_pickles(path: Path) -> None:
-    """Refuses a file whose suffix says that it may be a pickle, without opening it.
-
-    Raises:
-        RefusedError: `MALFORMED`, with the way to convert it.
-    """
-    if path.suffix.lower() in _PICKLED:
-        raise RefusedError(Refusal.MALFORMED, f"{path} may be a pickle, which runs code when it is read", hint=_CONVERT)
+    module.load_state_dict(wanted | given, strict=True)
 
 
 def module_from_spec(spec: str) -> torch.nn.Module:

@@ -1,0 +1,22 @@
+"""What a package shows at its top, imported when it is first asked for: parts of it load libraries of 100 MB."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+
+def lazily(package: str, **modules: str) -> Callable[[str], object]:
+    """A package's `__getattr__` (PEP 562).
+
+    Args:
+        package: Its `__name__`.
+        modules: Name -> the module below the package that has it.
+    """
+
+    def attribute(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return attribute
