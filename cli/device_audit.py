@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option, emit, note
 from variegate.cli.device_open import open_device
-from variegate.device_sim.audit import MAX_EXPORT_BYTES
+from variegate.device_sim.audit import MAX_EXPORT_BYTES, moment
 from variegate.device_sim.audit_report import AuditReport, verify
 from variegate.keys.errors import MisuseError
 from variegate.keys.files import PUBLIC, read_capped, write_atomic
 from variegate.keys.identity import DevicePublic
 from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES
-
-_LAST_TIME_MS = 253402300799999  # the year 9999
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,18 +72,12 @@ def _facts(report: AuditReport) -> dict[str, Any]:
 
 
 def _text(report: AuditReport) -> str:
-    lines = [f"{entry.sequence} {_time(entry.time_ms)} boot {entry.boot} {entry.words()}" for entry in report.entries]
+    lines = [f"{entry.sequence} {moment(entry.time_ms)} boot {entry.boot} {entry.words()}" for entry in report.entries]
     if report.dropped:
         lines.insert(0, f"entries 1 to {report.dropped} were dropped to make room")
     lines.append(
         f"device {report.ueid.hex()}: {len(report.entries)} of {report.count} entries verified, "
-        f"signed at boot {report.boot}, {_time(report.time_ms)}"
+        f"signed at boot {report.boot}, {moment(report.time_ms)}"
     )
     lines += [f"BROKEN: {fault}" for fault in report.faults]
     return "\n".join(lines)
-
-
-def _time(time_ms: int) -> str:
-    if time_ms > _LAST_TIME_MS:
-        return f"{time_ms} ms"
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")

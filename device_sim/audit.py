@@ -22,6 +22,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,8 +36,9 @@ SEGMENTS = 8
 """Files that take turns. The one to be overwritten next is not promised: a power cut may have emptied it."""
 KEPT = SEGMENTS - 1
 MAX_EXPORT_BYTES = SEGMENTS * SEGMENT_BYTES + 4096
-MAX_LINE = 240
+MAX_LINE = 255
 """Characters of an entry as people read it."""
+_LAST_TIME_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 LOST = "lost"
 """The event of an entry that says what is missing before it."""
 START = bytes(HASH_BYTES)
@@ -98,7 +100,7 @@ class AuditEntry:
         return line(self.time_ms / 1000, self.event, self.detail).partition(" ")[2]
 
     def line(self) -> str:
-        """For people, with the time before it in Unix seconds."""
+        """For people, with the time before it."""
         return line(self.time_ms / 1000, self.event, self.detail)
 
 
@@ -211,9 +213,16 @@ def certified(data: bytes, ueid: bytes, signing_public: bytes) -> bytes:
     raise RefusedError(Refusal.MALFORMED, "the log's certificate is not one")
 
 
+def moment(time_ms: int) -> str:
+    """Unix milliseconds as people read them: ISO 8601 in UTC; as they are beyond its last year."""
+    if not 0 <= time_ms <= _LAST_TIME_MS:
+        return f"{time_ms}ms"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
 def line(at: float, event: str, detail: str) -> str:
     """One line for people; what is not printable is escaped, what is long is cut."""
-    return f"{at:.3f} {event} {detail}".encode("unicode_escape")[:MAX_LINE].decode("ascii")
+    return f"{moment(round(1000 * at))} {event} {detail}".encode("unicode_escape")[:MAX_LINE].decode("ascii")
 
 
 def parse(data: bytes, public: bytes | None) -> Segment | None:

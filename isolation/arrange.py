@@ -120,10 +120,11 @@ class _Move:
 
     def into(self, out: NDArray[Any], value: NDArray[Any]) -> None:
         """Writes it; nothing is copied elsewhere on the way."""
-        if self.order is None:
-            np.copyto(out, value)
-            return
         flat = out.reshape(-1)
+        if self.order is None:
+            # The same bytes in the same order, perhaps under another shape: (1, C, 1, 1) becomes (1, 1, 1, C).
+            np.copyto(flat, value.reshape(-1))
+            return
         # Any mode but "raise" writes without a buffer between.
         np.take(value.reshape(-1), self.order, out=flat, mode="clip")
         flat[self.order < 0] = 0

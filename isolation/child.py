@@ -98,7 +98,11 @@ class _Process:
         self._hold_to(policy.require if policy.strict else ())
         with memoryview(file) as component:
             artefact = Artefact(settings.envelope, component)
-            found = in_a_fork(pair, lambda: open_into(region.view, artefact, below, self._protections, planner))
+            try:
+                found = in_a_fork(pair, lambda: open_into(region.view, artefact, below, self._protections, planner))
+            except DeviceError as error:
+                below.record("enclave", error.message)
+                raise
         planner.close()
         file.close()
         below.forget_identity()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from variegate.isolation import wire
 from variegate.isolation.wire import Kind
@@ -33,11 +35,24 @@ def in_a_fork(pair: tuple[socket.socket, socket.socket], work: Callable[[], list
         result = ours.recv(_MAX_RESULT)
     _, status = os.waitpid(child, 0)
     if not result or status != 0:
-        raise DeviceError("the process that opens the copy ended early", hint="it may need more memory: see ram_mib")
+        end = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"with status {status >> 8}"
+        raise DeviceError(
+            f"the process that opens the copy ended early, {end}", hint="it may need more memory: see ram_mib"
+        )
     kind, values = wire.unpack(result)
     if kind == Kind.FAILED:
         raise wire.error_of(values)
     return values
+
+
+def _place(error: Exception) -> str:
+    """File and line of ours where an error was raised; its own words may quote a secret."""
+    places = [
+        f"{Path(frame.f_code.co_filename).name}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if "variegate" in str(frame.f_globals.get("__name__", ""))
+    ]
+    return places[-1] if places else "foreign code"
 
 
 def _report(channel: socket.socket, work: Callable[[], list[object]]) -> None:
@@ -50,6 +65,8 @@ def _report(channel: socket.socket, work: Callable[[], list[object]]) -> None:
             result = wire.failure(error)
         except MemoryError:
             result = wire.failure(DeviceError("the enclave has not enough memory", hint="raise ram_mib"))
+        except Exception as error:  # noqa: BLE001 - a fault of ours: the device's log says where, and no words of it
+            result = wire.failure(DeviceError(f"opening the copy failed ({type(error).__name__} in {_place(error)})"))
         channel.send(result)
         status = 0
     finally:

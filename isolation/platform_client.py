@@ -264,7 +264,7 @@ def answer(platform: object, values: list[Any]) -> bytes:
     """Carries out a call of an enclave, which is not trusted to have asked for something sensible.
 
     Args:
-        platform: Has a method for each of `CALLS`, as `offered.Offered`.
+        platform: Has a method for each of `CALLS`, as `enclave_platform.EnclavePlatform`.
         values: Of the packet `CALL`.
 
     Returns:

@@ -73,7 +73,7 @@ class PtraceGuard:
         seized.wait()
 
     def __repr__(self) -> str:
-        return f"Tracer(pid={self.pid}, {self.protection.state}, status={self._status})"
+        return f"PtraceGuard(pid={self.pid}, {self.protection.state}, status={self._status})"
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):

@@ -13,12 +13,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.files import read_capped
-from variegate.keys.identity import DeviceIdentity
 from variegate.keys.pkcs11_uri import SCHEME as _PKCS11
 from variegate.keys.pkcs11_uri import Pkcs11Uri
 from variegate.keys.seller import Seller, SellerKeys
@@ -33,19 +32,6 @@ Passphrase = Callable[[], str]
 _MAX_PIN_FILE = 256
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LOCAL = ("", "localhost")
-_T = TypeVar("_T")
-
-
-class Unwrapper(Protocol):
-    """Whatever holds a device's key-agreement key."""
-
-    def unwrap(self, sealed: bytes, info: bytes) -> bytes:
-        """Opens HPKE `sealed` under `info`.
-
-        Raises:
-            RefusedError: `SEALED`.
-        """
-        ...
 
 
 def file_path(uri: str) -> Path:
@@ -107,7 +93,7 @@ def open_seller(uri: str, passphrase: Passphrase) -> SellerKeys:
         RefusedError: `KEY` or `TOO_LARGE`.
         DeviceError: Storage or the HSM failed.
     """
-    return _choose(_SELLERS, uri)(uri, passphrase)
+    return _choose(uri)(uri, passphrase)
 
 
 def new_seller(uri: str, passphrase: Passphrase, *, given: Seller | None = None) -> NewSeller:
@@ -123,7 +109,7 @@ def new_seller(uri: str, passphrase: Passphrase, *, given: Seller | None = None)
         RefusedError: `KEY`, when a token refuses the PIN.
         DeviceError: Storage or the HSM failed.
     """
-    _choose(_SELLERS, uri)
+    _choose(uri)
     if is_hsm(uri):
         where, pin, sellers = _token(uri, passphrase)
         made = sellers.create(where, pin, secrets=None if given is None else given.secrets())
@@ -146,7 +132,7 @@ def next_seller(old: SellerKeys, uri: str, passphrase: Passphrase) -> NewSeller:
         RefusedError: `KEY`, when a token refuses the PIN.
         DeviceError: Storage or the HSM failed.
     """
-    _choose(_SELLERS, uri)
+    _choose(uri)
     if not is_hsm(uri):
         if not isinstance(old, Seller):
             raise MisuseError("master secret cannot leave its HSM", hint="rotate into another object of the same token")
@@ -162,11 +148,6 @@ def next_seller(old: SellerKeys, uri: str, passphrase: Passphrase) -> NewSeller:
     return NewSeller(made, made.destroy)
 
 
-def open_unwrapper(uri: str, passphrase: Passphrase) -> Unwrapper:
-    """A device's key-agreement key behind a `file:` URI or a plain path; errors as `open_seller`."""
-    return _choose(_UNWRAPPERS, uri)(uri, passphrase)
-
-
 def _file_seller(uri: str, passphrase: Passphrase) -> SellerKeys:
     return Seller.load(file_path(uri), passphrase())
 
@@ -176,12 +157,7 @@ def _hsm_seller(uri: str, passphrase: Passphrase) -> SellerKeys:
     return sellers.open(where, pin)
 
 
-def _file_unwrapper(uri: str, passphrase: Passphrase) -> Unwrapper:
-    return DeviceIdentity.load(file_path(uri), passphrase())
-
-
 _SELLERS: Mapping[str, Callable[[str, Passphrase], SellerKeys]] = {"file": _file_seller, _PKCS11: _hsm_seller}
-_UNWRAPPERS: Mapping[str, Callable[[str, Passphrase], Unwrapper]] = {"file": _file_unwrapper}
 
 
 def _token(uri: str, passphrase: Passphrase) -> tuple[Pkcs11Uri, str, type[HsmSeller]]:
@@ -202,13 +178,13 @@ def _pin(path: Path) -> str:
     return data.decode("ascii").removesuffix("\n").removesuffix("\r")
 
 
-def _choose(table: Mapping[str, _T], uri: str) -> _T:
+def _choose(uri: str) -> Callable[[str, Passphrase], SellerKeys]:
     scheme = scheme_of(uri)
-    if scheme not in table:
-        known = ", ".join(f"{name}:" for name in sorted(table))
+    if scheme not in _SELLERS:
+        known = ", ".join(f"{name}:" for name in sorted(_SELLERS))
         hint = f"known schemes: {known}; for a path with a colon write ./ before it"
         raise MisuseError(f"no key store has the scheme {scheme}:", hint=hint)
-    return table[scheme]
+    return _SELLERS[scheme]
 
 
 def _path(name: bytes) -> Path:

@@ -128,7 +128,7 @@ REFUSED = """
     pid = os.fork()
     if pid == 0:
         time.sleep(60)
-    tracer = Tracer(pid)
+    tracer = PtraceGuard(pid)
     say(pid, tracer.protection.state.value, tracer.foreign)
     wait()
     say(tracer.foreign)
@@ -163,7 +163,7 @@ HIDDEN = """
             time.sleep(60)
         say(2)
         wait()
-        tracer = Tracer(2)
+        tracer = PtraceGuard(2)
         lines = open("/proc/2/status").read().split()
         say(int(lines[lines.index("TracerPid:") + 1]), tracer.protection.state.value, tracer.foreign)
         tracer.kill()

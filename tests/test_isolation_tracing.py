@@ -32,7 +32,7 @@ if pid == 0:
     {enclave}
     os._exit(0)
 theirs.close()
-tracer = Tracer(pid)
+tracer = PtraceGuard(pid)
 say(pid, plain([tracer.protection])[0])
 """
 
@@ -138,7 +138,7 @@ say(repr(tracer))
         child, pid = supervise(zygote, "signal.signal(15, signal.SIG_IGN)\n    while True: pass", rest)
         child.tell(state)
         assert child.hear() == [True, -9]
-        assert child.hear() == f"Tracer(pid={pid}, on, status=-9)"
+        assert child.hear() == f"PtraceGuard(pid={pid}, on, status=-9)"
         assert child.ended() == 0
 
 
@@ -250,7 +250,7 @@ def test_a_child_that_has_ended_before_is_reported(zygote: Zygote) -> None:
         if pid == 0:
             os._exit(4)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        tracer = Tracer(pid)
+        tracer = PtraceGuard(pid)
         say(tracer.exited.wait(20), tracer.status, tracer.protection.state.value)
         """
     )
@@ -267,7 +267,7 @@ def test_where_ptrace_is_refused_it_waits_and_says_so(zygote: Zygote) -> None:
             pid = os.fork()
             if pid == 0:
                 os._exit(6) if end == "exit" else time.sleep(60)
-            tracer = Tracer(pid)
+            tracer = PtraceGuard(pid)
             if end == "kill":
                 tracer.kill()
             statuses.append([tracer.exited.wait(20), tracer.status])
@@ -283,7 +283,7 @@ def test_for_debugging_it_is_waited_for_and_not_held(zygote: Zygote) -> None:
         pid = os.fork()
         if pid == 0:
             time.sleep(60)
-        tracer = Tracer(pid, hold=False)
+        tracer = PtraceGuard(pid, hold=False)
         say(pid, plain([tracer.protection])[0])
         wait()
         tracer.kill()
@@ -314,7 +314,7 @@ def test_no_descriptor_is_left_behind(zygote: Zygote) -> None:
             pid = os.fork()
             if pid == 0:
                 time.sleep(60)
-            tracer = Tracer(pid)
+            tracer = PtraceGuard(pid)
             tracer.kill()
             tracer.exited.wait(20)
         del tracer

@@ -275,12 +275,10 @@ def test_keys_behind_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     made = seller()
     made.save(folder / "seller.key", PASSPHRASE)
     device = DeviceIdentity.generate("camera-v1", KEM_CLASSIC)
-    device.save(folder / "device.key", PASSPHRASE)
     signer = uri.open_signer((folder / "seller.key").as_uri(), lambda: PASSPHRASE)
-    unwrapper = uri.open_unwrapper("device.key", lambda: PASSPHRASE)
     order = Order(manifest(device=device), KEYS, device.public.kem, device.public.kem_public)
     envelope = open_envelope(seal_batch([order], signer)[0], made.root)
-    assert envelope.unseal(unwrapper.unwrap) == KEYS
+    assert envelope.unseal(device.unwrap) == KEYS
 
 
 @pytest.mark.parametrize(
@@ -312,10 +310,9 @@ def test_file_uris_that_name_no_file(text: str) -> None:
 
 
 def test_unknown_schemes_are_misuse_and_ask_for_nothing() -> None:
-    for call in (uri.open_signer, uri.open_unwrapper):
-        with pytest.raises(MisuseError, match="scheme vault:") as caught:
-            call("vault:object=seller", never)
-        assert "file:" in (caught.value.hint or "")
+    with pytest.raises(MisuseError, match="scheme vault:") as caught:
+        uri.open_signer("vault:object=seller", never)
+    assert "file:" in (caught.value.hint or "")
     with pytest.raises(RefusedError) as refusal:
         SellerRoot.from_bytes(b"")
     assert refusal.value.refusal is Refusal.KEY

@@ -121,11 +121,6 @@ def test_any_text_is_a_uri_or_misuse(text: str) -> None:
             Pkcs11Uri.parse(uri_text)
 
 
-def test_a_device_key_does_not_live_in_an_hsm() -> None:
-    with pytest.raises(MisuseError, match="scheme pkcs11:"):
-        uri.open_unwrapper(GOOD, never)
-
-
 def test_a_pin_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pkcs11", reason="python-pkcs11 not installed")
     file = tmp_path / "pin"

@@ -26,7 +26,7 @@ from variegate.isolation.calls import Stage, filter_calls
 from variegate.isolation.lockdown import lock_down
 from variegate.isolation.pages import SecretRegion
 from variegate.isolation.seccomp import ALLOW, Compare, Filter, Where, fails_with
-from variegate.isolation.tracing import Tracer
+from variegate.isolation.tracing import PtraceGuard
 from variegate.keys.errors import DeviceError, MisuseError
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -125,6 +125,28 @@ def _sequence() -> Payload:
     return net.payload()
 
 
+def _layer_scale() -> Payload:
+    """A block of ConvNeXt: onnxruntime moves the transposition behind the scale, and the scale's axes with it."""
+    net = Network("x")
+    net.then("Conv", net.weights(_WIDTH, 3, 1, 1), net.weights(_WIDTH))
+    _normed(net)
+    before = net.at
+    net.then("Transpose", perm=[0, 2, 3, 1])
+    net.then("MatMul", net.weights(_WIDTH, _WIDTH))
+    net.then("Transpose", perm=[0, 3, 1, 2])
+    net.then("Mul", net.weights(1, _WIDTH, 1, 1))
+    net.then("Add", before)
+    _normed(net)
+    net.then("Flatten")
+    return net.payload()
+
+
+def _normed(net: Network) -> None:
+    net.then("Transpose", perm=[0, 2, 3, 1])
+    net.then("LayerNormalization", net.weights(_WIDTH), net.weights(_WIDTH))
+    net.then("Transpose", perm=[0, 3, 1, 2])
+
+
 def _branches(operator: str) -> Payload:
     """One of two products, by the frame; in one of them, `operator` is applied to the weights first."""
     net = Network()
@@ -148,6 +170,7 @@ IN_PLACE: dict[str, Callable[[], Payload]] = {
     "products": _products,
     "convolutions": _convolutions,
     "sequence": _sequence,
+    "layer scale": _layer_scale,
     "branches": lambda: _branches(""),
 }
 """Networks of nothing but operators that read weights in place."""
