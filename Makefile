@@ -1,6 +1,7 @@
 # make demo    the whole story on three simulated cars
 # make test    lint, types and tests
-# make bare    the bare wheel in an empty environment: opens a sealed copy and classifies
+# make bare    the bare wheel in empty environments, one for each Python that is there: opens a copy and classifies
+# make extras  each extra without the constraint file, to its first label
 # make clean   removes what these made
 #
 # Everything is installed into .venv; nothing outside of the checkout is touched.
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bare lint clean
+.PHONY: help demo test bare extras lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -38,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 bare: $(STAMP)
 	$(BIN)/python tests/bare_wheel.py
+
+extras: $(STAMP)
+	$(BIN)/python tests/bare_wheel.py --extras
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

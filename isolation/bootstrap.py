@@ -12,7 +12,9 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder
 
 _MOST_DESCRIPTORS = 1 << 20
-PACKAGES = ("numpy", "onnxruntime", "cryptography", "cbor2", "_cbor2", "_cffi_backend")
+PACKAGES = ("numpy", "onnxruntime", "cryptography", "cbor2")
+PARTS = ("_cbor2", "_cffi_backend")
+"""What some versions of them lay beside their package: found and measured where it is there."""
 
 
 class _Pinned:
@@ -24,7 +26,7 @@ class _Pinned:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """As `importlib.abc.MetaPathFinder`."""
         del target
-        if path is None and name in PACKAGES:
+        if path is None and name in (*PACKAGES, *PARTS):
             return PathFinder.find_spec(name, [self._site])
         return None
 

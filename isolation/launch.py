@@ -21,7 +21,7 @@ from pathlib import Path
 
 from variegate.attest import __file__ as _attest
 from variegate.isolation import __file__ as _isolation
-from variegate.isolation.bootstrap import PACKAGES
+from variegate.isolation.bootstrap import PACKAGES, PARTS
 from variegate.keys import __file__ as _keys
 from variegate.keys.errors import DeviceError
 from variegate.keys.primitives import sha256
@@ -98,7 +98,7 @@ def prepare() -> Image:
 
 
 def _libraries(site: Path) -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(part for part in PARTS if PathFinder.find_spec(part, [str(site)]))):
         path = _origin(package, site)
         if path.name != "__init__.py":
             yield path.name, path
