@@ -87,9 +87,8 @@ def extras(folder: Path, wheel: Path) -> None:
     """Each extra, with the newest versions that it allows."""
     run(sys.executable, "-m", "venv", "empty", folder=folder)
     # A seller chooses the build of torch before anything else asks for one.
-    (torch,) = (
-        line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
-    )
+    pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    torch = next(line for line in pinned if line.startswith("torch=="))
     for extra in EXTRAS:
         if extra == "tpm" and shutil.which("pkg-config") is None:
             print("extras: tpm needs libtss2-dev and pkg-config")
@@ -109,8 +108,12 @@ def found(version: str) -> str | None:
     """An interpreter of this version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))]
-    works = (p for p in places if p and subprocess.run([p, "-m", "venv", "-h"], capture_output=True).returncode == 0)
-    return next(works, None)
+    return next((place for place in places if place and works(place)), None)
+
+
+def works(interpreter: str) -> bool:
+    """Whether an interpreter starts: a shim may stand where none is chosen."""
+    return subprocess.run([interpreter, "-m", "venv", "-h"], check=False, capture_output=True).returncode == 0
 
 
 def installed(folder: Path, *what: str | Path) -> None:
