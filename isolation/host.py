@@ -38,6 +38,8 @@ from variegate.runtime.limits import LIMITS
 
 BOOT, POLICY, SYSTEM = "boot", "policy", "system"
 _MAX_FRAME_MEMORY = 1 << 30
+_START_MIB, _COPY_TIMES = 160, 4
+"""Memory that opening a copy takes: interpreter and libraries, and so many times the component's size."""
 _CLOSE_S = 0.5
 """What a query under way gets to end by itself when its enclave is closed."""
 
@@ -358,15 +360,25 @@ class Isolated:
         except VariegateError as error:
             self._process = None
             process.end()
-            if self._launched == 1 or isinstance(error, DeviceError):
+            if isinstance(error, DeviceError):
+                raise self._with_memory(error) from None
+            if self._launched == 1:
                 raise
             # Who asks for a label is not told what broker or artefact say: to them, the device is down.
             raise DeviceError(f"the enclave does not start again: {error.message}", hint=error.hint) from error
         except (Lost, TimeoutError) as error:
-            raise self._lost("stopped while it opened the copy") from error
+            raise self._with_memory(self._lost("stopped while it opened the copy")) from error
         platform.record("enclave", f"started as process {process.pid}")
         threading.Thread(target=self._watch, args=(process,), name=f"watch of {process.pid}", daemon=True).start()
         return process
+
+    def _with_memory(self, error: DeviceError) -> DeviceError:
+        """An error at the start; where the copy may need more memory than it gets, it says how much."""
+        needs = _START_MIB + _COPY_TIMES * (os.fstat(self._component).st_size >> 20)
+        if needs <= self._policy.ram_mib:
+            return error
+        hint = f"this copy may take {needs} MiB; ram_mib in the device's policy.toml is {self._policy.ram_mib}"
+        return DeviceError(error.message, hint=hint)
 
     def _watch(self, process: Process) -> None:
         """Starts the next enclave when this one has ended, so that no query has to wait for that."""

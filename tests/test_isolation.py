@@ -222,9 +222,11 @@ def test_the_ram_cap_holds(tmp_path: Path) -> None:
         flash(device, seal_for(device.identity, SIGNER, payload=tiny_payload(padding=48 << 20), chunk=1 << 16))
     with (
         Device.open(place, host=IsolatedHost(DevicePolicy(ram_mib=160))) as device,
-        pytest.raises(DeviceError, match="not enough memory"),
+        pytest.raises(DeviceError, match="not enough memory") as caught,
     ):
         device.boot()
+    # About four times the component, and what interpreter and libraries take.
+    assert caught.value.hint == "this copy may take 352 MiB; ram_mib in the device's policy.toml is 160"
     with Device.open(place, host=IsolatedHost(DevicePolicy(ram_mib=1024))) as device:
         device.boot().classify(frames(1)[0])
 
