@@ -24,6 +24,7 @@ GROUPS = {
     "broker": ("release keys to devices that prove what they run", "variegate.cli.broker"),
     "device": ("provision, flash and query a simulated device", "variegate.cli.device"),
     "attack": ("run campaigns of attacks on fleets, and report them", "variegate.cli.attack"),
+    "trace": ("find whose copy adversarial samples were made on", "variegate.cli.trace"),
     "demo": ("a walk through everything, in a minute", "variegate.cli.demo"),
 }
 """Name -> one-line help, and the module whose `add_commands(parser)` fills the group."""

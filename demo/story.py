@@ -19,8 +19,8 @@ from variegate.demo.attack import Found, Labels, hop_skip_jump
 from variegate.demo.cars import BUYERS, Fleet, Model, export_model, fleet, frames
 from variegate.demo.results import OVERSHOOTS, Attacked, Curve, overshoot
 from variegate.demo.tell import Chapter
-from variegate.demo.trace import Sample, Tracer, Verdict
 from variegate.device_sim.world.signs import SIGNS
+from variegate.forensics import Sample, Verdict, trace
 from variegate.keys.errors import LimitError, MisuseError, RefusedError
 from variegate.keys.seller import Seller
 
@@ -199,13 +199,12 @@ class Story:
     def _trace(self, model: Model, seller: Seller, progress: Progress) -> None:
         """Looks at the samples under every registered buyer's keys."""
         registered = [*BUYERS.values(), *(f"buyer {i:04}" for i in range(1, REGISTERED + 1))]
-        seeds = {buyer: seller.buyer_seed(buyer, 0) for buyer in registered}
-        tracer = Tracer(model.rewriter, model.base.contract)
+        buyers = [(buyer, 0) for buyer in registered]
         sets = {
             "with": [(a.truth, a.found) for a in self.attacked],
             "without": [(truth, found) for _, truth, found in self._bare],
         }
-        with progress("tracing, copies", 2 * len(seeds)) as steps:
+        with progress("tracing, copies", 2 * len(buyers)) as steps:
             for name, results in sets.items():
                 samples = [
                     Sample(f.adversarial, f.label, truth)
@@ -213,7 +212,7 @@ class Story:
                     if f.adversarial is not None and f.label is not None
                 ]
                 if samples:
-                    self.verdicts[name] = tracer.trace(samples, seeds, steps.advance)
+                    self.verdicts[name] = trace(model.release, seller, samples, buyers, steps.advance)
 
 
 def _drive(model: Model, cars: Fleet, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from variegate.demo.cars import BUYERS, Fleet, Model
 from variegate.demo.results import OVERSHOOTS, Attacked, Curve
-from variegate.demo.trace import THRESHOLD, Verdict
 from variegate.device_sim.world.signs import SIGNS
 from variegate.export.rewriters import Qim, from_parameters
+from variegate.forensics import THRESHOLD, Verdict
 from variegate.runtime import Status
 
 Cell = str | int

@@ -17,12 +17,7 @@ from variegate.demo.pictures import amplification, difference
 from variegate.demo.results import OVERSHOOTS, Attacked, Curve, overshoot
 from variegate.demo.story import Options, Story
 from variegate.demo.tell import Chapter
-from variegate.demo.trace import Sample, Tracer
-from variegate.export.intake.contract import Contract
-from variegate.export.rewriters import Qim
-from variegate.keys import recipe
 from variegate.keys.errors import MisuseError
-from variegate.keys.primitives import sha256
 
 SHAPE = (3, 16, 16)
 Bytes = NDArray[np.uint8]
@@ -103,99 +98,6 @@ def test_overshoot_and_difference_keep_to_bytes() -> None:
     assert overshoot(adversarial, clean, 8).max() == 255
     assert amplification(clean, adversarial) == 63
     assert [int(x.max()) for x in difference(clean, adversarial)] == [127, 64, 1]
-
-
-# Tracing
-
-
-CONTRACT = Contract(
-    layout="NCHW", channels=3, height=16, width=16, classes=6, class_names=tuple("abcdef"), outputs="logits"
-)
-QIM = Qim(grid=(4, 4), steps=(64,), beta=4.0)
-
-
-def seed(i: int) -> bytes:
-    return sha256(b"test-demo", i.to_bytes(4, "little"))
-
-
-def ascended(image: Bytes, key: bytes, wrong: int, right: int, changes: int) -> Sample:
-    """Moves pixels by one level wherever that brings class `wrong` nearer to its attractors, and `right` away."""
-    tracer, image = Tracer(QIM, CONTRACT), image.copy()
-    rng = np.random.default_rng(0)
-    flat = image.reshape(-1)
-    for index in rng.permutation(flat.size)[:changes]:
-        tries = np.stack([image] * 3)
-        tries.reshape(3, -1)[1, index] += 1
-        tries.reshape(3, -1)[2, index] -= 1
-        errors = tracer.errors(key, tries)
-        image[:] = tries[(errors[:, wrong] - errors[:, right]).argmin()]
-    return Sample(image, wrong, right)
-
-
-def test_trace_accuses_the_copy_a_sample_leans_on() -> None:
-    rng = np.random.default_rng(3)
-    tracer = Tracer(QIM, CONTRACT)
-    seeds = {f"buyer {i}": seed(i) for i in range(300)}
-    images = rng.integers(20, 230, (3, *SHAPE), np.uint8)
-    samples = [ascended(images[i], seeds["buyer 123"], 2 * i, 2 * i + 1, 250) for i in range(3)]
-    verdict = tracer.trace(samples, seeds)
-    assert verdict.accused == "buyer 123"
-    assert verdict.rank("buyer 123") == 1
-    assert verdict.classes == 6
-    assert verdict.suspects[0].p_value * 300 < 1e-6 < verdict.corrected(verdict.suspects[1])
-    # Fusing says more than any sample by itself.
-    assert verdict.suspects[0].p_value < min(verdict.suspects[0].each)
-    # The same samples accuse nobody when the copy was never registered.
-    del seeds["buyer 123"]
-    assert tracer.trace(samples, seeds).accused is None
-
-
-def test_trace_accuses_nobody_for_noise() -> None:
-    rng = np.random.default_rng(4)
-    seeds = {f"buyer {i}": seed(i) for i in range(500)}
-    samples = [Sample(rng.integers(0, 256, SHAPE, np.uint8), i, 5 - i) for i in range(3)]
-    verdict = Tracer(QIM, CONTRACT).trace(samples, seeds)
-    assert verdict.accused is None
-    assert verdict.corrected(verdict.suspects[0]) > 1e-3
-    with pytest.raises(MisuseError):
-        Tracer(QIM, CONTRACT).trace([], seeds)
-    with pytest.raises(MisuseError):
-        Tracer(QIM, CONTRACT).trace(samples, {})
-
-
-@pytest.mark.parametrize("rewriter", [QIM, Qim(grid=(2, 4), repeats=2, steps=(16, 64))])
-def test_innocent_p_values_are_uniform(rewriter: Qim) -> None:
-    """Kolmogorov and Smirnov, at 1e-4; with samples that share classes, so that dependence would show."""
-    rng = np.random.default_rng(7)
-    image = rng.integers(0, 256, SHAPE, np.uint8)
-    near = image.copy()
-    near[0] ^= 1
-    samples = [Sample(image, 1, 2), Sample(near, 1, 2), Sample(rng.integers(0, 256, SHAPE, np.uint8), 2, 4)]
-    count = 3000
-    verdict = Tracer(rewriter, CONTRACT).trace(samples, {str(i): seed(i) for i in range(count)})
-    assert verdict.classes == 3
-    for values in (
-        np.array([s.p_value for s in verdict.suspects]),
-        np.sort([s.each[1] for s in verdict.suspects]),
-    ):
-        steps = np.arange(count + 1) / count
-        gap = max((steps[1:] - values).max(), (values - steps[:-1]).max())
-        assert gap < np.sqrt(np.log(2 / 1e-4) / 2 / count)
-
-
-def test_null_is_the_law_of_the_errors() -> None:
-    """Every dither of one message, exhaustively: the errors' law is the one that is convolved."""
-    one = Qim(grid=(1, 1), steps=(8,))
-    contract = CONTRACT
-    tracer = Tracer(one, contract)
-    keyed = recipe.expand(one.tensors(contract, "uint8"), seed(0))
-    projected = float((keyed["r0"][0] * 77).sum())
-    errors = sorted(abs(u - round(u)) for u in (projected + t / 8 - 0.5 for t in range(8)))
-    for value in set(errors):
-        assert tracer.p_value(value, 1) == pytest.approx(sum(e <= value for e in errors) / 8)
-    assert tracer.p_value(1.0, 2) == pytest.approx(1)
-    with pytest.raises(MisuseError):
-        Tracer(Qim(steps=(1,)), contract)
 
 
 # Page and folder

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "device_sim": {"isolation", "attest", "runtime", "keys"},
     "serve": {"device_sim", "isolation", "attest", "runtime", "keys"},
     "attack": {"device_sim", "isolation", "runtime", "export", "keys"},
-    "demo": {"device_sim", "runtime", "export", "keys"},
-    "cli": {"attack", "serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
+    "forensics": {"export", "keys"},
+    "demo": {"forensics", "device_sim", "runtime", "export", "keys"},
+    "cli": {"attack", "forensics", "serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
 }
 BARE = {"numpy", "onnxruntime", "cryptography", "cbor2"}
 

@@ -40,7 +40,7 @@ class Sample:
     """One sample as it reaches the seller.
 
     Attributes:
-        image: uint8, as the device took it.
+        image: uint8 (C, H, W), as the device took it.
         wrong: What the device said.
         right: What it shows.
     """
@@ -88,7 +88,7 @@ class Verdict:
         return 1 + [suspect.name for suspect in self.suspects].index(name)
 
 
-class Tracer:
+class AttractorTracer:
     """Traces samples to copies of one release.
 
     Args:
@@ -109,9 +109,8 @@ class Tracer:
         self._tails: dict[int, NDArray[np.float64]] = {}
 
     def errors(self, seed: bytes, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """sum_h err_h / D_h, float64 (N, classes), of images uint8 (N, *shape) under one copy's keys."""
-        laid_out = images.transpose(0, 3, 1, 2) if self._contract.layout == "NHWC" else images
-        pixels = laid_out.astype(np.float32)
+        """sum_h err_h / D_h, float64 (N, classes), of images uint8 (N, C, H, W) under one copy's keys."""
+        pixels = images.astype(np.float32)
         keyed = recipe.expand(self._tensors, seed)
         inputs = Inputs(pixels, pixels, np.empty(0, np.float32), keyed)
         return self._rewriter.error_sums(NumpyOps(), inputs, self._contract).astype(np.float64)
