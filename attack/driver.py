@@ -49,6 +49,43 @@ class Task:
     checkpoints: tuple[int, ...] = ()
 
 
+def task(
+    key: int,
+    frame: NDArray[Any],
+    label: int,
+    *,
+    starts: NDArray[Any] | None = None,
+    target: int | None = None,
+    queries: int,
+    rng: np.random.Generator,
+    checkpoints: tuple[int, ...] = (),
+) -> Task:
+    """A search for one image, from frames as devices or files have them.
+
+    Args:
+        key: The caller's number of it.
+        frame: The clean image, uint8 or float32 in 0..1, (C, H, W).
+        label: What the device says of it.
+        starts: Pictures that may be answered as wanted, (n, C, H, W), likewise; None for none.
+        target: The class wanted; None for any other than `label`.
+        queries: As `Problem.queries`.
+        rng: All randomness.
+        checkpoints: As `Task.checkpoints`.
+    """
+    channels, height, width = frame.shape
+    others = frame[np.newaxis][:0] if starts is None else starts
+    problem = Problem(
+        clean=to_points(frame).reshape(-1),
+        shape=(channels, height, width),
+        label=label,
+        target=target,
+        starts=to_points(others).reshape(len(others), frame.size),
+        queries=queries,
+        rng=rng,
+    )
+    return Task(key=key, problem=problem, checkpoints=checkpoints)
+
+
 def run(
     attack: Attack,
     tasks: Iterable[Task],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from variegate.keys.errors import LimitError, MisuseError, Refusal, RefusedError
 
 LEVELS = 255
+_AT_ONCE = 256
 _UNASKED = (Refusal.INPUT, Refusal.TOO_LARGE)
 """Refusals of frames, which no device answers."""
 
@@ -114,6 +115,17 @@ class Counted:
                 with self._lock:
                     self.queries -= len(frames)
             raise
+
+
+def ask_all(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
+    """Labels, int64 (N,), of any number of frames (N, *shape), in calls as large as the oracle takes, up to 256.
+
+    Raises:
+        LimitError, RefusedError, DeviceError: The oracle's.
+    """
+    size = min(oracle.batch, _AT_ONCE)
+    parts = [oracle.labels(frames[i : i + size]) for i in range(0, len(frames), size)]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def to_frames(points: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -24,6 +24,8 @@ Answers = NDArray[np.bool_]
 """(n,), whether a point is answered as the attack wants it."""
 Search = Generator[Points, Answers, None]
 Norm = Literal["l2", "linf"]
+STARTS = 8
+"""Pictures of other classes that a search may start from, where nothing else is said."""
 Result = Literal["best", "iterate"]
 """What counts in the end: the best of all points asked (profile `corrected`), or the attack's own last iterate, as
 toolkits return it (profile `art-1.20`)."""

@@ -67,23 +67,20 @@ def raw(network: Network, images: Mapping[str, NDArray[Any]], queries: int) -> W
 def ours(network: Network, images: Mapping[str, NDArray[Any]], queries: int, kind: str, profile: str) -> Work:
     """An attack of ours."""
     from variegate.attack.algorithms.table import from_config  # noqa: PLC0415  peers do without it
-    from variegate.attack.driver import Task, outcomes  # noqa: PLC0415
-    from variegate.attack.search import Problem, seeded  # noqa: PLC0415
+    from variegate.attack.driver import outcomes, task  # noqa: PLC0415
+    from variegate.attack.search import seeded  # noqa: PLC0415
 
     attack = from_config(kind, profile, {})
 
     def work() -> Mapping[str, Any]:
         tasks = [
-            Task(
-                key=int(number),
-                problem=Problem(
-                    clean=clean.reshape(-1),
-                    shape=network.shape,
-                    label=int(label),
-                    starts=start.reshape(1, -1),
-                    queries=queries,
-                    rng=seeded("attack", int(number)),
-                ),
+            task(
+                int(number),
+                clean,
+                int(label),
+                starts=start[np.newaxis],
+                queries=queries,
+                rng=seeded("attack", int(number)),
             )
             for number, clean, label, start in zip(*(images[k] for k in _COLUMNS), strict=True)
         ]

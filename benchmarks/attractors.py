@@ -2,7 +2,7 @@
 
     python -m benchmarks.attractors [--quick]
 
-A search by labels alone (the demo's HopSkipJump) on one GTSRB copy, for images that three copies read rightly; the
+A search by labels alone (HopSkipJump) on one GTSRB copy, for images that three copies read rightly; the
 sample found is then scaled by an overshoot s and shown to the two other copies. Rows differ in the grid only, so that
 equal replication means that the cheap convolution gives nothing away. A study of one design choice on one network; the
 worth of the protection is another matter.
@@ -11,20 +11,19 @@ worth of the protection is another matter.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from testbed.result import result_path, source_commit, write_result
 from testbed.subjects import GTSRB
+from variegate.attack import attack_images, replay
+from variegate.attack.oracle import ask_all
+from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.report.statistics import wilson
-from variegate.demo.attack import hop_skip_jump
-from variegate.export.fuse import IMAGE, LABEL, fuse
-from variegate.export.intake.probe import session
+from variegate.export.fuse import fuse
 from variegate.export.rewriters import Qim
 from variegate.keys.primitives import sha256
 
@@ -41,38 +40,19 @@ SETTINGS = (
 _POOL, _COPIES = 2_000, 3
 
 
-def copies(rewriter: Qim) -> list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]]:
-    """Label functions of three copies."""
-    template = fuse(GTSRB.base, rewriter, "uint8")
-    out: list[Callable[[NDArray[np.uint8]], NDArray[np.int64]]] = []
-    for i in range(_COPIES):
-        opened = session(template.graph, template.values(sha256(b"attractors", bytes([i]))))
-        out.append(lambda x, s=opened: s.run([LABEL], {IMAGE: x})[0])  # type: ignore[misc]
-    return out
-
-
 def study(rewriter: Qim, count: int, queries: int) -> dict[str, Any]:
     """Searches on the first copy, replays on the others."""
     images, truth = GTSRB.test_set(_POOL)
-    fleet = copies(rewriter)
-    answers = np.stack([np.concatenate([c(images[i : i + 100]) for i in range(0, _POOL, 100)]) for c in fleet])
+    template = fuse(GTSRB.base, rewriter, "uint8")
+    fleet = [LocalCopy(template, sha256(b"attractors", bytes([i]))) for i in range(_COPIES)]
+    answers = np.stack([ask_all(copy, images) for copy in fleet])
     good = np.flatnonzero((answers == truth).all(axis=0))
     chosen = np.random.default_rng(0).choice(good, count, replace=False)
-    shown = dict.fromkeys(OVERSHOOTS, 0)
-    hits = dict.fromkeys(OVERSHOOTS, 0)
-    distances = []
-    for i in chosen:
-        rng = np.random.default_rng([1, int(i)])
-        found = hop_skip_jump(fleet[0], images[i], int(truth[i]), queries=queries, rng=rng)
-        if found.adversarial is None:
-            continue
-        distances.append(found.distance)
-        for s in OVERSHOOTS:
-            moved = images[i] + s * (found.adversarial.astype(float) - images[i])
-            picture = np.clip(np.rint(moved), 0, 255).astype(np.uint8)[np.newaxis]
-            for victim in fleet[1:]:
-                shown[s] += 1
-                hits[s] += int(victim(picture)[0] != truth[i])
+    trial = attack_images(fleet[0], "hopskipjump", images[chosen], truth[chosen], queries=queries, seed=1)
+    shown = replay(trial, {str(i): copy for i, copy in enumerate(fleet[1:], 1)}, OVERSHOOTS)
+    hits = dict(zip(OVERSHOOTS, map(sum, zip(*shown.fooled.values(), strict=True)), strict=True))
+    pairs = shown.samples * len(shown.fooled)
+    distances = [one.distance for one in trial.outcomes.values() if one.sample is not None]
     return {
         "grid": rewriter.grid,
         "repeats": rewriter.repeats,
@@ -80,9 +60,9 @@ def study(rewriter: Qim, count: int, queries: int) -> dict[str, Any]:
         "accuracy_on_pool": float((answers == truth).mean()),
         "searched": len(distances),
         "median_l2": float(np.median(distances)),
-        "replication": {str(s): hits[s] / max(1, shown[s]) for s in OVERSHOOTS},
-        "interval": {str(s): astuple(wilson(hits[s], max(1, shown[s]))) for s in OVERSHOOTS},
-        "shown": shown[1.0],
+        "replication": {str(s): hits[s] / max(1, pairs) for s in OVERSHOOTS},
+        "interval": {str(s): astuple(wilson(hits[s], max(1, pairs))) for s in OVERSHOOTS},
+        "shown": pairs,
     }
 
 

@@ -34,8 +34,8 @@ from benchmarks.study_bases import Attacked, chosen, seeds
 from benchmarks.study_labels import Made, by_labels, several_tries, shown, smoothed
 from testbed.result import result_path, source_commit, write_result
 from testbed.subjects import GTSRB_TINY
-from variegate.attack.adaptive.overshoot import stretched
 from variegate.attack.oracles.local import LocalCopy
+from variegate.attack.overshoot import stretched
 from variegate.attack.report.statistics import rate
 from variegate.attack.whitebox.study import ReplicationRow
 from variegate.export.fuse import fuse
@@ -96,7 +96,7 @@ def rates(fleet: str, made: Made, devices: Sequence[LocalCopy], attacked: Attack
     """Rows for the result file, by figure."""
     out = {}
     for s, word in OVERSHOOTS.items():
-        frames = made.frames if s == 1 else stretched(attacked.frames, made.frames, s, "uint8")
+        frames = stretched(attacked.frames, made.frames, s, "uint8")
         rows = shown(fleet, made.method, devices, attacked, frames, k=made.colluders, victims=VICTIMS)
         out[f"gtsrb_{fleet}_{made.method}_k{made.colluders}_{word}"] = _counted(rows, attacked)
     return out

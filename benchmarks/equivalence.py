@@ -30,9 +30,9 @@ from testbed.zoo.data import gtsrb_test
 from variegate.attack.algorithms.boundary_art import ArtBoundary
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump_art import ArtHopSkipJump
-from variegate.attack.driver import Task, outcomes
+from variegate.attack.driver import outcomes, task
 from variegate.attack.oracle import Oracle
-from variegate.attack.search import Attack, Problem, seeded
+from variegate.attack.search import Attack, seeded
 from variegate.keys.errors import MisuseError
 from variegate.keys.files import PUBLIC, write_atomic
 
@@ -86,17 +86,7 @@ def measure(study: Study, oracle: Oracle) -> Pairs:
     cap = study.marks[-1]
     # One more query than the cap: ours keeps one for its judgement.
     tasks = [
-        Task(
-            key=int(i),
-            problem=Problem(
-                clean=points[i].reshape(-1),
-                shape=oracle.shape,
-                label=int(truth[i]),
-                starts=np.empty((0, points[i].size), np.float32),
-                queries=cap + 1,
-                rng=seeded("equivalence", study.figure, int(i)),
-            ),
-        )
+        task(int(i), points[i], int(truth[i]), queries=cap + 1, rng=seeded("equivalence", study.figure, int(i)))
         for i in chosen
     ]
     began = time.monotonic()

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from variegate.attack.adaptive.overshoot import stretched
-from variegate.attack.driver import Task, outcomes
-from variegate.attack.oracle import Oracle, to_points
+from variegate.attack.driver import outcomes, task
+from variegate.attack.oracle import Oracle, ask_all
 from variegate.attack.oracles.local import LocalCopy
+from variegate.attack.overshoot import stretched
 from variegate.attack.report.statistics import wilson
-from variegate.attack.search import Attack, Problem, seeded
+from variegate.attack.search import Attack, seeded
 from variegate.export.fuse import Template
 from variegate.keys.primitives import sha256
 
@@ -131,12 +131,6 @@ def copies(templates: Sequence[Template], count: int, words: str = "calibration 
     ]
 
 
-def labels_of(oracle: Oracle, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Labels, int64 (N,), of any number of frames."""
-    parts = [oracle.labels(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-
 def search(
     fleet: Sequence[Oracle],
     images: NDArray[np.uint8],
@@ -161,16 +155,13 @@ def search(
     chosen = _readable(fleet, images, truth, effort.images, seed)
     others = seeded(seed, "starts").permutation(len(images))
     tasks = [
-        Task(
-            key=int(i),
-            problem=Problem(
-                clean=to_points(images[i]).reshape(-1),
-                shape=(images.shape[1], images.shape[2], images.shape[3]),
-                label=int(truth[i]),
-                starts=to_points(images[others[truth[others] != truth[i]][:_STARTS]]).reshape(_STARTS, -1),
-                queries=effort.queries,
-                rng=seeded(seed, attack.name, int(i)),
-            ),
+        task(
+            int(i),
+            images[i],
+            int(truth[i]),
+            starts=images[others[truth[others] != truth[i]][:_STARTS]],
+            queries=effort.queries,
+            rng=seeded(seed, attack.name, int(i)),
             checkpoints=effort.budgets,
         )
         for i in chosen
@@ -187,7 +178,7 @@ def search(
         distances[budget] = np.linalg.norm(away, axis=1)
         for s in overshoots:
             frames = stretched(images[index], samples, s, "uint8")
-            fooled = np.stack([labels_of(copy, frames) != truth[index] for copy in fleet[: effort.victims + 1]])
+            fooled = np.stack([ask_all(copy, frames) != truth[index] for copy in fleet[: effort.victims + 1]])
             own, near = fooled[0], distances[budget] <= NEAR_L2
             shown[budget, s] = Shown(
                 samples=len(samples),
@@ -206,5 +197,5 @@ def _readable(
     """The first `count` images, in a drawn order, that every copy reads rightly."""
     order = seeded(seed, "images").permutation(len(images))[: 4 * count + 200]
     for copy in fleet:
-        order = order[labels_of(copy, images[order]) == truth[order]]
+        order = order[ask_all(copy, images[order]) == truth[order]]
     return order[:count]

@@ -13,10 +13,9 @@ from torch import nn
 from testbed.settings import calibrated
 from testbed.subjects import CIFAR10, GTSRB
 from testbed.zoo import data, gtsrb_tiny, networks
-from variegate.attack.driver import Task
-from variegate.attack.oracle import to_points
+from variegate.attack.driver import Task, task
 from variegate.attack.oracles.local import LocalCopy
-from variegate.attack.search import Problem, seeded
+from variegate.attack.search import seeded
 from variegate.attack.whitebox.copies import open_copies
 from variegate.export.fuse import fuse
 from variegate.export.intake.base import Base, from_torch
@@ -123,14 +122,7 @@ def tasks(attacked: Attacked, images: data.Images, queries: int, *seed: str | in
     for n, i in enumerate(attacked.index):
         rng = seeded("study", *seed, i)
         others = np.flatnonzero(images.y != attacked.classes[n])
-        starts = to_points(images.x[rng.choice(others, 10, replace=False)]).reshape(10, -1)
-        problem = Problem(
-            clean=to_points(attacked.frames[n]).reshape(-1),
-            shape=(3, 32, 32),
-            label=int(attacked.classes[n]),
-            starts=starts,
-            queries=queries,
-            rng=rng,
-        )
-        out.append(Task(key=n, problem=problem))
+        starts = images.x[rng.choice(others, 10, replace=False)]
+        label = int(attacked.classes[n])
+        out.append(task(n, attacked.frames[n], label, starts=starts, queries=queries, rng=rng))
     return out

@@ -14,15 +14,15 @@ from testbed.zoo import data
 from variegate.attack import driver
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Vote, combined, firmest, fool_all
-from variegate.attack.adaptive.overshoot import OVERSHOOTS, stretched
 from variegate.attack.adaptive.partner import UNKNOWN, fool_base, recover
-from variegate.attack.adaptive.replay import answers, replayed
+from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.smoothed import SmoothedAttack
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
-from variegate.attack.oracle import to_frames
+from variegate.attack.oracle import ask_all, to_frames
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome
+from variegate.attack.overshoot import OVERSHOOTS, stretched
 from variegate.attack.whitebox.copies import Ensemble, to_tensor
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
@@ -45,7 +45,7 @@ def shown(
     victims: Sequence[int] = VICTIMS,
 ) -> list[ReplicationRow]:
     """Rows of frames that k colluders made, for those of the images whose own copies most of them fool."""
-    own = np.mean([answers(device, frames) != attacked.classes for device in fleet[:k]], axis=0)
+    own = np.mean([ask_all(device, frames) != attacked.classes for device in fleet[:k]], axis=0)
     b = own > 0.5
     return replayed(
         fleet=name,

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from variegate.attack.algorithms.table import ATTACKS, CORRECTED, DEFAULTS, from_config
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
-from variegate.attack.oracle import Oracle, to_frames, to_points
 from variegate.attack.oracles import Patience, open_oracle
 from variegate.attack.oracles.address import FORMS
 from variegate.attack.oracles.frames import MAX_CLASSES
 from variegate.attack.oracles.http_line import Trust
+from variegate.attack.trial import Trial, fitting
 from variegate.cli.attack_options import command
-from variegate.cli.attack_trial import HEADER, Trial
 from variegate.cli.console import Progress, add_json_option, emit, note, table
+from variegate.cli.interrupts import Interruptible
 from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import check_new, read_capped, write_atomic
 
@@ -30,6 +30,8 @@ _EXAMPLE = (
     "variegate attack try http://127.0.0.1:8000 --images val.npz --count 5\n"
     "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz"
 )
+_HEADER = ("image", "true", "label", "found", "distance", "queries", "note")
+_MISREAD = "misread when clean"
 _LEAST, _RANK, _MODE = 2, 4, 0o644
 _INTERRUPTED, _STATUS_INTERRUPTED = "interrupted", 130
 
@@ -80,10 +82,11 @@ def _try(args: argparse.Namespace) -> int:
     trust = Trust(ca=args.ca, certificate=args.cert, key=args.key) if args.ca or args.cert or args.key else None
     patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
     with open_oracle(args.device, patience=patience, trust=trust) as oracle:
-        frames = _fitting(given, true, oracle)
-        trial = Trial(oracle, attack, frames, true, queries=args.queries, seed=args.seed)
+        frames = fitting(given, true, oracle)
+        interruptible = Interruptible(oracle)
+        trial = Trial(interruptible, attack, frames, true, queries=args.queries, seed=args.seed)
         try:
-            with Progress("queries", len(frames) * args.queries) as line:
+            with Progress("queries", len(frames) * args.queries) as line, interruptible:
                 trial.run(line.advance)
         except VariegateError as error:
             _keep_stopped(args, trial, error.message)
@@ -99,7 +102,7 @@ def _try(args: argparse.Namespace) -> int:
 
 def _keep_stopped(args: argparse.Namespace, trial: Trial, error: str) -> None:
     if trial.outcomes:
-        note(table(trial.rows(), HEADER))
+        note(table(_rows(trial), _HEADER))
         note(f"{len(trial.outcomes)} of {len(trial.frames)} images were begun, for {trial.queries} queries")
     _keep(args, trial, error)
 
@@ -135,15 +138,6 @@ def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | N
     if true.min() < 0 or true.max() >= MAX_CLASSES:
         raise RefusedError(Refusal.MALFORMED, f"y of {path} holds what are no classes")
     return images[:count], true[:count].astype(np.int64)
-
-
-def _fitting(images: NDArray[Any], true: NDArray[np.int64] | None, oracle: Oracle) -> NDArray[Any]:
-    """Images as frames of the device, which has their classes."""
-    if images.shape[1:] != oracle.shape:
-        raise MisuseError(f"the images are {images.shape[1:]}, and the device takes {oracle.shape}")
-    if true is not None and true.max() >= oracle.classes:
-        raise MisuseError(f"an image is of class {true.max()}, and the device has {oracle.classes}")
-    return images if images.dtype == oracle.dtype else to_frames(to_points(images), oracle.dtype)
 
 
 def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[str, object]:
@@ -183,7 +177,23 @@ def text_of(trial: Trial) -> str:
     apart = f"; {misread} more are misread when clean, and not counted" if misread else ""
     counted = len(trial.frames) - misread
     last = f"{found} of {counted} images fool the device, for {trial.queries} queries{end}{apart}{cut}"
-    return f"{table(trial.rows(), HEADER)}\n{last}"
+    return f"{table(_rows(trial), _HEADER)}\n{last}"
+
+
+def _rows(trial: Trial) -> list[tuple[object, ...]]:
+    """A row for each image that is done."""
+    return [
+        (
+            key,
+            "" if trial.true is None else int(trial.true[key]),
+            int(trial.labels[key]),
+            one.status.value if one.label is None else one.label,
+            "" if one.sample is None else f"{one.distance:.4f}",
+            one.queries + 1,
+            _MISREAD if trial.misread(key) else "",
+        )
+        for key, one in sorted(trial.outcomes.items())
+    ]
 
 
 def _cut_short(trial: Trial) -> Iterator[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from variegate.demo.attack import Labels
+from variegate.attack.oracles.local import LocalBase
+from variegate.attack.oracles.port import PortOracle
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import FlashReport, flash
 from variegate.device_sim.world.dataset import Batch, batch
@@ -18,7 +17,6 @@ from variegate.device_sim.world.network import load_signnet
 from variegate.export.calibrate import Calibration
 from variegate.export.delivery import copies
 from variegate.export.intake.base import Base
-from variegate.export.parity import measure
 from variegate.export.preparation import base_of, prepare
 from variegate.export.release import Release
 from variegate.export.rewriters import Qim
@@ -53,10 +51,10 @@ class Model:
     rewriter: Qim
     release: Release
 
-    def base_labels(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Labels of the base as it is, int64 (N,), of uint8 (N, 3, 32, 32)."""
-        labels: NDArray[np.int64] = measure(self.base, images).probabilities.argmax(axis=1)
-        return labels
+    @cached_property
+    def bare(self) -> LocalBase:
+        """The base as it is, as a device that gives its labels."""
+        return LocalBase(self.base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,10 @@ class Car:
     sealed: int
     report: FlashReport
 
-    @property
-    def labels(self) -> Labels:
+    @cached_property
+    def labels(self) -> PortOracle:
         """What its owner can do: ask for labels."""
-        return self.enclave.classify_batch
+        return PortOracle(self.enclave)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from variegate.demo import tell
+from variegate.demo.cars import BUYERS
 from variegate.demo.page import page
 from variegate.demo.pictures import pictures
 from variegate.demo.story import Story
@@ -48,7 +50,8 @@ def write(folder: Path, story: Story, made_with: str) -> list[Path]:
         DeviceError: Storage failed.
     """
     files = pictures(story.attacked)
-    files["index.html"] = page(story.chapters, story.attacked, story.curves, made_with).encode()
+    headline = tell.headline(story.attacked, story.verdicts, BUYERS["A"])
+    files["index.html"] = page(story.chapters, story.attacked, story.curves, headline, made_with).encode()
     summary = json.dumps(story.summary(), indent=2).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)

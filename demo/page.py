@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from variegate.attack import Replay
 from variegate.demo.pictures import amplification, names
-from variegate.demo.results import OVERSHOOTS, Attacked, Curve
+from variegate.demo.results import OVERSHOOTS, Attacked
 from variegate.demo.tell import Chapter
 from variegate.device_sim.world.signs import SIGNS
 
@@ -20,47 +21,57 @@ body{margin:0;background:var(--ground);color:var(--ink);font:1rem/1.55 system-ui
 main{max-width:68rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:1rem 0 .4rem}
 h2{font-size:1.2rem;margin:0 0 .4rem}
-p{margin:.4rem 0;max-width:48rem}
+p{margin:.4rem 0}
 .lead,.note{color:var(--soft)}
 .note{font-size:.92rem}
 section{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:1.1rem 1.2rem;margin:1rem 0}
-.scroll{overflow-x:auto;margin:.6rem 0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem;min-width:60%}
+.scroll{overflow-x:auto;margin:.6rem 0;background:linear-gradient(90deg,var(--card) 30%,transparent) local,
+linear-gradient(270deg,var(--card) 30%,transparent) 100% local,linear-gradient(90deg,var(--line),transparent),
+linear-gradient(270deg,var(--line),transparent) 100%;background-size:2rem 100%,2rem 100%,.8rem 100%,.8rem 100%;
+background-repeat:no-repeat}
+.headline{font-size:1.15rem;font-weight:600;border-left:.25rem solid var(--b);padding-left:.8rem;margin:1rem 0}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem;width:100%}
 th,td{text-align:left;padding:.34rem .9rem .34rem 0;border-bottom:1px solid var(--line);white-space:nowrap;
 vertical-align:bottom}
 th{color:var(--soft);font-weight:600;white-space:normal;line-height:1.25}
 @media(max-width:40rem){section{padding:.9rem}td{white-space:normal}th,td{padding-right:.6rem}table{font-size:.85rem}}
 td.n,th.n{text-align:right}
 .signs{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem;margin:.8rem 0}
-.sign{border:1px solid var(--line);border-radius:.6rem;padding:.8rem;min-width:0}
+.sign{border:1px solid var(--line);border-radius:.6rem;padding:.8rem;min-width:0;display:flex;flex-direction:column}
 .sign h3{font-size:1rem;margin:0 0 .5rem}
 .three{display:grid;grid-template-columns:repeat(3,1fr);gap:.4rem}
 figure{margin:0;min-width:0}
 figcaption{font-size:.78rem;color:var(--soft);margin-top:.15rem}
 .three img{width:100%;height:auto;display:block;border-radius:.35rem;image-rendering:pixelated}
-.cars{display:grid;grid-template-columns:repeat(3,1fr);gap:.4rem;margin-top:.6rem}
+.cars{display:grid;grid-template-columns:repeat(3,1fr);gap:.4rem;margin-top:.6rem;flex:1;min-height:8.6rem}
 .car{border-radius:.4rem;padding:.4rem;font-size:.82rem;line-height:1.3;text-align:center;min-width:0;overflow-wrap:anywhere}
 .car img{width:2.6rem;height:2.6rem;display:block;margin:.2rem auto}
 .right{background:var(--goodground);color:var(--good)}.wrong{background:var(--badground);color:var(--bad)}
-.chart{max-width:34rem;width:100%;height:auto;display:block;margin:.5rem 0}
+.chart{max-width:46rem;width:100%;height:auto;display:block;margin:.5rem 0}
 .chart text{fill:var(--soft);font:12px system-ui,sans-serif}
 .chart .grid{stroke:var(--line)}
 .key{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.88rem;padding:0;margin:.3rem 0;list-style:none}
-.key i{display:inline-block;width:1.4rem;border-top:3px solid;vertical-align:middle;margin-right:.4rem}
-.key i.dash{border-top-style:dashed}
+.key i{display:inline-block;width:1.4rem;border-top:.6rem solid;vertical-align:middle;margin-right:.4rem}
 footer{color:var(--soft);font-size:.88rem}
 """
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = 44, 12, 440, 190
+_LEFT, _TOP, _WIDTH, _HEIGHT = 44, 22, 620, 190
 
 
-def page(chapters: Sequence[Chapter], attacked: Sequence[Attacked], curves: Mapping[str, Curve], made_with: str) -> str:
+def page(
+    chapters: Sequence[Chapter],
+    attacked: Sequence[Attacked],
+    curves: Mapping[str, Replay],
+    headline: str,
+    made_with: str,
+) -> str:
     """The whole page.
 
     Args:
         chapters: In order.
         attacked: What was found on car A.
         curves: Who is fooled at which overshoot.
+        headline: What came of it all.
         made_with: The command line, for the foot.
     """
     parts = []
@@ -77,7 +88,8 @@ def page(chapters: Sequence[Chapter], attacked: Sequence[Attacked], curves: Mapp
         f"<title>Variegate: three buyers, three cars</title><style>{_STYLE}</style></head>\n<body><main>\n"
         "<h1>Three buyers, three cars, one attacker</h1>\n"
         '<p class="lead">Every buyer gets a different sealed copy of one network. What an attacker finds on her own '
-        "car is shown to the others, and then traced back to her.</p>\n"
+        "car is shown to the others, and the seller looks whose copy it was made on.</p>\n"
+        f'<p class="headline">{escape(headline)}</p>\n'
         + "\n".join(parts)
         + f"\n<footer><p>Made with <code>{escape(made_with)}</code>. Keys are new in every run, so figures vary.</p>"
         "</footer>\n</main></body></html>\n"
@@ -106,9 +118,9 @@ def _table(chapter: Chapter) -> str:
 def _signs(attacked: Sequence[Attacked]) -> str:
     cards = []
     for i, a in enumerate(attacked, 1):
-        if a.found.adversarial is None:
+        if a.sample is None:
             continue
-        factor = amplification(a.clean, a.found.adversarial)
+        factor = amplification(a.clean, a.sample)
         picture = names(i)
         shown = SIGNS[a.truth].name
         figures = "".join(
@@ -134,18 +146,17 @@ def _car(name: str, label: int, truth: int) -> str:
     return f'<div class="car {verdict}">car {name} reads<img src="reads-{label:02}.png" alt="">{what}</div>'
 
 
-def _chart(curves: Mapping[str, Curve]) -> str:
-    """Fooled share over overshoot, as inline SVG."""
+def _chart(curves: Mapping[str, Replay]) -> str:
+    """Signs that fool each reader at each overshoot: bars side by side, none behind another, as inline SVG."""
     series = [
-        (f"car {name}", name.lower(), False, curves["with"].samples, counts)
-        for name, counts in curves["with"].fooled.items()
+        (f"car {name}", name.lower(), curves["with"].samples, counts) for name, counts in curves["with"].fooled.items()
     ]
     series += [
-        ("any car, without Variegate", "base", True, curves["without"].samples, counts)
+        ("any car, without Variegate", "base", curves["without"].samples, counts)
         for name, counts in curves["without"].fooled.items()
         if name == "base"
     ]
-    if any(samples == 0 for _, _, _, samples, _ in series):
+    if any(samples == 0 for _, _, samples, _ in series):
         return ""
     marks = []
     for share in (0, 50, 100):
@@ -153,19 +164,22 @@ def _chart(curves: Mapping[str, Curve]) -> str:
         marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y}" y2="{y}"/>')
         marks.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{share} %</text>')
     marks += [
-        f'<text x="{_x(s)}" y="{_TOP + _HEIGHT + 18}" text-anchor="middle">{"s = " if s == 1 else ""}{s:g}</text>'
-        for s in OVERSHOOTS
+        f'<text x="{_LEFT + _WIDTH * (place + 0.5) / len(OVERSHOOTS):.1f}" y="{_TOP + _HEIGHT + 18}" '
+        f'text-anchor="middle">s = {s:g}</text>'
+        for place, s in enumerate(OVERSHOOTS)
     ]
-    for _, colour, dash, samples, counts in series:
-        points = " ".join(f"{_x(s)},{_y(n / samples)}" for s, n in zip(OVERSHOOTS, counts, strict=True))
-        style = ' stroke-dasharray="6 5"' if dash else ""
-        width = 6 if colour == "b" else 2.5  # B's and C's often lie on each other
-        marks.append(
-            f'<polyline points="{points}" fill="none" stroke="var(--{colour})" stroke-width="{width}"{style}/>'
-        )
+    step = _WIDTH / len(OVERSHOOTS)
+    wide = step / (len(series) + 1)
+    for at, (_, colour, samples, counts) in enumerate(series):
+        for place, count in enumerate(counts):
+            x, y = _LEFT + step * place + wide * (at + 0.5), _y(count / samples)
+            marks.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{wide - 2:.1f}" height="{_TOP + _HEIGHT - y:.1f}" '
+                f'fill="var(--{colour})"/>'
+                f'<text x="{x + wide / 2 - 1:.1f}" y="{y - 3}" text-anchor="middle">{count}</text>'
+            )
     keys = "".join(
-        f'<li><i class="{"dash" if dash else ""}" style="border-color:var(--{colour})"></i>{escape(title)}</li>'
-        for title, colour, dash, _, _ in series
+        f'<li><i style="border-color:var(--{colour})"></i>{escape(title)}</li>' for title, colour, _, _ in series
     )
     size = f"0 0 {_LEFT + _WIDTH + 16} {_TOP + _HEIGHT + 28}"
     label = "Signs that fool each car over overshoot; the table below has the numbers"
@@ -173,11 +187,6 @@ def _chart(curves: Mapping[str, Curve]) -> str:
         f'<svg class="chart" viewBox="{size}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
         f'<ul class="key">{keys}</ul>'
     )
-
-
-def _x(s: float) -> float:
-    low, high = OVERSHOOTS[0], OVERSHOOTS[-1]
-    return round(_LEFT + _WIDTH * (s - low) / (high - low), 1)
 
 
 def _y(share: float) -> float:

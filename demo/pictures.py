@@ -54,7 +54,7 @@ def difference(clean: NDArray[np.uint8], adversarial: NDArray[np.uint8]) -> NDAr
 
 
 def _three(attacked: Attacked) -> list[Image.Image]:
-    adversarial = attacked.found.adversarial
+    adversarial = attacked.sample
     if adversarial is None:
         return []
     return [_enlarged(x) for x in (attacked.clean, adversarial, difference(attacked.clean, adversarial))]
@@ -80,8 +80,8 @@ def _sheet(numbered: Sequence[tuple[int, Attacked]]) -> Image.Image:
         top = _GAP + _LINE + row * (step + _LINE)
         for i, image in enumerate(_three(a)):
             sheet.paste(image, (_GAP + i * step, top))
-        if a.found.adversarial is not None:
-            factor = f"x {amplification(a.clean, a.found.adversarial)}"
+        if a.sample is not None:
+            factor = f"x {amplification(a.clean, a.sample)}"
             draw.text((_GAP + 2 * step, top + _SIDE + 3), factor, _INK, font)
         for i, name in enumerate(cars, 3):
             sheet.paste(_reads(a.read[name], a.truth), (_GAP + i * step, top))

@@ -1,4 +1,4 @@
-"""What was found, and who is fooled by it."""
+"""What the attack came to for each sign."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.demo.attack import Found
+from variegate.attack.outcome import Outcome
 
 OVERSHOOTS = (1.0, 1.25, 1.5, 2.0, 3.0)
-"""Factors s by which a found perturbation is stretched."""
+"""Factors s by which a perturbation is stretched."""
 
 
 @dataclass(frozen=True)
@@ -20,30 +20,16 @@ class Attacked:
     Attributes:
         clean: uint8 (3, 32, 32); every car and the base read it rightly.
         truth: Its class.
-        found: What the search came to.
-        read: What each car and "base" say of the found picture, by name; empty when nothing was found.
+        outcome: What the search came to.
+        read: What each car and "base" say of the sample, by name; empty without one.
     """
 
     clean: NDArray[np.uint8]
     truth: int
-    found: Found
+    outcome: Outcome
     read: dict[str, int]
 
-
-@dataclass(frozen=True)
-class Curve:
-    """Who is fooled when a perturbation is stretched by s.
-
-    Attributes:
-        samples: How many perturbations.
-        fooled: Reader -> samples that fool it, for each of `OVERSHOOTS`.
-    """
-
-    samples: int
-    fooled: dict[str, tuple[int, ...]]
-
-
-def overshoot(clean: NDArray[np.uint8], adversarial: NDArray[np.uint8], s: float) -> NDArray[np.uint8]:
-    """The clean image plus s times the perturbation, rounded and clipped to bytes."""
-    stretched = clean + s * (adversarial.astype(np.float64) - clean)
-    return np.rint(np.clip(stretched, 0, 255)).astype(np.uint8)
+    @property
+    def sample(self) -> NDArray[np.uint8] | None:
+        """The picture that car A misreads, or None."""
+        return self.outcome.sample

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.attack import Replay, Trial, attack_images, replay
+from variegate.attack.oracle import Oracle, ask_all
+from variegate.attack.oracles.vehicle import VehicleOracle, driving
 from variegate.demo import tell
-from variegate.demo.attack import Found, Labels, hop_skip_jump
 from variegate.demo.cars import BUYERS, Fleet, Model, export_model, fleet, frames
-from variegate.demo.results import OVERSHOOTS, Attacked, Curve, overshoot
+from variegate.demo.results import OVERSHOOTS, Attacked
 from variegate.demo.tell import Chapter
 from variegate.device_sim.world.signs import SIGNS
 from variegate.forensics import Sample, Verdict, trace
@@ -30,12 +30,12 @@ REGISTERED = 1000
 """Buyers besides the three: registered, with keys, innocent."""
 CONTRAST_SHARE = 4
 """The search on the unprotected network gets one in so many of the queries; it needs no more."""
-STARTS = 30
-"""Pictures of other signs that a search may start from."""
+STARTS = 60
+"""Pictures of her own, of which a search starts from some of other signs."""
 _SPARE = 400  # labels of the budget kept for looking at results
 _ROAD, _OWN = 10_000, 20_000  # first frames of the drive and of the attacker's own pictures
-_WORKERS = 2
 _MAX_QUERIES = 1_000_000
+_DARK = 70  # mean grey level
 
 
 class Stepper(Protocol):
@@ -62,7 +62,7 @@ class Options:
     """
 
     seed: int = 0
-    signs: int = 6
+    signs: int = 10
     queries: int = 8000
 
     def __post_init__(self) -> None:
@@ -81,9 +81,9 @@ class Story:
     options: Options
     chapters: list[Chapter] = field(default_factory=list)
     attacked: list[Attacked] = field(default_factory=list)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, Replay] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    _bare: list[tuple[NDArray[np.uint8], int, Found]] = field(default_factory=list)
+    _trials: dict[str, Trial] = field(default_factory=dict)
 
     def run(self, progress: Progress) -> Iterator[Chapter]:
         """Tells the story; each chapter comes when it is done.
@@ -104,9 +104,9 @@ class Story:
                 {
                     "shows": a.truth,
                     "read": a.read,
-                    "queries": a.found.queries,
-                    "l2": a.found.distance if a.read else None,
-                    "distances": a.found.distances,
+                    "queries": a.outcome.queries,
+                    "l2": a.outcome.distance if a.read else None,
+                    "distances": a.outcome.trace,
                 }
                 for a in self.attacked
             ],
@@ -128,18 +128,19 @@ class Story:
             model = export_model(options.seed)
         yield tell.export(model)
         seller = Seller.generate()
-        budget = DRIVEN + options.signs * options.queries + _SPARE
+        budget = 2 * DRIVEN + options.signs * options.queries + _SPARE
         with tempfile.TemporaryDirectory() as name, fleet(model, seller, Path(name), budget) as cars:
             yield tell.delivery(cars)
             road = frames(options.seed, _ROAD, DRIVEN)
             drive = _drive(model, cars, road.images)
-            yield tell.drive(drive, road.labels)
+            passed = {car.name: _past(car.labels, road.images, options.seed) for car in cars.cars}
+            yield tell.drive(drive, passed, road.labels)
             images, truths = _choose(drive, road.images, road.labels, options.signs)
             before = cars.cars[0].enclave.status().remaining
             self._attack(model, cars, images, truths, progress)
             yield tell.attack(self.attacked, cars.cars[0].enclave.status(), before, options.queries)
             self._show(model, cars)
-            yield tell.read(self.attacked)
+            yield tell.read(self.attacked, self._photographed(cars))
             yield tell.curves(self.curves)
             yield tell.spent(cars.cars[0].enclave.status().remaining or 0, _ask_too_much(cars, images[0]))
         self._trace(model, seller, progress)
@@ -148,99 +149,89 @@ class Story:
     def _attack(
         self, model: Model, cars: Fleet, images: NDArray[np.uint8], truths: NDArray[np.int64], progress: Progress
     ) -> None:
-        """Searches on car A, and on the network without Variegate."""
+        """Searches on car A, and on the network without Variegate; shows what was found to all."""
         total = self.options.queries
         share = max(200, total // CONTRAST_SHARE)
+        drawn = frames(self.options.seed, _OWN, STARTS)
         with progress("attacking, queries", len(images) * (total + share)) as steps:
-            own = self._searches(cars.cars[0].labels, images, truths, total, steps)
-            bare = self._searches(model.base_labels, images, truths, share, steps)
-        self._bare = [(i, t, f) for i, t, f in zip(images, truths.tolist(), bare, strict=True)]
-        readers = {**{car.name: car.labels for car in cars.cars}, "base": model.base_labels}
-        for image, truth, found in zip(images, truths.tolist(), own, strict=True):
-            read = {}
-            if found.adversarial is not None:
-                read = {name: int(labels(found.adversarial[np.newaxis])[0]) for name, labels in readers.items()}
-            self.attacked.append(Attacked(image, truth, found, read))
-
-    def _searches(
-        self, labels: Labels, images: NDArray[np.uint8], truths: NDArray[np.int64], queries: int, steps: Stepper
-    ) -> list[Found]:
-        """One search for each image; the outcome does not depend on how many run at once."""
-        lock = threading.Lock()
-        pictures = frames(self.options.seed, _OWN, 2 * STARTS)
-
-        def counted(batch: NDArray[np.uint8]) -> NDArray[np.int64]:
-            answers = labels(batch)
-            with lock:
-                steps.advance(len(batch))
-            return answers
-
-        def search(index: int) -> Found:
-            truth = int(truths[index])
-            return hop_skip_jump(
-                counted,
-                images[index],
-                truth,
-                queries=queries,
-                rng=np.random.default_rng([self.options.seed, index]),
-                start=pictures.images[pictures.labels != truth][:STARTS],
+            own, bare = (
+                attack_images(
+                    oracle,
+                    "hopskipjump",
+                    images,
+                    truths,
+                    queries=queries,
+                    seed=self.options.seed,
+                    starts=(drawn.images, drawn.labels),
+                    progress=steps.advance,
+                )
+                for oracle, queries in ((cars.cars[0].labels, total), (model.bare, share))
             )
-
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            return list(pool.map(search, range(len(images))))
+        self._trials = {"with": own, "without": bare}
+        readers: dict[str, Oracle] = {**{car.name: car.labels for car in cars.cars}, "base": model.bare}
+        for key, (image, truth) in enumerate(zip(images, truths.tolist(), strict=True)):
+            outcome, read = own.outcomes[key], {}
+            if outcome.sample is not None:
+                read = {name: int(oracle.labels(outcome.sample[np.newaxis])[0]) for name, oracle in readers.items()}
+            self.attacked.append(Attacked(image, truth, outcome, read))
 
     def _show(self, model: Model, cars: Fleet) -> None:
         """Stretches what was found, and lets all cars read it."""
-        own = [(a.clean, a.truth, a.found) for a in self.attacked]
-        readers: dict[str, Labels] = {car.name: car.labels for car in cars.cars}
-        self.curves["with"] = _curve(own, readers)
-        self.curves["without"] = _curve(self._bare, {"base": model.base_labels, **readers})
+        readers: dict[str, Oracle] = {car.name: car.labels for car in cars.cars}
+        self.curves["with"] = replay(self._trials["with"], readers, OVERSHOOTS)
+        self.curves["without"] = replay(self._trials["without"], {"base": model.bare, **readers}, OVERSHOOTS)
+
+    def _photographed(self, cars: Fleet) -> dict[str, int]:
+        """How many of the found pictures fool each car that drives past a print of it."""
+        found = [a for a in self.attacked if a.sample is not None]
+        prints = np.stack([a.sample for a in found if a.sample is not None]) if found else None
+        truths = np.array([a.truth for a in found], np.int64)
+        return {
+            car.name: 0 if prints is None else int((_past(car.labels, prints, self.options.seed) != truths).sum())
+            for car in cars.cars
+        }
 
     def _trace(self, model: Model, seller: Seller, progress: Progress) -> None:
         """Looks at the samples under every registered buyer's keys."""
         registered = [*BUYERS.values(), *(f"buyer {i:04}" for i in range(1, REGISTERED + 1))]
         buyers = [(buyer, 0) for buyer in registered]
-        sets = {
-            "with": [(a.truth, a.found) for a in self.attacked],
-            "without": [(truth, found) for _, truth, found in self._bare],
-        }
         with progress("tracing, copies", 2 * len(buyers)) as steps:
-            for name, results in sets.items():
+            for name, trial in self._trials.items():
                 samples = [
-                    Sample(f.adversarial, f.label, truth)
-                    for truth, f in results
-                    if f.adversarial is not None and f.label is not None
+                    Sample(one.sample, one.label, int(trial.labels[one.key]))
+                    for one in trial.judged
+                    if one.sample is not None and one.label is not None
                 ]
                 if samples:
                     self.verdicts[name] = trace(model.release, seller, samples, buyers, steps.advance)
 
 
 def _drive(model: Model, cars: Fleet, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
-    answers = {car.name: car.labels(images) for car in cars.cars}
-    return {**answers, "base": model.base_labels(images)}
+    readers: dict[str, Oracle] = {**{car.name: car.labels for car in cars.cars}, "base": model.bare}
+    return {name: ask_all(oracle, images) for name, oracle in readers.items()}
+
+
+def _past(car: Oracle, prints: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
+    """What a car reads that drives past prints: each photographed once, from somewhere else, in another light."""
+    return ask_all(VehicleOracle(car, stand=driving, seed=seed), prints)
 
 
 def _choose(
     drive: dict[str, NDArray[np.int64]], images: NDArray[np.uint8], labels: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The first sign of each kind that every car and the base read rightly, in the order of the road."""
+    """The first sign of each kind that every car and the base read rightly, in the order of the road.
+
+    Signs in the dark are left out where others are enough: a person shall see what is shown.
+    """
     right = np.all([answers == labels for answers in drive.values()], axis=0)
+    light = right & (images.mean(axis=(1, 2, 3)) > _DARK)
+    if len(np.unique(labels[light])) >= count:
+        right = light
     kinds, first = np.unique(labels[right], return_index=True)
     if len(kinds) < count:
         raise MisuseError(f"only {len(kinds)} kinds of sign came past and were read rightly", hint="lower --signs")
     rows = np.flatnonzero(right)[np.sort(first)[:count]]
     return images[rows], labels[rows]
-
-
-def _curve(samples: list[tuple[NDArray[np.uint8], int, Found]], readers: dict[str, Labels]) -> Curve:
-    fooled = {name: [0] * len(OVERSHOOTS) for name in readers}
-    have = [(c, t, f.adversarial) for c, t, f in samples if f.adversarial is not None]
-    for clean, truth, adversarial in have:
-        stretched = np.stack([overshoot(clean, adversarial, s) for s in OVERSHOOTS])
-        for name, labels in readers.items():
-            for i, wrong in enumerate(labels(stretched) != truth):
-                fooled[name][i] += int(wrong)
-    return Curve(len(have), {name: tuple(counts) for name, counts in fooled.items()})
 
 
 def _ask_too_much(cars: Fleet, image: NDArray[np.uint8]) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from variegate.attack import Replay
 from variegate.demo.cars import BUYERS, Fleet, Model
-from variegate.demo.results import OVERSHOOTS, Attacked, Curve
+from variegate.demo.results import OVERSHOOTS, Attacked
 from variegate.device_sim.world.signs import SIGNS
 from variegate.export.rewriters import Qim, from_parameters
 from variegate.forensics import THRESHOLD, Verdict
@@ -92,20 +93,29 @@ def delivery(fleet: Fleet) -> Chapter:
     )
 
 
-def drive(answers: Mapping[str, NDArray[np.int64]], truth: NDArray[np.int64]) -> Chapter:
-    """How well each car reads."""
+def drive(
+    answers: Mapping[str, NDArray[np.int64]], passed: Mapping[str, NDArray[np.int64]], truth: NDArray[np.int64]
+) -> Chapter:
+    """How well each car reads, the frames as they are and through its camera."""
     rows = [
-        (_reader(name), f"{np.mean(labels == truth):.1%}", f"{np.mean(labels == answers['base']):.1%}")
+        (
+            _reader(name),
+            f"{np.mean(labels == truth):.1%}",
+            f"{np.mean(labels == answers['base']):.1%}",
+            f"{np.mean(passed[name] == truth):.1%}" if name in passed else "",
+        )
         for name, labels in answers.items()
     ]
     together = np.mean(np.all([labels == answers["A"] for labels in answers.values()], axis=0))
+    turned = np.mean([np.mean(passed[name] != answers[name]) for name in passed])
     return Chapter(
         "drive",
         f"They drive past {len(truth)} signs",
         "",
-        ("reader", "read rightly", "agrees with the bare network"),
+        ("reader", "read rightly", "agrees with the bare network", "read rightly when photographed again"),
         tuple(rows),
-        f"All four say the same of {together:.1%} of the signs.",
+        f"All four say the same of {together:.1%} of the signs. In the last column each frame was printed and the car "
+        f"drove past it: a photograph from another place in another light changes {turned:.1%} of the labels.",
     )
 
 
@@ -115,10 +125,10 @@ def attack(attacked: Sequence[Attacked], status: Status, before: int | None, que
         (
             i,
             SIGNS[a.truth].name,
-            "nothing found" if a.found.label is None else SIGNS[a.found.label].name,
-            a.found.queries,
-            "" if a.found.adversarial is None else f"{a.found.distance:.3f}",
-            "" if a.found.adversarial is None else int(_difference(a).max()),
+            "nothing found" if a.outcome.label is None else SIGNS[a.outcome.label].name,
+            a.outcome.queries,
+            "" if a.sample is None else f"{a.outcome.distance:.3f}",
+            "" if a.sample is None else int(_difference(a).max()),
         )
         for i, a in enumerate(attacked, 1)
     ]
@@ -133,7 +143,7 @@ def attack(attacked: Sequence[Attacked], status: Status, before: int | None, que
     )
 
 
-def read(attacked: Sequence[Attacked]) -> Chapter:
+def read(attacked: Sequence[Attacked], photographed: Mapping[str, int]) -> Chapter:
     """Which car reads what."""
     found = [(i, a) for i, a in enumerate(attacked, 1) if a.read]
     rows: list[tuple[Cell, ...]] = [
@@ -146,11 +156,13 @@ def read(attacked: Sequence[Attacked]) -> Chapter:
         "The same bytes, with no camera between: the attacker's best case.",
         ("sign", "it shows", "car A", "car B", "car C", "bare network"),
         tuple(rows),
-        f"Of {len(found)} signs made on car A, these fool: {counts}.",
+        f"Of {len(found)} signs made on car A, these fool: {counts}. Printed and photographed by a car that drives "
+        f"past, they fool: {', '.join(f'{name} {count}' for name, count in photographed.items())}; a photograph may be "
+        f"misread for itself, too.",
     )
 
 
-def curves(found: Mapping[str, Curve]) -> Chapter:
+def curves(found: Mapping[str, Replay]) -> Chapter:
     """What overshoot brings her."""
     rows: list[tuple[Cell, ...]] = []
     for key, origin in (("with", "car A"), ("without", "bare network")):
@@ -195,6 +207,7 @@ def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
             if place <= 3 or s.name in BUYERS.values()  # noqa: PLR2004
         ]
         own = next(s for s in verdict.suspects if s.name == guilty)
+        notes.append(finding(verdict, guilty))
         alone = sum(p * len(verdict.suspects) < THRESHOLD for p in own.each)
         notes.append(
             f"{len(own.each)} samples together. One by one, {alone} of {len(own.each)} would be enough to accuse "
@@ -210,18 +223,48 @@ def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
     return Chapter(
         "trace",
         "The seller reads the attractors",
-        f"{count} registered buyers, three with cars. Under each one's keys, re-derived from the master secret: how "
-        f"likely would an innocent copy lean this way? The law is exact; accused if p x N < {THRESHOLD:g}.",
+        f"A copy has attractors of its own: places near every image that pull a search in. {count} buyers are "
+        f"registered, three with cars. For each one's attractors, re-derived from the master secret: p is the "
+        f"probability that an innocent copy fits the samples as well, p x N that any of all N does. The law is exact. "
+        f"A buyer is accused if p x N < {THRESHOLD:g}.",
         ("place", "buyer", "p", "p x N", ""),
         tuple(rows),
         " ".join(notes) or "Nothing was found, so there is nothing to trace.",
     )
 
 
+def headline(attacked: Sequence[Attacked], verdicts: Mapping[str, Verdict], guilty: str) -> str:
+    """What came of it all, in two sentences."""
+    found = [a for a in attacked if a.read]
+    if not found:
+        return "The attacker found nothing on her own car."
+    fooled = ", ".join(
+        f"{sum(a.read[name] != a.truth for a in found)} fool {buyer}'s"
+        for name, buyer in BUYERS.items()
+        if buyer != guilty
+    )
+    told = finding(verdicts["with"], guilty) if "with" in verdicts else ""
+    return f"Of {len(found)} signs that fool {guilty}'s car, {fooled}. {told}".strip()
+
+
+def finding(verdict: Verdict, guilty: str) -> str:
+    """Whom the seller accuses, and whether that is right."""
+    chance = _p(verdict.corrected(verdict.suspects[0]))
+    if verdict.accused is None:
+        return (
+            f"The seller accuses nobody: an innocent buyer would look as bad with probability {chance}, and less than "
+            f"{THRESHOLD:g} is asked. More samples would say more."
+        )
+    right = "rightly" if verdict.accused == guilty else "WRONGLY"
+    return (
+        f"The seller accuses {verdict.accused}, {right}: an innocent buyer would look as bad with probability {chance}."
+    )
+
+
 def _difference(attacked: Attacked) -> NDArray[np.int16]:
-    if attacked.found.adversarial is None:
+    if attacked.sample is None:
         return np.zeros(1, np.int16)
-    out: NDArray[np.int16] = np.abs(attacked.found.adversarial.astype(np.int16) - attacked.clean)
+    out: NDArray[np.int16] = np.abs(attacked.sample.astype(np.int16) - attacked.clean)
     return out
 
 

@@ -16,16 +16,16 @@ from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Unanimous, Vote, combined, firmest, fool_all
-from variegate.attack.adaptive.overshoot import stretched
 from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, fool_base, recover
-from variegate.attack.adaptive.replay import answers, replayed
+from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.smoothed import SmoothedAttack
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.driver import Task
-from variegate.attack.oracle import Counted, Oracle, to_frames, to_points
+from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome, Status
+from variegate.attack.overshoot import stretched
 from variegate.attack.search import Problem, seeded
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
@@ -66,7 +66,7 @@ def plane(flat: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def tasks(oracle: Oracle, clean: NDArray[Any], starts: NDArray[Any], queries: int) -> list[Task]:
-    labels = answers(oracle, clean)
+    labels = ask_all(oracle, clean)
     return [
         Task(
             key=i,
@@ -98,7 +98,7 @@ def found(outcomes: list[Outcome]) -> NDArray[Any]:
 
 
 def rate(oracle: Oracle, frames: NDArray[Any], label: int = 0) -> float:
-    return float((answers(oracle, frames) != label).mean())
+    return float((ask_all(oracle, frames) != label).mean())
 
 
 def test_overshoot_goes_through_the_sample_and_stays_a_frame() -> None:
@@ -395,21 +395,21 @@ def test_with_partners_cancelled_samples_carry_over(tmp_path: Path) -> None:
     copies, orders = permuted(tmp_path, 4)
     own, victims = copies[0], copies[1:]
     clean, starts = balanced(80, 1), balanced(30, 2)
-    clean = clean[answers(own, clean) == 0]
+    clean = clean[ask_all(own, clean) == 0]
     known = recover(own, balanced(100), rounds=12, rng=np.random.default_rng(0))
     partner = known.partner(0)
     assert partner == int(np.flatnonzero(orders[0] == 0)[0])
-    theirs = starts[answers(own, starts) == partner]
+    theirs = starts[ask_all(own, starts) == partner]
     plain = found(driver.outcomes(HopSkipJump(), tasks(own, clean, theirs, 400), own))
     past = found(fool_base(HopSkipJump(), tasks(own, clean, starts, 400), own, known))
 
     def carried(frames: NDArray[Any], s: float = 1) -> float:
         shown = stretched(clean, frames, s, "uint8")
-        return float(np.mean([(answers(victim, shown) != 0).mean() for victim in victims]))
+        return float(np.mean([(ask_all(victim, shown) != 0).mean() for victim in victims]))
 
-    assert (answers(own, past) != 0).all()
+    assert (ask_all(own, past) != 0).all()
     # Just past the base's own boundary some copies still hold; of samples in the attacker's own partner, all do.
     assert carried(past) > 0.3
     assert carried(plain) == carried(plain, 1.1) == 0
     assert carried(past, 1.2) > 0.9
-    assert np.array_equal(Cancelled(own, 0, None).labels(clean), answers(own, clean))
+    assert np.array_equal(Cancelled(own, 0, None).labels(clean), ask_all(own, clean))

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from testbed.artefacts import CLASSES, SHAPE, frames
 from testbed.devices import workplace
 from testbed.serving import device_with, serving
-from variegate.attack.adaptive.replay import answers
-from variegate.attack.oracle import Counted, to_points
+from variegate.attack.oracle import Counted, ask_all, to_points
 from variegate.attack.oracles.http import HttpOracle
 from variegate.attack.oracles.port import PortOracle
 from variegate.attack.search import Norm, Problem, Result, Search
-from variegate.cli.attack_trial import Trial
+from variegate.attack.trial import Trial
 from variegate.cli.attack_try import text_of
+from variegate.cli.interrupts import Interruptible
 from variegate.cli.main import main
 from variegate.keys.envelope import SealedKeys
 from variegate.keys.errors import DeviceError
@@ -273,10 +273,11 @@ def test_an_interruption_between_questions_ends_the_searches_at_the_next() -> No
         # The device's keys are new each time, and with them what it says of a white frame.
         white = int(oracle.labels(np.full((1, *SHAPE), 255, np.uint8))[0])
         drawn = (frames(200) > 127).astype(np.uint8) * np.uint8(255)
-        others = drawn[answers(oracle, drawn) != white]
-        trial = Trial(oracle, _Interrupts(), others[:1], queries=10, seed=0)
-        with pytest.raises(KeyboardInterrupt):
-            trial.run(lambda _: None)
+        others = drawn[ask_all(oracle, drawn) != white]
+        interruptible = Interruptible(oracle)
+        trial = Trial(interruptible, _Interrupts(), others[:1], queries=10, seed=0)
+        with pytest.raises(KeyboardInterrupt), interruptible:
+            trial.run()
     (outcome,) = trial.outcomes.values()
     assert (outcome.queries, trial.queries) == (1, 2)
     assert outcome.sample is not None

@@ -4,98 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from variegate.attack import Replay
+from variegate.attack.outcome import Outcome, Status
 from variegate.cli.main import main
-from variegate.demo.attack import Found, Labels, hop_skip_jump
+from variegate.demo import tell
 from variegate.demo.output import SUMMARY, check_folder, write
 from variegate.demo.pictures import amplification, difference
-from variegate.demo.results import OVERSHOOTS, Attacked, Curve, overshoot
+from variegate.demo.results import OVERSHOOTS, Attacked
 from variegate.demo.story import Options, Story
 from variegate.demo.tell import Chapter
+from variegate.forensics import Suspect, Verdict
 from variegate.keys.errors import MisuseError
 
 SHAPE = (3, 16, 16)
 Bytes = NDArray[np.uint8]
 
 
-def planted(rng: np.random.Generator, distance: float) -> tuple[Bytes, Labels, list[int]]:
-    """A linear classifier whose boundary lies `distance` (L2, pixels 0..1) from a mid-grey image."""
-    normal = rng.standard_normal(SHAPE)
-    normal /= np.linalg.norm(normal)
-    image = rng.integers(90, 160, SHAPE, np.uint8)
-    level = float((normal * image).sum()) + 255 * distance
-    asked: list[int] = []
-
-    def labels(pictures: Bytes) -> NDArray[np.int64]:
-        assert pictures.dtype == np.uint8
-        asked.append(len(pictures))
-        answers: NDArray[np.int64] = ((pictures * normal).sum(axis=(1, 2, 3)) > level).astype(np.int64)
-        return answers
-
-    return image, labels, asked
-
-
-@pytest.mark.parametrize("start", ["noise", "pictures"])
-def test_attack_comes_near_a_planted_boundary(start: str) -> None:
-    rng = np.random.default_rng(5)
-    image, labels, asked = planted(rng, 0.5)
-    pictures = None
-    if start == "pictures":
-        pictures = rng.integers(0, 256, (20, *SHAPE), np.uint8)
-    found = hop_skip_jump(labels, image, 0, queries=4000, rng=rng, start=pictures)
-    assert found.adversarial is not None
-    assert found.label == labels(found.adversarial[np.newaxis])[0] == 1
-    assert 0.5 <= found.distance < 0.75
-    measured = np.linalg.norm((found.adversarial.astype(float) - image) / 255)
-    assert found.distance == pytest.approx(measured)
-    assert sum(asked[:-1]) == found.queries <= 4000
-    shrinking = [distance for _, distance in found.distances]
-    assert shrinking == sorted(shrinking, reverse=True)
-
-
-def test_attack_repeats_for_a_seed_and_keeps_to_any_budget() -> None:
-    rng = np.random.default_rng(6)
-    image, labels, asked = planted(rng, 0.3)
-    first, second = (hop_skip_jump(labels, image, 0, queries=900, rng=np.random.default_rng(1)) for _ in range(2))
-    assert first.adversarial is not None
-    assert second.adversarial is not None
-    assert np.array_equal(first.adversarial, second.adversarial)
-    assert first.distances == second.distances
-    for budget in (2, 17, 40, 151):
-        asked.clear()
-        found = hop_skip_jump(labels, image, 0, queries=budget, rng=np.random.default_rng(2))
-        assert sum(asked) == found.queries <= budget
-
-
-def test_attack_without_a_way_in_finds_nothing() -> None:
-    image = np.zeros(SHAPE, np.uint8)
-
-    def constant(pictures: Bytes) -> NDArray[np.int64]:
-        return np.zeros(len(pictures), np.int64)
-
-    for start in (None, np.full((2, *SHAPE), 255, np.uint8), np.empty((0, *SHAPE), np.uint8)):
-        found = hop_skip_jump(constant, image, 0, queries=500, rng=np.random.default_rng(0), start=start)
-        assert found.adversarial is None
-        assert found.label is None
-        assert found.distance == float("inf")
-    with pytest.raises(MisuseError):
-        hop_skip_jump(constant, image[:1], 0, start=image[np.newaxis], queries=500, rng=np.random.default_rng(0))
-    with pytest.raises(MisuseError):
-        hop_skip_jump(constant, image, 0, queries=1, rng=np.random.default_rng(0))
-
-
-def test_overshoot_and_difference_keep_to_bytes() -> None:
+def test_the_change_between_pictures_is_shown_as_large_as_fits() -> None:
     clean = np.full(SHAPE, 250, np.uint8)
     adversarial = clean - np.arange(3, dtype=np.uint8)[:, None, None]
-    assert np.array_equal(overshoot(clean, adversarial, 1), adversarial)
-    assert overshoot(clean, adversarial, 3)[2].min() == 244
-    assert overshoot(adversarial, clean, 3).max() == 254
-    assert overshoot(adversarial, clean, 8).max() == 255
     assert amplification(clean, adversarial) == 63
     assert [int(x.max()) for x in difference(clean, adversarial)] == [127, 64, 1]
 
@@ -103,19 +37,35 @@ def test_overshoot_and_difference_keep_to_bytes() -> None:
 # Page and folder
 
 
+def outcome(sample: Bytes | None) -> Outcome:
+    return Outcome(
+        key=0,
+        status=Status.NONE if sample is None else Status.FOUND,
+        reason="",
+        sample=sample,
+        label=None if sample is None else 6,
+        distance=float("inf") if sample is None else 0.2,
+        queries=900,
+        trace=() if sample is None else ((900, 0.2),),
+        checkpoints={},
+    )
+
+
 def told() -> Story:
     """A story with one result, without having run."""
     rng = np.random.default_rng(8)
     clean = rng.integers(1, 250, (3, 32, 32), np.uint8)
-    found = Found(clean + np.uint8(1), 6, 900, ((900, 0.2),))
+    found = outcome(clean + np.uint8(1))
     story = Story(Options(signs=2, queries=900))
     story.attacked = [
         Attacked(clean, 5, found, {"A": 6, "B": 5, "C": 5, "base": 5}),
-        Attacked(clean, 4, Found(None, None, 900, ()), {}),
+        Attacked(clean, 4, outcome(None), {}),
     ]
     story.curves = {
-        "with": Curve(1, {"A": (1, 1, 1, 0, 0), "B": (0,) * 5, "C": (0, 0, 0, 0, 1)}),
-        "without": Curve(1, {"base": (1,) * len(OVERSHOOTS)}),
+        "with": Replay(
+            1, OVERSHOOTS, {"A": (1, 1, 1, 0, 0), "B": (0,) * 5, "C": (0, 0, 0, 0, 1)}, dict.fromkeys("ABC", 1)
+        ),
+        "without": Replay(1, OVERSHOOTS, {"base": (1,) * len(OVERSHOOTS)}, {"base": 1}),
     }
     rows = (("<script>alert(1)</script>", 3),)
     story.chapters = [
@@ -138,6 +88,25 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["index.html", "cars.png", SUMMARY]
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text("utf-8"))
     assert summary["attack"][1]["l2"] is None
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (1e-12, "The seller accuses Alice, rightly"),
+        (1e-8, "The seller accuses nobody: an innocent buyer would look as bad"),
+    ],
+)
+def test_page_and_terminal_say_whether_anybody_is_accused(tmp_path: Path, p: float, words: str) -> None:
+    suspects = (Suspect("Alice", p, (p,)), *(Suspect(f"buyer {i}", 0.5, (0.5,)) for i in range(999)))
+    story = told()
+    story.verdicts = {"with": Verdict(suspects, "Alice" if p * 1000 < 1e-6 else None, 2)}
+    story.chapters = [tell.trace(story.verdicts, "Alice")]
+    write(tmp_path / "out", story, "variegate demo")
+    assert (tmp_path / "out" / "index.html").read_text("utf-8").count(words) == 2  # at the top, and where it is shown
+    assert words in story.chapters[0].note
+    wrong = replace(story.verdicts["with"], accused="buyer 7")
+    assert "WRONGLY" in tell.finding(wrong, "Alice")
 
 
 def test_folder_of_others_is_not_touched(tmp_path: Path) -> None:
@@ -180,6 +149,10 @@ def test_small_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert summary["trace"]["with"]["registered"] == 1003
     assert summary["trace"]["without"]["accused"] is None
     assert summary["trace"]["with"]["accused"] in (None, "Alice")
+    page = (out / "index.html").read_text("utf-8")
+    accused = summary["trace"]["with"]["accused"]
+    assert ("accuses Alice, rightly" in page) == (accused == "Alice") == ("accuses nobody" not in page)
+    assert "traced back" not in page
     # A folder that is not a demo's own is refused before any work.
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2

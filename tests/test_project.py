@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "serve": {"device_sim", "isolation", "attest", "runtime", "keys"},
     "attack": {"device_sim", "isolation", "runtime", "export", "keys"},
     "forensics": {"export", "keys"},
-    "demo": {"forensics", "device_sim", "runtime", "export", "keys"},
+    "demo": {"forensics", "attack", "device_sim", "runtime", "export", "keys"},
     "cli": {"attack", "forensics", "serve", "demo", "device_sim", "isolation", "attest", "runtime", "export", "keys"},
 }
 BARE = {"numpy", "onnxruntime", "cryptography", "cbor2"}

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from variegate.attack.adaptive.replay import answers
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.search import seeded
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
@@ -104,7 +103,7 @@ class Clone:
 
     def agreement(self, oracle: Oracle, frames: NDArray[Any]) -> float:
         """Share of held-out frames that student and device answer alike; costs a query each."""
-        return float((self.labels(frames) == answers(oracle, frames)).mean())
+        return float((self.labels(frames) == ask_all(oracle, frames)).mean())
 
 
 def extract(oracle: Oracle, pictures: NDArray[Any], how: Extraction) -> Clone:
@@ -126,7 +125,7 @@ def extract(oracle: Oracle, pictures: NDArray[Any], how: Extraction) -> Clone:
         raise MisuseError("an extraction needs pictures to ask about")
     rng = seeded("clone", how.seed)
     chosen = rng.permutation(len(pictures))[: how.queries]
-    labels = torch.from_numpy(answers(oracle, pictures[chosen]))
+    labels = torch.from_numpy(ask_all(oracle, pictures[chosen]))
     images = torch.from_numpy(to_points(pictures[chosen]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(1 << 62)))

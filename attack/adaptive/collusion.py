@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack import driver
-from variegate.attack.adaptive.overshoot import OVERSHOOTS, stretched
-from variegate.attack.adaptive.replay import answers
 from variegate.attack.driver import Task
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
+from variegate.attack.overshoot import OVERSHOOTS, stretched
 from variegate.attack.search import Attack
 from variegate.keys.errors import MisuseError
 
@@ -148,7 +147,7 @@ def firmest(
     """
     tried = np.stack([stretched(clean, samples, s, oracles[0].dtype) for s in overshoots])
     flat = tried.reshape(-1, *clean.shape[1:])
-    fooled = sum((answers(oracle, flat).reshape(len(overshoots), -1) != classes).astype(np.int64) for oracle in oracles)
+    fooled = sum((ask_all(oracle, flat).reshape(len(overshoots), -1) != classes).astype(np.int64) for oracle in oracles)
     # argmax gives the first of equals, and so the least overshoot.
     best = np.asarray(fooled).argmax(axis=0)
     out: NDArray[Any] = tried[best, np.arange(len(clean))]

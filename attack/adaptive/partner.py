@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
-from variegate.attack.adaptive.replay import answers
 from variegate.attack.driver import Task
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import Attack
 from variegate.keys.errors import MisuseError
@@ -96,7 +95,7 @@ def recover(
         MisuseError: `rounds` below 1, or images of fewer than two classes.
         LimitError, RefusedError, DeviceError: The device's.
     """
-    labels = answers(own, frames)
+    labels = ask_all(own, frames)
     groups = [np.flatnonzero(labels == c) for c in range(own.classes)]
     present = [c for c in range(own.classes) if len(groups[c])]
     pairs = np.array(list(itertools.combinations(present, 2)))
@@ -106,7 +105,7 @@ def recover(
     found, shifts = [], []
     for _ in range(rounds):
         ends = np.array([(rng.choice(groups[a]), rng.choice(groups[b])) for a, b in pairs])
-        here = _boundaries(lambda x: answers(own, x), frames, ends, pairs, own.dtype)
+        here = _boundaries(lambda x: ask_all(own, x), frames, ends, pairs, own.dtype)
         asked += len(pairs) * (STEPS + 1)
         there = np.full(len(pairs), 0.5)
         if reference is not None:

@@ -8,19 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.oracle import Oracle, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_points
 from variegate.attack.whitebox.study import ReplicationRow
 from variegate.keys.errors import MisuseError
-
-
-def answers(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
-    """Labels, int64 (N,), of frames (N, *shape), asked in batches that the oracle takes.
-
-    Raises:
-        LimitError, RefusedError, DeviceError: The oracle's.
-    """
-    pieces = [oracle.labels(frames[i : i + oracle.batch]) for i in range(0, len(frames), oracle.batch)]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 def replayed(
@@ -63,14 +53,14 @@ def replayed(
     lengths = np.linalg.norm(away, axis=1)
     own_right = np.ones(len(images), np.bool_)
     for i in colluders:
-        own_right &= answers(devices[i], clean) == classes
+        own_right &= ask_all(devices[i], clean) == classes
     rows = []
     for victim in range(len(devices)) if victims is None else victims:
         if victim in colluders:
             continue
         device = devices[victim]
-        right = own_right & (answers(device, clean) == classes)
-        fooled = answers(device, samples) != classes
+        right = own_right & (ask_all(device, clean) == classes)
+        fooled = ask_all(device, samples) != classes
         rows += [
             ReplicationRow(
                 fleet=fleet,

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.adaptive.replay import answers
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.keys.errors import MisuseError
 
 
@@ -48,7 +47,7 @@ def firmness(
     out = np.zeros(len(samples))
     for _ in range(votes):
         noise = rng.standard_normal(samples.shape, np.float32) * np.float32(sigma)
-        out += answers(own, to_frames(to_points(samples) + noise, own.dtype)) != classes
+        out += ask_all(own, to_frames(to_points(samples) + noise, own.dtype)) != classes
     return out / votes
 
 
@@ -84,6 +83,6 @@ def tried(victim: Oracle, candidates: NDArray[Any], classes: NDArray[np.int64]) 
         LimitError, RefusedError, DeviceError: The victim's.
     """
     count, k = candidates.shape[:2]
-    labels = answers(victim, candidates.reshape(count * k, *candidates.shape[2:])).reshape(count, k)
+    labels = ask_all(victim, candidates.reshape(count * k, *candidates.shape[2:])).reshape(count, k)
     out: NDArray[np.bool_] = labels != classes[:, np.newaxis]
     return out

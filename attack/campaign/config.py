@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign.schema import check, quoted, wrong
+from variegate.attack.search import STARTS
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_UNITS = 1_000_000
 OVERSHOOTS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-STARTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,10 +176,3 @@ class Copies:
             if (device.shape, device.dtype, device.classes) != (fleet.shape, fleet.dtype, fleet.classes):
                 raise RefusedError(Refusal.CONTRACT, f"{fleet.devices[number]} takes other frames than its fleet")
             return device, stack.pop_all()
-
-
-def labels_of(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
-    """Labels, int64 (N,), of any number of frames, in calls as large as the oracle takes, up to 256."""
-    size = min(oracle.batch, 256)
-    parts = [oracle.labels(frames[i : i + size]) for i in range(0, len(frames), size)]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

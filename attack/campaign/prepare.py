@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.campaign.config import Campaign, Fleet
-from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, labels_of, open_device_oracle
+from variegate.attack.campaign.copies import Copies, FleetCopies, Graph, Opener, open_device_oracle
 from variegate.attack.campaign.data import read_images, read_set
 from variegate.attack.campaign.images import Images
 from variegate.attack.campaign.schema import wrong
-from variegate.attack.oracle import Counted, to_frames, to_points
+from variegate.attack.oracle import Counted, ask_all, to_frames, to_points
 from variegate.attack.search import seeded
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.primitives import sha256
@@ -248,7 +248,7 @@ class _Choice:
         with _named(f"fleet[{i}].devices[{number}]" if fleet.devices else f"fleet[{i}]"):
             oracle = Counted(self.copies.oracle(fleet.name, number))
             try:
-                return labels_of(oracle, to_frames(to_points(self._x[block]), fleet.dtype))
+                return ask_all(oracle, to_frames(to_points(self._x[block]), fleet.dtype))
             finally:
                 self.asked[fleet.name] = self.asked.get(fleet.name, 0) + oracle.queries
                 self.right.setdefault(fleet.name, 0)

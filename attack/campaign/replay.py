@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.adaptive.overshoot import stretched
-from variegate.attack.campaign.copies import labels_of
-from variegate.attack.oracle import Oracle, to_frames, to_points
+from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
+from variegate.attack.overshoot import stretched
 from variegate.attack.search import distance
 
 
@@ -69,8 +68,7 @@ def frames_of(
     for image, budget, sample in samples:
         flat = to_points(frames[image]).reshape(-1)
         for s in overshoots:
-            # Exactly the sample, whatever rounding x + (x_adv - x) would bring.
-            frame = sample if s == 1 else stretched(frames[image], sample, s, dtype)
+            frame = stretched(frames[image], sample, s, dtype)
             points = to_points(frame).reshape(1, -1)
             l2, linf = (float(distance(points, flat, norm)[0]) for norm in ("l2", "linf"))
             out.append(Shown(image=image, budget=budget, overshoot=s, frame=frame, l2=l2, linf=linf))
@@ -95,8 +93,8 @@ def answers(
     labels, clean_labels = [], []
     for victim in victims:
         oracle = opened(victim)
-        labels.append(labels_of(oracle, frames))
-        clean_labels.append(labels_of(oracle, clean))
+        labels.append(ask_all(oracle, frames))
+        clean_labels.append(ask_all(oracle, clean))
     return [
         Answer(shown=one, victim=victim, label=int(labels[v][i]), clean_label=int(clean_labels[v][one.image]))
         for i, one in enumerate(shown)

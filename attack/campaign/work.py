@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign import replay, rows, shards
 from variegate.attack.campaign.config import AttackRun
-from variegate.attack.campaign.copies import Copies, Opener, labels_of, open_device_oracle
+from variegate.attack.campaign.copies import Copies, Opener, open_device_oracle
 from variegate.attack.campaign.messages import (
     Event,
     ImageDone,
@@ -28,10 +28,10 @@ from variegate.attack.campaign.messages import (
 )
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, victims
-from variegate.attack.driver import Task, run
-from variegate.attack.oracle import Counted, Oracle, to_frames, to_points
+from variegate.attack.driver import Task, run, task
+from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
-from variegate.attack.search import Points, Problem, seeded
+from variegate.attack.search import seeded
 from variegate.keys.errors import DeviceError, LimitError, VariegateError
 
 _MAX_REASON = 500
@@ -79,7 +79,7 @@ class Bench:
         dtype, shape = oracle.dtype, oracle.shape
         places = list(unit.images)
         clean = to_frames(to_points(images.x[places]), dtype)
-        labels = labels_of(oracle, clean)
+        labels = ask_all(oracle, clean)
         asked_before = oracle.queries
         outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in job.known.items()}
         targets = [self.target(unit, place, int(label)) for place, label in zip(places, labels, strict=True)]
@@ -137,17 +137,14 @@ class Bench:
 
     def _task(self, unit: Unit, attack: AttackRun, place: int, label: int, target: int | None) -> Task:
         images, word = self._prepared.images, self._word(unit, place)
-        return Task(
-            key=place,
-            problem=Problem(
-                clean=to_points(images.x[place]).reshape(-1),
-                shape=images.x.shape[1:],
-                label=label,
-                target=target,
-                starts=self._starts(word, attack.starts, label, target),
-                queries=attack.queries,
-                rng=seeded(*word),
-            ),
+        return task(
+            place,
+            images.x[place],
+            label,
+            target=target,
+            starts=self._starts(word, attack.starts, label, target),
+            queries=attack.queries,
+            rng=seeded(*word),
             checkpoints=attack.budgets,
         )
 
@@ -170,12 +167,11 @@ class Bench:
             raise DeviceError("no class is left to aim at: the data has too few")
         return int(seeded(*self._word(unit, place), "target").choice(others))
 
-    def _starts(self, word: tuple[str | int, ...], count: int, label: int, target: int | None) -> Points:
+    def _starts(self, word: tuple[str | int, ...], count: int, label: int, target: int | None) -> NDArray[np.uint8]:
         images = self._prepared.images
         fit = np.flatnonzero(images.pool_y != label if target is None else images.pool_y == target)
-        drawn = seeded(*word, "starts").permutation(fit)[:count]
-        points: Points = to_points(images.pool_x[drawn]).reshape(len(drawn), images.x[0].size)
-        return points
+        starts: NDArray[np.uint8] = images.pool_x[seeded(*word, "starts").permutation(fit)[:count]]
+        return starts
 
 
 def _shown(outcomes: list[Outcome]) -> list[tuple[int, int, NDArray[Any]]]:

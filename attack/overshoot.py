@@ -28,7 +28,7 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
         dtype: Of the result: "uint8" (0..255, rounded) or "float32" (0..1).
 
     Returns:
-        Frames of the shape of `sample`. With uint8 in and out, s = 1 gives the sample to the byte.
+        Frames of the shape of `sample`; with s = 1 and the dtype kept, the sample itself.
 
     Raises:
         MisuseError: `dtype` is neither, s is negative or not finite, or the shapes do not fit.
@@ -39,6 +39,8 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
         raise MisuseError(f"an overshoot of {s} makes no sense", hint="choose a number from 0 up")
     if clean.ndim > sample.ndim or clean.shape != sample.shape[sample.ndim - clean.ndim :]:
         raise MisuseError(f"a clean image of {clean.shape} does not fit samples of {sample.shape}")
+    if s == 1 and str(sample.dtype) == dtype:
+        return sample  # exactly, whatever rounding x + (x_adv - x) would bring
     # In grey levels, bytes are whole numbers and a half is a half: nothing hangs on a division by 255.
     start, end = _grey(clean), _grey(sample)
     moved = np.clip(start + s * (end - start), 0, LEVELS)
