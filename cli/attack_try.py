@@ -19,6 +19,7 @@ from variegate.attack.oracles import Patience, open_oracle
 from variegate.attack.oracles.address import FORMS
 from variegate.attack.oracles.frames import MAX_CLASSES
 from variegate.attack.oracles.http_line import Trust
+from variegate.attack.oracles.vehicle import VehicleOracle
 from variegate.attack.trial import Trial, fitting
 from variegate.cli.attack_options import command
 from variegate.cli.console import Progress, add_json_option, emit, note, table
@@ -28,7 +29,8 @@ from variegate.keys.files import check_new, read_capped, write_atomic
 
 _EXAMPLE = (
     "variegate attack try http://127.0.0.1:8000 --images val.npz --count 5\n"
-    "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz"
+    "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz\n"
+    "  variegate attack try 'vehicle:camera7?camera=driving&fps=20' --images val.npz --attack surfree"
 )
 _HEADER = ("image", "true", "label", "found", "distance", "queries", "note")
 _MISREAD = "misread when clean"
@@ -96,7 +98,10 @@ def _try(args: argparse.Namespace) -> int:
             _keep_stopped(args, trial, _INTERRUPTED)
             note(f"variegate: {_INTERRUPTED}")
             return _STATUS_INTERRUPTED
+        beside = oracle.seconds_beside(trial.queries) if isinstance(oracle, VehicleOracle) else None
     _keep(args, trial)
+    if beside is not None:
+        note(f"{trial.queries} queries take {beside / 3600:.1f} hours beside the car, at its frame rate")
     return 0
 
 

@@ -62,7 +62,7 @@ class Options:
     """
 
     seed: int = 0
-    signs: int = 10
+    signs: int = 14
     queries: int = 8000
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,23 @@ import numpy as np
 import pytest
 
 from testbed import bases
+from variegate import export
 from variegate.attack.oracle import Counted, to_points
 from variegate.attack.oracles import check_oracle
 from variegate.attack.oracles.local import LocalBase
 from variegate.attack.oracles.vehicle import Still, VehicleOracle, driving, seen
+from variegate.attack.oracles.vehicle_address import vehicle
+from variegate.cli.main import main
+from variegate.device_sim.device import Device
+from variegate.device_sim.flash import flash
 from variegate.device_sim.world.camera import Pose
 from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import load_signnet
 from variegate.export.intake.base import Base, from_torch
+from variegate.export.rewriters import Permutation
+from variegate.keys.artefact import Artefact
 from variegate.keys.errors import MisuseError, RefusedError
+from variegate.keys.seller import Seller
 
 SIGNS = batch(5, 0, 24)
 
@@ -100,3 +109,52 @@ def test_what_cannot_be_photographed_is_misuse(tmp_path: Path) -> None:
             VehicleOracle(small, frame_rate=rate)
     with pytest.raises(MisuseError):
         VehicleOracle(small, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("speed=3", "no option 'speed'"),
+        ("fps=3&fps=4", "no option 'fps'"),
+        ("fps=fast", "fps of a vehicle is a number"),
+        ("fps=0", "frame rate is a positive number"),
+        ("camera=moving", "still, driving or none"),
+        ("seed=-1", "still, driving or none"),
+        ("camera=driving&yaw=3", "yaw belongs to a camera that stands still"),
+        ("yaw=300", "pose: yaw_deg is 300"),
+        ("light=nan", "light of a vehicle is a number"),
+    ],
+)
+def test_addresses_of_vehicles_that_make_no_sense(device: LocalBase, query: str, words: str) -> None:
+    with pytest.raises(MisuseError, match=words):
+        vehicle(device, query)
+
+
+def test_an_address_says_how_a_print_is_seen(device: LocalBase) -> None:
+    frames = shown(device)
+    wire = vehicle(device, "camera=none&fps=20")
+    assert wire.seconds_beside(20) == 1
+    np.testing.assert_array_equal(wire.labels(frames), device.labels(frames))
+    dark = vehicle(device, "light=0.05&seed=4")
+    np.testing.assert_array_equal(
+        dark.labels(frames), VehicleOracle(device, stand=Still(Pose(light_gain=0.05)), seed=4).labels(frames)
+    )
+    passing = vehicle(device, "camera=driving&seed=2")
+    np.testing.assert_array_equal(passing.labels(frames), VehicleOracle(device, stand=driving, seed=2).labels(frames))
+
+
+def test_a_simulated_vehicle_is_attacked_by_its_address(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seller = Seller.generate()
+    release = export.prepare(base, rewriter=Permutation())
+    with Device.create(tmp_path / "car", "car", seller.root) as made:
+        (sealed,) = export.copies(release, seller, {"acme": made.identity}).values()
+        flash(made, Artefact.from_bytes(sealed.to_bytes()))
+    np.savez("signs.npz", x=SIGNS.images[:3], y=SIGNS.labels[:3])
+    words = ["attack", "try", "vehicle:car?camera=driving&fps=10", "--images", "signs.npz", "--queries", "60"]
+    assert main([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["queries"] > 60
+    assert "hours beside the car" in told.err

@@ -198,7 +198,7 @@ def _of_devices(number: int, fleet: Fleet, folder: Path, opened: Opener) -> Flee
 def _absolute(uri: str, folder: Path) -> str:
     """A device's URI with its path, if it has one, seen from the campaign's file."""
     kind, _, path = uri.partition(":")
-    return f"{kind}:{(folder / path).absolute()}" if kind in ("device", "socket") and path else uri
+    return f"{kind}:{(folder / path).absolute()}" if kind in ("device", "socket", "vehicle") and path else uri
 
 
 class _Choice:

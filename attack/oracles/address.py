@@ -15,7 +15,7 @@ from variegate.attack.oracles.port import PortOracle
 from variegate.attack.oracles.socket import SocketOracle
 from variegate.keys.errors import MisuseError
 
-FORMS = "http://HOST:PORT[/MODEL], https://HOST:PORT[/MODEL], socket:PATH or device:FOLDER"
+FORMS = "http://HOST:PORT[/MODEL], https://HOST:PORT[/MODEL], socket:PATH, device:FOLDER or vehicle:FOLDER[?camera=...]"
 """How a device may be named."""
 _NUMBERS = r"(?:classes=(?P<classes>[0-9]{1,9}))?&?(?:batch=(?P<batch>[0-9]{1,9}))?"
 
@@ -26,7 +26,8 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
 
     Args:
         uri: `http://HOST:PORT[/MODEL]` or `https://…`, with `?classes=N&batch=N` where the server does not say;
-            `socket:PATH` of a label socket; `device:FOLDER` of a simulated device, which is turned on.
+            `socket:PATH` of a label socket; `device:FOLDER` of a simulated device, which is turned on;
+            `vehicle:FOLDER` of one behind a camera, with what `vehicle_address.vehicle` takes behind a question mark.
         patience: How long a rate or a busy server is waited for.
         trust: For https.
 
@@ -54,6 +55,13 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
             folder = Path(rest)
             with Device.open(folder, host=host_of(folder)) as simulated:
                 yield PortOracle(simulated.boot(), patience=patience)
+        case "vehicle" if rest.isprintable() and rest:
+            # Its camera draws pictures.
+            from variegate.attack.oracles.vehicle_address import vehicle  # noqa: PLC0415
+
+            place, _, query = rest.partition("?")
+            with open_oracle(f"device:{place}", patience=patience) as inside:
+                yield vehicle(inside, query)
         case _:
             raise MisuseError(f"{_shown(uri)} names no device", hint=f"write {FORMS}")
 
