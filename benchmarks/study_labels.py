@@ -16,9 +16,9 @@ from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Vote, combined, firmest, fool_all
 from variegate.attack.adaptive.partner import UNKNOWN, fool_base, recover
 from variegate.attack.adaptive.replay import replayed
-from variegate.attack.adaptive.smoothed import SmoothedAttack
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
+from variegate.attack.algorithms.smoothed import Smoothed
 from variegate.attack.oracle import ask_all, to_frames
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome
@@ -146,8 +146,7 @@ def cancelled(device: LocalCopy, attacked: Attacked, images: data.Images, querie
 
 def smoothed(device: LocalCopy, attacked: Attacked, images: data.Images, queries: int) -> Made:
     """The smoothed attack; `queries` are the device's."""
-    setting = SmoothedAttack()
-    got = setting.outcomes(tasks(attacked, images, queries // setting.votes, "smoothed"), device)
+    got = driver.outcomes(Smoothed(), tasks(attacked, images, queries, "smoothed"), device)
     return Made("smoothed", 1, collected(got, attacked))
 
 

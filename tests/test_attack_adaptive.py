@@ -18,9 +18,9 @@ from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Unanimous, Vote, combined, firmest, fool_all
 from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, fool_base, recover
 from variegate.attack.adaptive.replay import replayed
-from variegate.attack.adaptive.smoothed import SmoothedAttack
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
+from variegate.attack.algorithms.smoothed import Smoothed
 from variegate.attack.driver import Task
 from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.oracles.local import LocalCopy
@@ -135,15 +135,11 @@ def test_overshoot_finds_a_boundary_that_lies_a_little_further() -> None:
 
 def test_smoothing_sees_the_plane_through_the_ripples() -> None:
     clean, own, victim = dark(6), Rippled(1), Rippled(2)
-    setting = SmoothedAttack(votes=9, sigma=0.1)
     plain = found(driver.outcomes(HopSkipJump(), tasks(own, clean, BRIGHT, 400), own))
-    smooth = found(setting.outcomes(tasks(own, clean, BRIGHT, 400), own))
+    smooth = found(driver.outcomes(Smoothed(votes=9, sigma=0.1), tasks(own, clean, BRIGHT, 3600), own))
     assert plane(plain.reshape(6, -1)).mean() < -0.2
     assert abs(plane(smooth.reshape(6, -1)).mean()) < 0.2
     assert rate(victim, stretched(clean, smooth, 1.1, "float32")) >= rate(victim, plain)
-    assert setting.attack.wide == 0.5
-    with pytest.raises(MisuseError):
-        SmoothedAttack(votes=0)
 
 
 def test_votes_and_unanimity_of_colluders_find_what_carries_over() -> None:

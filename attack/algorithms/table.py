@@ -12,6 +12,7 @@ from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.geoda import GeoDA
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.rays import Rays
+from variegate.attack.algorithms.smoothed import Smoothed
 from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.search import Attack
 from variegate.keys.errors import MisuseError
@@ -25,6 +26,7 @@ ATTACKS: Final[Mapping[str, type[Attack]]] = MappingProxyType(
         "geoda": GeoDA,
         "hopskipjump": HopSkipJump,
         "rays": Rays,
+        "smoothed": Smoothed,
         "surfree": SurFree,
     }
 )
@@ -40,6 +42,7 @@ DEFAULTS: Final[Mapping[tuple[str, str], Callable[[], Attack]]] = MappingProxyTy
         ("hopskipjump", ART): HopSkipJump.art,
         ("hopskipjump", CORRECTED): HopSkipJump.corrected,
         ("rays", CORRECTED): Rays.corrected,
+        ("smoothed", CORRECTED): Smoothed,
         ("surfree", CORRECTED): SurFree.corrected,
     }
 )
