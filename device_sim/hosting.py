@@ -5,7 +5,8 @@ policy.toml   in the device's folder, beside `disk` and `fuses`; not secret; mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from variegate.device_sim.measure import measurements
@@ -56,6 +57,21 @@ def policy_of(folder: Path) -> DevicePolicy:
 def host_for(policy: DevicePolicy) -> Host:
     """What a policy asks for."""
     return IsolatedHost(policy) if policy.isolation == "process" else InProcess(policy)
+
+
+@contextmanager
+def open_port(folder: Path | str) -> Iterator[LabelPort]:
+    """Turns a device on and opens its copy, where its policy says, until the end of the block.
+
+    Raises:
+        RefusedError, MisuseError: As `policy_of`; or the copy is refused.
+        DeviceError: The device does not boot.
+    """
+    from variegate.device_sim.device import Device  # noqa: PLC0415 - which imports this module's users
+
+    place = Path(folder)
+    with Device.open(place, host=host_of(place)) as device, device.boot() as port:
+        yield port
 
 
 def host_of(folder: Path) -> Host:

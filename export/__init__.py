@@ -31,5 +31,10 @@ __all__ = ["InputSpec", "Release", "Terms", "copies", "prepare"]
 
 # Reading a registry must not load onnx.
 __getattr__ = lazily(
-    __name__, InputSpec="intake.contract", Release="release", Terms="sealing", copies="delivery", prepare="preparation"
+    __name__,
+    InputSpec="variegate.export.intake.contract",
+    Release="variegate.export.release",
+    Terms="variegate.export.sealing",
+    copies="variegate.export.delivery",
+    prepare="variegate.export.preparation",
 )

@@ -11,12 +11,12 @@ def lazily(package: str, **modules: str) -> Callable[[str], object]:
 
     Args:
         package: Its `__name__`.
-        modules: Name -> the module below the package that has it.
+        modules: Name -> the module that has it.
     """
 
     def attribute(name: str) -> object:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        return getattr(importlib.import_module(modules[name]), name)
 
     return attribute

@@ -1,4 +1,16 @@
-"""What a device runs: opens a sealed copy and answers with one integer per image. Imports keys only."""
+"""What a device runs: opens a sealed copy and answers with one integer per image. Imports keys only.
+
+What a device's own code calls::
+
+    from variegate import runtime
+
+    with runtime.Enclave.open(artefact, platform) as enclave:
+        label = enclave.classify(image)
+        left = enclave.status().remaining
+
+`artefact` is a `keys.Artefact`, which may be hostile; `platform` is the device (`runtime.platform.Platform`): its keys,
+counters and log.
+"""
 
 import os
 

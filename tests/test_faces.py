@@ -11,33 +11,63 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from testbed.devices import workplace
+from tests.test_forensics import row
+from variegate import export
 from variegate.device_sim.device import Device
+from variegate.device_sim.flash import flash
 from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import load_signnet
 from variegate.export.intake.base import from_torch
+from variegate.export.registry import Registry
+from variegate.keys.artefact import Artefact
 from variegate.keys.seller import Seller
 
-FACES = ("export",)
+FACES = ("keys", "export", "runtime", "device_sim", "attack", "forensics")
 MOST_NAMES = 8
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples speak of: a model's file, a seller and a release, devices with copies, and samples."""
+    folder = tmp_path_factory.mktemp("scene")
+    base = from_torch(load_signnet(), (3, 32, 32))
+    (folder / "model.onnx").write_bytes(base.model.SerializeToString())
+    signs, seller = batch(7, 0, 1000), Seller.generate()
+    release = export.prepare(base, validation=(signs.images, signs.labels), name="spring")
+    for name in ("car", "mine", "theirs", "own"):
+        with Device.create(folder / name, "camera-v1", seller.root) as device:
+            (sealed,) = export.copies(release, seller, {name: device.identity}).values()
+            flash(device, Artefact.from_bytes(sealed.to_bytes()))
+    with Registry(folder / "registry.sqlite") as registry:
+        registry.add([row(release, "acme", 0), row(release, "bolt", 1)])
+    np.savez(folder / "found.npz", sample=signs.images[:2], label=[1, 2], clean_label=[3, 4])
+    return {"folder": folder, "signs": signs, "seller": seller, "release": release, "artefact": sealed.to_bytes()}
+
+
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the examples speak of: a model's file, images, a seller, a device and its folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model.onnx").write_bytes(from_torch(load_signnet(), (3, 32, 32)).model.SerializeToString())
-    signs = batch(7, 0, 1000)
-    seller = Seller.generate()
-    with workplace() as place, Device.create(place / "car", "camera-v1", seller.root) as device:
+def scene(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The same as names, in the folder of all files."""
+    monkeypatch.chdir(made["folder"])
+    signs = made["signs"]
+    with (
+        Device.open(made["folder"] / "own") as device,
+        Registry(made["folder"] / "registry.sqlite", read_only=True) as registry,
+    ):
         yield {
-            "images": signs.images,
-            "classes": signs.labels,
-            "seller": seller,
-            "device": device.identity,
             "Path": Path,
+            "images": signs.images[:400],
+            "classes": signs.labels[:400],
+            "image": signs.images[0],
+            "seller": made["seller"],
+            "release": made["release"],
+            "registry": registry,
+            "device": device.identity,
+            "identity": device.identity.to_json(),
+            "artefact": Artefact.from_bytes(made["artefact"]),
+            "platform": device,
         }
 
 

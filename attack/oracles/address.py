@@ -49,12 +49,10 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
                 yield behind
         case "device" if rest.isprintable() and rest:
             # Who attacks over a network, or copies in this process, needs no device.
-            from variegate.device_sim.device import Device  # noqa: PLC0415
-            from variegate.device_sim.hosting import host_of  # noqa: PLC0415
+            from variegate.device_sim.hosting import open_port  # noqa: PLC0415
 
-            folder = Path(rest)
-            with Device.open(folder, host=host_of(folder)) as simulated:
-                yield PortOracle(simulated.boot(), patience=patience)
+            with open_port(rest) as port:
+                yield PortOracle(port, patience=patience)
         case "vehicle" if rest.isprintable() and rest:
             # Its camera draws pictures.
             from variegate.attack.oracles.vehicle_address import vehicle  # noqa: PLC0415
