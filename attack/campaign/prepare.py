@@ -37,6 +37,8 @@ _BLOCK = 128
 _RIGHT = "right-by-all"
 _ENOUGH = 20
 """Labels that tell whether a fleet reads images at all."""
+_POOR, _FAR = 0.5, 0.15
+"""Shares of right labels below which a fleet is said to be set up wrongly: by itself, and against the best fleet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +112,11 @@ def prepare(
         for name, asked in choice.asked.items():
             right = choice.right[name]
             tell(f"fleet {name} was asked for {asked} labels to choose images, and read {right} rightly")
-            if asked > _ENOUGH and right < asked / 2:
+            share, best = choice.share(name), max(map(choice.share, choice.asked))
+            if asked > _ENOUGH and (share < _POOR or share < best - _FAR):
                 tell(
-                    f"fleet {name} misreads most images: are mean, std and layout of its input as its bases want them?"
+                    f"fleet {name} reads {share:.0%} of images rightly, the best fleet {best:.0%}: are mean, std and "
+                    "layout of its input as its bases want them?"
                 )
     return Prepared(
         campaign=campaign,
@@ -215,6 +219,10 @@ class _Choice:
         self.copies = copies
         self.asked: dict[str, int] = {}
         self.right: dict[str, int] = {}
+
+    def share(self, name: str) -> float:
+        """Of the labels that a fleet was asked for, how many were right."""
+        return self.right[name] / max(1, self.asked[name])
 
     def places(self) -> NDArray[np.int64]:
         """Of the images to attack, int64 (count,)."""
