@@ -1,5 +1,6 @@
 # make demo    the whole story on three simulated cars
-# make test    lint, types and tests
+# make check   lint, types and the tests that need neither data nor a second
+# make test    lint, types and all tests
 # make bare    the bare wheel in empty environments, one for each Python that is there: opens a copy and classifies
 # make extras  each extra without the constraint file, to its first label
 # make clean   removes what these made
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bare extras lint clean
+.PHONY: help demo check test bare extras lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,6 +24,9 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(STAMP) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check

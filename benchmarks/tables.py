@@ -7,12 +7,15 @@ python -m benchmarks.tables --check    fails when it differs; a test does the sa
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import tables_attack
-from testbed.result import REPOSITORY, load
+from benchmarks.status import stale
+from testbed.result import load
+from testbed.source import REPOSITORY
 
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
@@ -338,8 +341,17 @@ def replaced(path: Path) -> str:
     """A document's text with the block between the markers as it should be."""
     before, _, rest = path.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    blocks = ["\n".join(section()).strip() for section in DOCUMENTS[path]]
+    blocks = [_marked("\n".join(section()).strip()) for section in DOCUMENTS[path]]
     return before + "\n\n".join([BEGIN, *blocks, END]) + after
+
+
+def _marked(text: str) -> str:
+    """A section whose command has figures from other source than today's says so."""
+    return re.sub(r"`(?:python -m )?((?:benchmarks|assurance)\.[\w.]+)`", _mark, text)
+
+
+def _mark(match: re.Match[str]) -> str:
+    return match[0] + (" *(from earlier source)*" if match[1] in stale() else "")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ The file is ``results/<name>.json`` in the folder of the command, with the keys
     command   the command line, `python -m <folder>.<module> args`
     commit    of the source: see `source_commit`
     date      when it was written, UTC, ISO 8601
+    source    the files that the command needs, each with a digest of what it does: see `source`
     seeds     the seeds used
     n         how many of what (images, repeats, queries), by name
     versions  of python and of the packages that matter, by name
@@ -45,10 +46,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from testbed.source import REPOSITORY, source_of
 from variegate.keys.errors import MisuseError
 from variegate.keys.files import PUBLIC, write_atomic
 
-REPOSITORY: Final = Path(__file__).resolve().parents[1]
 FOLDERS: Final = {name: REPOSITORY / name / "results" for name in ("benchmarks", "assurance")}
 """Of committed results, by whose commands write them."""
 
@@ -121,6 +122,7 @@ def write_result(
         "command": _command(),
         "commit": source_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": source_of(_program()),
         "seeds": list(seeds),
         "n": dict(n),
         "versions": _versions(),

@@ -34,7 +34,9 @@ def test_result_is_complete(tmp_path: Path) -> None:
     written = write_result("probe", figures={"a": 1.5}, raw=[1, 2], seeds=[0], n={"images": 3}, path=path)
     assert written == path
     document = json.loads(path.read_text())
-    assert list(document) == ["command", "commit", "date", "seeds", "n", "versions", "cpu", "figures", "raw"]
+    assert list(document) == [
+        *("command", "commit", "date", "source", "seeds", "n", "versions", "cpu", "figures", "raw"),
+    ]
     assert (document["figures"], document["raw"]) == ({"a": 1.5}, [1, 2])
     assert (document["seeds"], document["n"]) == ([0], {"images": 3})
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|uncommitted|unknown", document["commit"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.result import REPOSITORY, committed
+from testbed.result import committed
+from testbed.source import REPOSITORY
 from testbed.zoo.data import require_data
 from testbed.zoo.gtsrb_tiny import weights
 
@@ -104,7 +105,9 @@ def test_a_benchmark_runs_small_and_writes_its_figures(name: str, tmp_path: Path
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(out.read_text())
-    assert set(document) == {"command", "commit", "date", "seeds", "n", "versions", "cpu", "figures", "raw"}
+    assert set(document) == {
+        *("command", "commit", "date", "source", "seeds", "n", "versions", "cpu", "figures", "raw"),
+    }
     assert PROMISED[name] <= set(document["figures"])
 
 

@@ -60,7 +60,7 @@ def test_a_reader_makes_and_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nodir/r.sqlite", "."])
 def test_what_cannot_be_opened_is_said(tmp_path: Path, name: str) -> None:
-    with pytest.raises(MisuseError, match="cannot open"):
+    with pytest.raises(MisuseError, match=r"cannot open|is a folder"):
         Registry(tmp_path / name)
 
 

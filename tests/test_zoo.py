@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from testbed.result import load
 from testbed.zoo import data, gtsrb_small, gtsrb_tiny, networks
 from variegate.export.intake.probe import Runner
 from variegate.keys.errors import MisuseError
-
-RESULT = Path(gtsrb_small.__file__).parents[1] / "results" / "train_gtsrb.json"
 
 READERS = {"cifar10": data.cifar10_test, "gtsrb": data.gtsrb_test, "mnist": data.mnist_test}
 
@@ -77,7 +75,7 @@ def test_network_gets_as_many_right_as_published(
 
 @pytest.mark.data
 def test_gtsrb_small_is_as_good_as_its_result_says(sets: dict[str, data.Images]) -> None:
-    figures = json.loads(RESULT.read_text())["figures"]
+    figures = load("train_gtsrb")["figures"]
     right = int((labels(gtsrb_small.load(), sets["gtsrb"]) == sets["gtsrb"].y).sum())
     # The last bit of a logit may differ on another processor; two images of 12,630 may then change sides.
     assert abs(right - figures["right"]) <= 2
