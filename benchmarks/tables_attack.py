@@ -54,7 +54,7 @@ def replication() -> list[str]:
         (
             "**Replication**: of the samples found on one copy, the share that fools another copy of the fleet after "
             "scaling by s, in %, net of clean errors, with 95 % intervals over images "
-            "(`python -m benchmarks.replication replication_paper`). [docs/replication.md](docs/replication.md) has "
+            "(`python -m benchmarks.replication replication_paper`). [replication.md](replication.md) has "
             "Table 2 in both profiles, where other attacks and smaller budgets fare worse, and what differs from the "
             "paper."
         ),

@@ -154,6 +154,17 @@ def test_the_readme_has_the_committed_figures() -> None:
         assert tables.replaced(path) == path.read_text("utf-8"), "run python -m benchmarks.tables"
 
 
+def test_documents_link_to_files_that_are_there() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    broken = [
+        f"{name} -> {target}"
+        for name in listed.stdout.splitlines()
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text("utf-8"))
+        if not target.startswith(("http:", "https:")) and not (ROOT / name).parent.joinpath(target).exists()
+    ]
+    assert broken == []
+
+
 def test_results_come_from_committed_source() -> None:
     for path in sorted(path for folder in FOLDERS.values() for path in folder.glob("*.json")):
         document = load(path.stem)
