@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -14,7 +15,8 @@ from assurance.root.attacker.linux import name_of
 from assurance.root.attacker.reads import judged
 from assurance.root.attacker.victim import Victim
 
-_STEP_S = 0.0005
+_STEPS_S = (0.0005, 0.002, 0.01)
+"""In turn: short ones alone would hold the start up until the attack's time is over."""
 _MOST_FILE = 64 << 20
 
 
@@ -28,7 +30,7 @@ def reopen_at_start(victim: Victim) -> Outcome:
     read: dict[str, bytes] = {}
     refused: set[str] = set()
     with contextlib.suppress(ProcessLookupError):
-        for entry in _stepped(pid, victim.until(20), refused):
+        for entry in _stepped(pid, victim.until(8), refused):
             with contextlib.suppress(OSError):
                 name = str(entry.readlink())
                 if name.startswith("/memfd:") and "runtime" not in name and name not in read:
@@ -43,7 +45,9 @@ def reopen_at_start(victim: Victim) -> Outcome:
 
 def _stepped(pid: int, until: float, refused: set[str]) -> Iterator[Path]:
     """Entries of its folder of descriptors, while it stands still; it ends when they are closed to us."""
-    while time.monotonic() < until:
+    for step in itertools.cycle(_STEPS_S):
+        if time.monotonic() > until:
+            return
         os.kill(pid, signal.SIGSTOP)
         try:
             yield from sorted(Path(f"/proc/{pid}/fd").iterdir())
@@ -52,7 +56,7 @@ def _stepped(pid: int, until: float, refused: set[str]) -> Iterator[Path]:
             return
         finally:
             os.kill(pid, signal.SIGCONT)
-        time.sleep(_STEP_S)
+        time.sleep(step)
 
 
 ATTACKS = (Attack("reopen_at_start", "start", reopen_at_start, seconds=30),)
