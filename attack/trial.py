@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack.algorithms.table import CORRECTED, from_config
-from variegate.attack.driver import Task, run, task
+from variegate.attack.driver import run
+from variegate.attack.lane import Task, task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched

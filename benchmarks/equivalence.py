@@ -30,7 +30,8 @@ from testbed.zoo.data import gtsrb_test
 from variegate.attack.algorithms.boundary_art import ArtBoundary
 from variegate.attack.algorithms.geoda_art import ArtGeoDA
 from variegate.attack.algorithms.hopskipjump_art import ArtHopSkipJump
-from variegate.attack.driver import outcomes, task
+from variegate.attack.driver import outcomes
+from variegate.attack.lane import task
 from variegate.attack.oracle import Oracle
 from variegate.attack.search import Attack, seeded
 from variegate.keys.errors import MisuseError

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from variegate.attack.driver import outcomes, task
+from variegate.attack.driver import outcomes
+from variegate.attack.lane import task
 from variegate.attack.oracle import Oracle, ask_all
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.overshoot import stretched

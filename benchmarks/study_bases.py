@@ -13,7 +13,7 @@ from torch import nn
 from testbed.settings import calibrated
 from testbed.subjects import CIFAR10, GTSRB
 from testbed.zoo import data, gtsrb_tiny, networks
-from variegate.attack.driver import Task, task
+from variegate.attack.lane import Task, task
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.search import seeded
 from variegate.attack.whitebox.copies import open_copies

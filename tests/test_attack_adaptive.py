@@ -21,7 +21,7 @@ from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.smoothed import Smoothed
-from variegate.attack.driver import Task
+from variegate.attack.lane import Task
 from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome, Status

@@ -25,7 +25,8 @@ from variegate.attack.algorithms.steps import between, first_start
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.algorithms.surfree import SurFree
 from variegate.attack.algorithms.table import ATTACKS, DEFAULTS, from_config, to_config
-from variegate.attack.driver import Task, outcomes
+from variegate.attack.driver import outcomes
+from variegate.attack.lane import Task
 from variegate.attack.oracle import LEVELS, Oracle, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Answers, Attack, Norm, Points, Problem, seeded

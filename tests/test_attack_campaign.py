@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from testbed.bases import CLASSES
+from testbed.source import REPOSITORY, source_of
 from tests.support.small_campaign import attack, command, content, environment
 from variegate.attack.campaign import config, folder, runner, shards
 from variegate.attack.campaign.ledger import Ledger
@@ -28,7 +29,7 @@ from variegate.attack.campaign.messages import Event, Job, UnitFailed
 from variegate.attack.campaign.plan import plan
 from variegate.attack.campaign.prepare import Prepared, prepare
 from variegate.attack.campaign.query import open_results, query
-from variegate.attack.campaign.software import difference, software
+from variegate.attack.campaign.software import difference, software, sources
 from variegate.attack.campaign.units import units
 from variegate.attack.campaign.verify import verify
 from variegate.attack.campaign.work import Bench
@@ -592,6 +593,17 @@ def test_a_folder_that_cannot_be_made_is_told_before_work_is_spent(
     (line, hint) = capsys.readouterr().err.splitlines()
     assert line.startswith("variegate: cannot make /proc/campaign: ")
     assert hint == "hint: name a folder that you may write in"
+
+
+def test_all_source_that_searches_and_replays_counts_as_software() -> None:
+    modules = ("driver", "algorithms.table", "campaign.replay", "oracles.vehicle")
+    needed = {file for module in modules for file in source_of(f"variegate.attack.{module}")}
+    counted = {str(path.relative_to(REPOSITORY)) for path in sources()}
+    assert {file for file in needed if file.startswith("attack/") and not file.endswith("__init__.py")} - {
+        "attack/oracles/address.py", "attack/oracles/check.py", "attack/oracles/patience.py", "attack/trial.py",
+        *(f"attack/oracles/{way}.py" for way in ("http", "http_line", "oip", "port", "socket")),
+    } <= counted  # fmt: skip
+    assert {"attack/overshoot.py", "export/intake/probe.py"} <= counted
 
 
 def test_other_software_does_not_go_on_unasked(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

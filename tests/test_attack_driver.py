@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from variegate.attack.algorithms.steps import first_start, fools, to_boundary
-from variegate.attack.driver import Task, outcomes, run
+from variegate.attack.driver import outcomes, run
+from variegate.attack.lane import Task
 from variegate.attack.oracle import Counted, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Norm, Problem, Result, Search, seeded

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.smoothed import Smoothed
-from variegate.attack.driver import outcomes, task
+from variegate.attack.driver import outcomes
+from variegate.attack.lane import task
 from variegate.attack.oracle import Counted, Oracle, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Attack, seeded

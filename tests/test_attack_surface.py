@@ -20,7 +20,8 @@ from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.circle import Circle
 from variegate.attack.algorithms.rays import Rays
 from variegate.attack.algorithms.surfree import SurFree
-from variegate.attack.driver import Task, outcomes
+from variegate.attack.driver import outcomes
+from variegate.attack.lane import Task
 from variegate.attack.oracle import Counted, Oracle, to_points
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.search import Attack, Problem, seeded

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack import driver
-from variegate.attack.driver import Task
+from variegate.attack.lane import Task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched

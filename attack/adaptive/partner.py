@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
-from variegate.attack.driver import Task
+from variegate.attack.lane import Task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import Attack

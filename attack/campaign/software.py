@@ -16,26 +16,37 @@ KEY = "software"
 _WORD = re.compile(r"[a-z0-9_-]{1,40}")
 _PACKAGES = ("numpy", "onnxruntime", "pyarrow")
 _SOURCES = (
-    "algorithms/*.py",
-    "driver.py",
-    "oracle.py",
-    "search.py",
-    "adaptive/*.py",
-    "campaign/copies.py",
-    "campaign/replay.py",
-    "campaign/rows.py",
-    "campaign/shards.py",
-    "campaign/units.py",
-    "campaign/work.py",
+    "attack/adaptive/*.py",
+    "attack/algorithms/*.py",
+    "attack/campaign/copies.py",
+    "attack/campaign/replay.py",
+    "attack/campaign/rows.py",
+    "attack/campaign/shards.py",
+    "attack/campaign/units.py",
+    "attack/campaign/work.py",
+    "attack/driver.py",
+    "attack/lane.py",
+    "attack/oracle.py",
+    "attack/oracles/frames.py",
+    "attack/oracles/vehicle*.py",
+    "attack/outcome.py",
+    "attack/overshoot.py",
+    "attack/search.py",
+    "device_sim/world/camera.py",
+    "export/intake/probe.py",
 )
+
+
+def sources() -> list[Path]:
+    """Files of ours that results depend on: what searches, what photographs, what is shown, and what runs copies."""
+    root = Path(__file__).resolve().parents[2]
+    return sorted(path for pattern in _SOURCES for path in root.glob(pattern))
 
 
 @cache
 def software() -> str:
     """JSON: version of each package that results depend on, and the SHA-256 of our own source."""
-    root = Path(__file__).resolve().parents[1]
-    files = sorted(path for pattern in _SOURCES for path in root.glob(pattern))
-    digest = sha256(*(sha256(path.name.encode(), b"\0", path.read_bytes()) for path in files))
+    digest = sha256(*(sha256(path.name.encode(), b"\0", path.read_bytes()) for path in sources()))
     return json.dumps({**{name: _version(name) for name in _PACKAGES}, "attacks": digest.hex()}, sort_keys=True)
 
 

@@ -28,7 +28,8 @@ from variegate.attack.campaign.messages import (
 )
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, victims
-from variegate.attack.driver import Task, run, task
+from variegate.attack.driver import run
+from variegate.attack.lane import Task, task
 from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import seeded
