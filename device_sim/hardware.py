@@ -23,7 +23,7 @@ from variegate.device_sim.hosting import POLICY_FILE, InProcess, policy_of
 from variegate.device_sim.slots import Slots
 from variegate.device_sim.storage import Fault, Storage
 from variegate.device_sim.trust import Trust
-from variegate.isolation.host import BOOT
+from variegate.isolation.keeper import BOOT
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.files import PUBLIC, refuse_shared, sync_folder, write_atomic

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from variegate.device_sim.measure import measurements
-from variegate.isolation.host import DevicePlatform, IsolatedHost
+from variegate.isolation.host import IsolatedHost
+from variegate.isolation.keeper import DevicePlatform
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.errors import DeviceError, MisuseError

@@ -2,8 +2,8 @@
 
 Numbers of copies are reserved here before anything is signed, so that exports at once never give one twice; a copy
 that came of them is entered when its file is whole. They are also at least the time in microseconds, so that of two
-registries of one seller, one lost or each beside its own release, neither gives numbers that the other gave, and a
-later export is above an earlier one of either.
+registries of one seller, one lost or each beside its own release, a later export is above an earlier one of either:
+as long as no clock is set back, and no two exports for one device fall into the same microseconds.
 
 Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history; whoever owns the file
 can still replace it, so keep it where you keep your books.

@@ -1,74 +1,36 @@
-"""The supervisor's side: starts enclaves, watches them, restarts them within the policy, relays queries."""
+"""The supervisor's side: charges queries, shows them to the enclave, and lets out what was to be answered."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-import time
-from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attest.evidence import NONCE_BYTES, ROOT
+from variegate.attest.evidence import NONCE_BYTES
 from variegate.isolation import launch, wire
-from variegate.isolation.answer_check import AnswerCheck, passed_on
-from variegate.isolation.enclave_platform import SELF_TEST, Brokered, EnclavePlatform
+from variegate.isolation.enclave_platform import SELF_TEST
 from variegate.isolation.evidence_quota import quota_of
-from variegate.isolation.launch import Image
-from variegate.isolation.lockdown import supervisor
-from variegate.isolation.memory import frame_memory, mappable, sealed
-from variegate.isolation.platform_client import Settings
+from variegate.isolation.keeper import DevicePlatform, Keeper, measurements_of
+from variegate.isolation.memory import frame_memory
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys.artefact import Artefact
-from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError, VariegateError
-from variegate.keys.identity import DevicePublic
+from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.manifest import Manifest
 from variegate.runtime.admission import SECURITY_COUNTER, admit, check_current, uniform
-from variegate.runtime.allowance import Allowance, budget_counter
-from variegate.runtime.enclave import Protection, ProtectionState, Status
+from variegate.runtime.allowance import Allowance
+from variegate.runtime.enclave import Status
 from variegate.runtime.frames import Frames
 from variegate.runtime.limits import LIMITS
 
-BOOT, POLICY, SYSTEM = "boot", "policy", "system"
 _MAX_FRAME_MEMORY = 1 << 30
-_START_MIB, _COPY_TIMES = 160, 4
-"""Memory that opening a copy takes: interpreter and libraries, and so many times the component's size."""
 _CLOSE_S = 0.5
 """What a query under way gets to end by itself when its enclave is closed."""
-
-
-class DevicePlatform(Brokered, Protocol):
-    """A platform with an enclave that is a process of its own."""
-
-    @property
-    def boots(self) -> int:
-        """Times the device was booted."""
-        ...
-
-    @property
-    def boot_digest(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the device's key is bound to that."""
-        ...
-
-    @property
-    def identity(self) -> DevicePublic:
-        """The device's public keys."""
-        ...
-
-    def identity_descriptor(self) -> int:
-        """A descriptor of memory or a file that holds the device's private keys; the caller closes it.
-
-        Raises:
-            DeviceError: The chip failed.
-        """
-        ...
 
 
 class IsolatedHost:
@@ -88,7 +50,7 @@ class IsolatedHost:
             image = launch.prepare()
             process = Process(image, debug=self.policy.debug)
             process.end(gently=True)
-            self._measured = _measurements(image, process, self.policy)
+            self._measured = measurements_of(image, process, self.policy)
         return self._measured
 
     def start(self, artefact: Artefact, platform: DevicePlatform) -> Isolated:
@@ -113,14 +75,8 @@ class Isolated:
             RefusedError: `ARTEFACT`; the platform's inner log has the reason.
             DeviceError: The enclave does not start, or lacks a protection that the policy requires.
         """
-        self._platform, self._policy = platform, policy
-        self._envelope = artefact.envelope
-        self._lock = threading.RLock()
-        self._process: Process | None = None
-        self._closed = False
-        self._query = self._launched = self._answers = 0
-        self._starts: deque[float] = deque(maxlen=policy.restarts + 1)
-        self._protections: tuple[Protection, ...] = ()
+        self._platform = platform
+        self._query = self._answers = 0
         # The signature says how large its frames are, so it is held here, too.
         manifest = uniform(platform, "open", lambda: admit(artefact.envelope, platform)).manifest
         self._manifest = manifest
@@ -128,12 +84,11 @@ class Isolated:
         self._allowance = Allowance(manifest.policy, manifest.epoch, platform)
         self._ration = quota_of(platform.ueid)
         count = max(1, min(LIMITS.batch, _MAX_FRAME_MEMORY // self._spec.bytes))
-        self._memory, shared = frame_memory(count * self._spec.bytes)
+        memory, shared = frame_memory(count * self._spec.bytes)
         self._shown: NDArray[Any] = np.frombuffer(shared, self._spec.dtype).reshape(count, *self._spec.shape)
-        self._component = -1
+        self._keeper = Keeper(manifest, artefact, platform, policy, memory)
         try:
-            self._component = sealed("variegate-component", artefact.component)
-            self._launch()
+            self._keeper.launch()
         except BaseException:
             self.close()
             raise
@@ -146,13 +101,13 @@ class Isolated:
     @property
     def pid(self) -> int | None:
         """Of the enclave process, or None while there is none."""
-        process = self._process
+        process = self._keeper.process
         return None if process is None else process.pid
 
     @property
     def restarts(self) -> int:
         """Times that the enclave was started again, whether or not it then lived."""
-        return max(0, self._launched - 1)
+        return max(0, self._keeper.launched - 1)
 
     def classify(self, frame: NDArray[Any]) -> int:
         """As `runtime.enclave.Enclave.classify`; also `DeviceError` when the enclave stopped: no label was given."""
@@ -190,57 +145,50 @@ class Isolated:
         sent: object = nonce
         if not isinstance(sent, bytes) or len(sent) not in NONCE_BYTES:
             raise RefusedError(Refusal.MALFORMED, "a nonce is 8 to 64 bytes")
-        with self._lock:
-            process, platform = self._running(), self._platform
+        with self._keeper.lock:
+            process, platform = self._keeper.running(), self._platform
             self._ration.take()
             time_ns, security = round(platform.now() * wire.NS), platform.counter(SECURITY_COUNTER)
-            used = self._used()
+            used = self._keeper.used()
             match self._asked(process, Kind.EVIDENCE, nonce, time_ns, security, used):
                 case [bytes(token)]:
                     with contextlib.suppress(Lost):
-                        self._given.evidence(token, nonce, now=time_ns / wire.NS, security=security, used=used)
+                        self._keeper.answers.evidence(token, nonce, now=time_ns / wire.NS, security=security, used=used)
                         return token
-            raise self._lost("answers something else")
+            raise self._keeper.lost("answers something else")
 
     def self_test(self) -> None:
         """As `runtime.enclave.Enclave.self_test`; an enclave that fails it is ended, so that it fails once."""
-        with self._lock:
+        with self._keeper.lock:
             try:
-                if self._asked(self._running(), Kind.TEST):
-                    raise self._lost("answers something else")
+                if self._asked(self._keeper.running(), Kind.TEST):
+                    raise self._keeper.lost("answers something else")
             except RefusedError:
                 self._platform.record("refused", SELF_TEST)
-                self._lost("failed its self-test")
+                self._keeper.lost("failed its self-test")
                 raise
 
     def status(self) -> Status:
         """What the device says of itself, the enclave's protections among it; an error where the enclave is down."""
-        with self._lock:
-            if self._asked(self._running(), Kind.PING):
-                raise self._lost("answers something else")
+        with self._keeper.lock:
+            if self._asked(self._keeper.running(), Kind.PING):
+                raise self._keeper.lost("answers something else")
             # Counted here: an enclave's own numbers might be anything.
-            return Status.of(self._manifest, self._answers, self._allowance.remaining, self._protections)
+            return Status.of(self._manifest, self._answers, self._allowance.remaining, self._keeper.protections)
 
     def close(self) -> None:
         """Ends the enclave; later queries are misuse, and one under way gets no label."""
-        hung = not self._lock.acquire(timeout=_CLOSE_S)
+        keeper = self._keeper
+        hung = not keeper.lock.acquire(timeout=_CLOSE_S)
         if hung:  # a query is under way, and may be for long
-            process = self._process
+            process = keeper.process
             if process is not None:
                 process.kill()
-            self._lock.acquire()
+            keeper.lock.acquire()
         try:
-            if self._closed:
-                return
-            self._closed = True
-            if self._process is not None:
-                self._process.end(gently=not hung)
-                self._process = None
-            for descriptor in (self._component, self._memory):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            keeper.close(gently=not hung)
         finally:
-            self._lock.release()
+            keeper.lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -255,8 +203,8 @@ class Isolated:
         if count > len(self._shown):
             raise RefusedError(Refusal.INPUT, f"a batch of such frames has at most {len(self._shown)}")
         self._spec.check_values(frames)
-        with self._lock:
-            process, platform = self._running(), self._platform
+        with self._keeper.lock:
+            process, platform = self._keeper.running(), self._platform
             check_current(self._manifest, platform)
             # Before the frames are where the enclave sees them; what goes wrong from here on gives nothing back.
             self._allowance.take(count)
@@ -266,165 +214,22 @@ class Isolated:
             # Copied while no other query is under way: there is one memory for frames.
             shown = self._shown[:count]
             np.copyto(shown, frames)
-            answer = self._exchange(process, packet, frames=count)
+            answer = self._keeper.exchange(process, packet, frames=count)
             with contextlib.suppress(Lost):
-                labels, token = self._given.labels(answer, number, count)
+                labels, token = self._keeper.answers.labels(answer, number, count)
                 if receipt:
-                    self._given.receipt(token, shown, labels, now)
+                    self._keeper.answers.receipt(token, shown, labels, now)
                 elif token:
                     raise Lost("more than labels")
                 self._answers += count
                 return labels, token
-            raise self._lost("answers something else")
-
-    def _used(self) -> int:
-        """Labels charged in the copy's epoch."""
-        return self._platform.counter(budget_counter(self._manifest.epoch))
+            raise self._keeper.lost("answers something else")
 
     def _asked(self, process: Process, kind: Kind, *values: object) -> list[Any]:
         """What the enclave has to say when it is done; the lock is held."""
-        answer = self._exchange(process, wire.pack(kind, *values))
+        answer = self._keeper.exchange(process, wire.pack(kind, *values))
         with contextlib.suppress(Lost):
             told, found = wire.unpack(answer)
             if told == Kind.DONE:
                 return found
-        raise self._lost("answers something else")
-
-    def _exchange(self, process: Process, packet: bytes, *, frames: int = 0) -> bytes:
-        """Asks once; whatever goes wrong between, the question is not asked again."""
-        seconds = self._policy.hang_s * max(1, -(-frames // LIMITS.slice))
-        try:
-            return process.ask(packet, self._offered, seconds, frames=frames)
-        except TimeoutError:
-            why = f"did not answer within {seconds:g} s"
-        except Lost:
-            why = "stopped"
-        except VariegateError as error:
-            refused = None
-            with contextlib.suppress(Lost):
-                refused = passed_on(packet[0], error)
-            if refused is not None:
-                raise refused from None
-            why = "answers something else"
-        except BaseException:  # interrupted: its answer would be taken for that of the next question
-            self._lost("was interrupted")
-            raise
-        raise self._lost(why)
-
-    def _lost(self, why: str) -> DeviceError:
-        """Ends the enclave. Returns the error to raise."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.end()
-            self._platform.record("enclave", f"{why}: {process.how_it_ended}")
-        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started anew")
-
-    def _running(self) -> Process:
-        """The enclave, started anew when it has ended; the lock is held.
-
-        Raises:
-            MisuseError: It is closed.
-            DeviceError: It does not start, or was started as often as the policy allows.
-        """
-        if self._closed:
-            raise MisuseError("enclave is closed")
-        process = self._process
-        if process is not None and process.exited.is_set():
-            self._lost("stopped")
-            process = None
-        if process is None:
-            process = self._launch()
-        # The supervisor's own hold lets nobody else in; where it could not get one, somebody else may have since.
-        elif process.held.state == ProtectionState.UNAVAILABLE and process.foreign:
-            raise self._lost("is traced by another process")
-        return process
-
-    def _launch(self) -> Process:
-        policy, platform = self._policy, self._platform
-        now = time.monotonic()
-        starts = self._starts
-        if len(starts) > policy.restarts and now - starts[0] < policy.restart_window_s:
-            wait = policy.restart_window_s - (now - starts[0])
-            raise DeviceError(
-                f"the enclave stopped more than {policy.restarts} times; it starts again in {wait:.0f} s",
-                hint="the device's log says how it ended",
-            )
-        starts.append(now)
-        self._launched += 1
-        self._offered = EnclavePlatform(platform)
-        image = launch.prepare()
-        process = Process(image, debug=policy.debug)
-        self._process = process
-        try:
-            self._open(process, _measurements(image, process, policy))
-        except VariegateError as error:
-            self._process = None
-            process.end()
-            if isinstance(error, DeviceError):
-                raise self._with_memory(error) from None
-            if self._launched == 1:
-                raise
-            # Who asks for a label is not told what broker or artefact say: to them, the device is down.
-            raise DeviceError(f"the enclave does not start again: {error.message}", hint=error.hint) from error
-        except (Lost, TimeoutError) as error:
-            raise self._with_memory(self._lost("stopped while it opened the copy")) from error
-        platform.record("enclave", f"started as process {process.pid}")
-        threading.Thread(target=self._watch, args=(process,), name=f"watch of {process.pid}", daemon=True).start()
-        return process
-
-    def _with_memory(self, error: DeviceError) -> DeviceError:
-        """An error at the start; where the copy may need more memory than it gets, it says how much."""
-        needs = _START_MIB + _COPY_TIMES * (os.fstat(self._component).st_size >> 20)
-        if needs <= self._policy.ram_mib:
-            return error
-        hint = f"this copy may take {needs} MiB; ram_mib in the device's policy.toml is {self._policy.ram_mib}"
-        return DeviceError(error.message, hint=hint)
-
-    def _watch(self, process: Process) -> None:
-        """Starts the next enclave when this one has ended, so that no query has to wait for that."""
-        process.exited.wait()
-        with self._lock, contextlib.suppress(VariegateError):  # a log that fails is said by the next query
-            if self._closed:
-                return
-            if self._process is process:
-                self._lost("stopped")
-            if self._process is None:
-                try:
-                    self._launch()
-                except VariegateError as error:
-                    self._platform.record("enclave", f"stays down: {error.message}")
-
-    def _open(self, process: Process, measured: Mapping[str, bytes]) -> None:
-        platform = self._platform
-        settings = Settings(
-            policy=self._policy,
-            ueid=platform.ueid,
-            device_class=platform.device_class,
-            root=platform.root,
-            measurements={**measured, **_booted(platform), ROOT: platform.root.fingerprint},
-            boots=platform.boots,
-            launches=self._launched,
-            time_ns=round(platform.now() * wire.NS),
-            security=platform.counter(SECURITY_COUNTER),
-            used=self._used(),
-            held=(process.held, supervisor()),
-            envelope=self._envelope,
-        )
-        identity = mappable(platform.identity_descriptor())
-        try:
-            manifest, protections = process.open(settings, [self._memory, self._component, identity], self._offered)
-        finally:
-            os.close(identity)
-        if manifest != self._manifest:
-            raise Lost("another copy")
-        self._protections = protections
-        self._given = AnswerCheck(settings, self._manifest, protections, platform.identity.signing_public)
-        self._offered.serving = True
-
-
-def _booted(platform: DevicePlatform) -> Mapping[str, bytes]:
-    return {} if platform.boot_digest is None else {BOOT: platform.boot_digest}
-
-
-def _measurements(image: Image, process: Process, policy: DevicePolicy) -> Mapping[str, bytes]:
-    return {**image.measurements, SYSTEM: process.system, POLICY: policy.digest}
+        raise self._keeper.lost("answers something else")

@@ -285,7 +285,7 @@ def test_a_question_over_a_duplicate_of_the_socket_is_noticed(tmp_path: Path) ->
     """A thief who holds the supervisor's end asks; the supervisor's next query ends the enclave."""
     with flashed(tmp_path) as (device, port):
         port.classify(SHOWN[0])
-        first, process = port.pid, port._process
+        first, process = port.pid, port._keeper.process
         assert process is not None
         stolen = wire.QUERY_LAYOUT.pack(Kind.QUERY, port._query + 1, time.time(), 0, 1, False)
         assert process.ask(stolen, None, 20.0)[0] == Kind.LABELS

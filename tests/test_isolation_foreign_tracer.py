@@ -112,8 +112,8 @@ def test_a_restart_is_looked_at_as_the_start_was(tmp_path: Path, monkeypatch: py
     with flashed(tmp_path, DevicePolicy(restarts=50)) as (device, port):
         label = port.classify(shown)
         with racer(monkeypatch) as seized:
-            with port._lock:  # or the supervisor's own thread may be the one that restarts it
-                port._lost("is replaced by the test")
+            with port._keeper.lock:  # or the supervisor's own thread may be the one that restarts it
+                port._keeper.lost("is replaced by the test")
                 with pytest.raises(DeviceError, match="another process traces"):
                     port.classify(shown)
             assert seized

@@ -259,7 +259,7 @@ def _enclave_process(folder: Path) -> Iterator[Run]:
 def _alive(port: Isolated) -> Process:
     """The enclave process of a port, started anew where it has ended."""
     for _ in range(3):
-        process = port._process  # noqa: SLF001  the socket of a supervisor that is hostile
+        process = port._keeper.process  # noqa: SLF001  the socket of a supervisor that is hostile
         try:
             port.classify(frames(1)[0])
         except DeviceError:
@@ -269,7 +269,7 @@ def _alive(port: Isolated) -> Process:
             if process is not None:
                 process.end()
             continue
-        if process is not None and process is port._process:  # noqa: SLF001
+        if process is not None and process is port._keeper.process:  # noqa: SLF001
             return process
     raise Broken("no enclave any more")
 

@@ -26,6 +26,7 @@ from variegate.isolation.child import _Process as Child
 from variegate.isolation.enclave_platform import EnclavePlatform
 from variegate.isolation.evidence_quota import EvidenceQuota
 from variegate.isolation.host import Isolated
+from variegate.isolation.keeper import Keeper
 from variegate.isolation.platform_client import PlatformClient, Settings, answer, protections_to_values
 from variegate.isolation.policy import DevicePolicy
 from variegate.isolation.process import Process
@@ -33,7 +34,7 @@ from variegate.isolation.statements import Statements
 from variegate.isolation.waiting import Pace, Watch
 from variegate.isolation.wire import Kind, Lost
 from variegate.keys import cbor
-from variegate.keys.manifest import Policy
+from variegate.keys.manifest import Manifest, Policy
 from variegate.runtime.admission import SECURITY_COUNTER
 from variegate.runtime.allowance import Allowance
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
@@ -123,27 +124,34 @@ class _Wired(Process):
         self.theirs.close()
 
 
+class _Kept(Keeper):
+    """A keeper whose enclave is whatever is put there."""
+
+    def __init__(self, platform: Device, policy: DevicePolicy, manifest: Manifest) -> None:
+        self._platform, self._policy, self._manifest = platform, policy, manifest
+        self.lock, self.closed, self.launched = threading.RLock(), False, 1
+        self._starts, self.protections = deque(maxlen=1), ()
+        self.offered = EnclavePlatform(platform)
+        self.answers = AnswerCheck(settings_of(platform), manifest, HELD, platform.identity.signing_public)
+        self.process: Process | None = None
+
+
 class _Port(Isolated):
-    """A port whose enclave is whatever is put there."""
+    """A port over such a keeper."""
 
     def __init__(self, platform: Device, policy: DevicePolicy) -> None:
-        self._platform, self._policy = platform, policy
-        self._lock = threading.RLock()
-        self._closed, self._query, self._launched, self._answers = False, 0, 1, 0
-        self._starts, self._protections = deque(maxlen=1), ()
+        self._platform, self._query, self._answers = platform, 0, 0
         self._manifest = manifest_for(platform.identity, parts.REF, policy=Policy(budget=100))
-        self.offered = self._offered = EnclavePlatform(platform)
+        self._keeper: _Kept = _Kept(platform, policy, self._manifest)
+        self.offered = self._keeper.offered
         self._allowance = Allowance(self._manifest.policy, self._manifest.epoch, platform)
-        public = platform.identity.signing_public
-        self._given = AnswerCheck(settings_of(platform), self._manifest, HELD, public)
         self._spec = Frames(self._manifest)
         self._shown = np.zeros((_BATCH, *SHAPE), np.uint8)
-        self._process: Process | None = None
 
     def put(self, packets: list[bytes]) -> _Wired:
         self._query, self._ration = 0, EvidenceQuota()  # a new one, so that evidence is looked at each time
         process = _Wired(packets)
-        self._process = process
+        self._keeper.process = process
         return process
 
 
