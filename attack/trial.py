@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.algorithms.table import CORRECTED, from_config
-from variegate.attack.driver import run
+from variegate.attack.algorithms.table import CORRECTED
+from variegate.attack.kinds import from_config
 from variegate.attack.lane import Task, task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched
 from variegate.attack.search import STARTS, Attack, seeded
+from variegate.attack.strategy import Strategy, check_devices, run
 from variegate.keys.errors import LimitError, MisuseError, VariegateError
 
 _NOT_ASKED = -1
@@ -28,12 +29,12 @@ Pictures = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 class Trial:
-    """An attack on some images over one device.
+    """An attack on some images over one device, or over several of one attacker.
 
     Attributes:
         outcomes: By image, of those that are done, or were under way when the device or a person stopped the trial.
-        labels: What the device says of the clean images, int64 (N,), as far as it was asked.
-        queries: Labels that the device gave: the clean images' and the searches'.
+        labels: What the first device says of the clean images, int64 (N,), as far as it was asked.
+        queries: Labels that the devices gave: the clean images' and the searches'.
         spent: Whether the device's budget ended searches, or did not let a sample be asked again by itself.
         attack: The attack.
         frames: Clean frames.
@@ -42,27 +43,36 @@ class Trial:
 
     def __init__(
         self,
-        oracle: Oracle,
-        attack: Attack,
+        own: Oracle | Sequence[Oracle],
+        attack: Attack | Strategy,
         frames: NDArray[Any],
         true: NDArray[np.int64] | None = None,
         *,
         queries: int,
         seed: int = 0,
         starts: Pictures | None = None,
+        pictures: NDArray[Any] | None = None,
     ) -> None:
         """Asks nothing yet.
 
         Args:
-            oracle: The device.
+            own: The device, or the attacker's devices: as many as the attack needs. Samples are judged on the first.
             attack: The attack.
             frames: Clean frames, (N, C, H, W) of the device's dtype.
             true: Their classes, int64 (N,), where they are known.
             queries: Labels for each image, the clean one's among them.
             seed: Of all randomness.
             starts: Pictures that searches may start from; None for the other images.
+            pictures: What a strategy may ask about beside the images, frames of the device's; None for the images.
+
+        Raises:
+            MisuseError: The attack is for more devices, or for fewer.
         """
-        self._oracle, self._each, self._seed, self._starts = oracle, queries, seed, starts
+        self._own = tuple(own) if isinstance(own, Sequence) else (own,)
+        check_devices(attack, self._own)
+        self._each, self._seed, self._starts = queries, seed, starts
+        self._pictures = frames if pictures is None else pictures
+        self._stop = _Stop()
         self.attack, self.frames, self.true = attack, frames, true
         self.outcomes: dict[int, Outcome] = {}
         self.labels = np.empty(0, np.int64)
@@ -82,17 +92,21 @@ class Trial:
             LimitError, RefusedError, DeviceError, MisuseError: As `driver.run`.
             KeyboardInterrupt: A person stopped it.
         """
-        watched = _Watched(self._oracle, self, progress)
-        size = self._oracle.batch
+        stop, watched = self._stop, [_Watched(oracle, self, self._stop, progress) for oracle in self._own]
+        size = self._own[0].batch
         for i in range(0, len(self.frames), size):
-            part = watched.labels(self.frames[i : i + size])
+            part = watched[0].labels(self.frames[i : i + size])
             self.labels = np.concatenate([self.labels, part])
-        watched.ends_searches = True
-        for outcome in run(self.attack, self._tasks(), watched):
-            stopped = watched.stopped is not None and outcome.reason == _SPENT
-            self.outcomes[outcome.key] = replace(outcome, reason="stopped") if stopped else outcome
-        if watched.stopped is not None:
-            raise watched.stopped
+        stop.ends_searches = True
+        try:
+            for outcome in run(self.attack, self._tasks(), watched, self._pictures):
+                stopped = stop.error is not None and outcome.reason == _SPENT
+                self.outcomes[outcome.key] = replace(outcome, reason="stopped") if stopped else outcome
+        except LimitError:
+            if stop.error is None:
+                raise
+        if stop.error is not None:
+            raise stop.error
 
     def misread(self, key: int) -> bool:
         """Whether the device reads an image wrongly when it is clean: nothing needs to fool it then."""
@@ -135,22 +149,28 @@ class Trial:
             yield task(key, frame, label, starts=pictures[drawn], queries=self._each - 1, rng=rng)
 
 
-class _Watched:
-    """The device, what it answered counted and shown (`attack.oracle.Oracle`).
+@dataclass
+class _Stop:
+    """What ends a trial early.
 
     Attributes:
         ends_searches: Whether errors look like a spent budget to the driver, which ends searches with what they have.
-        stopped: The error that did, or the interruption; nothing is asked after it.
+        error: The error that did, or the interruption; no device is asked after it.
     """
 
-    def __init__(self, oracle: Oracle, trial: Trial, progress: Callable[[int], None]) -> None:
+    ends_searches: bool = False
+    error: VariegateError | KeyboardInterrupt | None = None
+
+
+class _Watched:
+    """A device, what it answered counted and shown (`attack.oracle.Oracle`)."""
+
+    def __init__(self, oracle: Oracle, trial: Trial, stop: _Stop, progress: Callable[[int], None]) -> None:
         self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle, self._trial, self._progress = oracle, trial, progress
-        self.ends_searches = False
-        self.stopped: VariegateError | KeyboardInterrupt | None = None
+        self._oracle, self._trial, self._stop, self._progress = oracle, trial, stop, progress
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
-        if self.stopped is not None:
+        if self._stop.error is not None:
             raise LimitError("stopped")
         try:
             labels = self._oracle.labels(frames)
@@ -158,9 +178,9 @@ class _Watched:
             # The driver itself knows what to do about a spent budget.
             spent = isinstance(error, LimitError) and error.retry_after_s is None
             self._trial.spent |= spent
-            if spent or not self.ends_searches:
+            if spent or not self._stop.ends_searches:
                 raise
-            self.stopped = error
+            self._stop.error = error
             raise LimitError("stopped") from error
         self._trial.queries += len(frames)
         self._progress(len(frames))
@@ -168,8 +188,8 @@ class _Watched:
 
 
 def attack_images(
-    oracle: Oracle,
-    attack: Attack | str,
+    own: Oracle | Sequence[Oracle],
+    attack: Attack | Strategy | str,
     images: NDArray[Any],
     labels: NDArray[np.int64] | None = None,
     *,
@@ -178,11 +198,11 @@ def attack_images(
     starts: Pictures | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Trial:
-    """Attacks images over one device, by its labels alone.
+    """Attacks images over one device, or over several of one attacker, by labels alone.
 
     Args:
-        oracle: The device (`open_oracle` opens one by its name).
-        attack: The kind of an attack (`attack.algorithms.table.ATTACKS`) with its defaults, or a configured one.
+        own: The device (`open_oracle` opens one by its name), or the attacker's devices where the attack needs several.
+        attack: The kind of an attack (`attack.kinds.NAMES`) with its defaults, or a configured one.
         images: (N, C, H, W), uint8, or float32 in 0..1.
         labels: Their classes, int64 (N,), where they are known.
         queries: Labels for each image, the clean one's among them; at least 2.
@@ -197,7 +217,8 @@ def attack_images(
     if queries < 2:  # noqa: PLR2004
         raise MisuseError("an attack needs at least two queries for each image")
     chosen = from_config(attack, CORRECTED, {}) if isinstance(attack, str) else attack
-    trial = Trial(oracle, chosen, fitting(images, labels, oracle), labels, queries=queries, seed=seed, starts=starts)
+    frames = fitting(images, labels, own[0] if isinstance(own, Sequence) else own)
+    trial = Trial(own, chosen, frames, labels, queries=queries, seed=seed, starts=starts)
     trial.run(progress)
     return trial
 

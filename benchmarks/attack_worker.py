@@ -66,12 +66,12 @@ def raw(network: Network, images: Mapping[str, NDArray[Any]], queries: int) -> W
 
 def ours(network: Network, images: Mapping[str, NDArray[Any]], queries: int, kind: str, profile: str) -> Work:
     """An attack of ours."""
-    from variegate.attack.algorithms.table import from_config  # noqa: PLC0415  peers do without it
+    from variegate.attack.algorithms.table import DEFAULTS  # noqa: PLC0415  peers do without it
     from variegate.attack.driver import outcomes  # noqa: PLC0415
     from variegate.attack.lane import task  # noqa: PLC0415
     from variegate.attack.search import seeded  # noqa: PLC0415
 
-    attack = from_config(kind, profile, {})
+    attack = DEFAULTS[kind, profile]()
 
     def work() -> Mapping[str, Any]:
         tasks = [

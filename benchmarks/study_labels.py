@@ -13,8 +13,8 @@ from benchmarks.study_bases import Attacked, Dataset, seeds, tasks
 from testbed.zoo import data
 from variegate.attack import driver
 from variegate.attack.adaptive.clone import Extraction, extract, samples
-from variegate.attack.adaptive.collusion import Vote, combined, firmest, fool_all
-from variegate.attack.adaptive.partner import UNKNOWN, fool_base, recover
+from variegate.attack.adaptive.collusion import Colluders, Vote, combined, firmest
+from variegate.attack.adaptive.partner import UNKNOWN, PartnerSearch, recover
 from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
@@ -112,7 +112,8 @@ def by_labels(
         joint = tasks(attacked, images, queries, kind, "joint", k)
         yield Made("vote", k, collected(driver.outcomes(attack, joint, Vote(own)), attacked))
         joint = tasks(attacked, images, queries, kind, "joint", k)
-        yield Made("all", k, collected(fool_all(attack, joint, own), attacked))
+        every = Colluders(devices=k, agreement="all").outcomes(joint, own, attacked.frames)
+        yield Made("all", k, collected(sorted(every, key=lambda outcome: outcome.key), attacked))
         for method in ("mean", "median"):
             middle = combined(single[:k], method, "uint8")
             yield Made(method, k, firmest(attacked.frames, middle, attacked.classes, own))
@@ -140,8 +141,8 @@ def partners(dataset: Dataset, images: data.Images, rounds: int, count: int) -> 
 
 def cancelled(device: LocalCopy, attacked: Attacked, images: data.Images, queries: int, known: Any) -> Made:
     """The search past recovered partners."""
-    got = fool_base(HopSkipJump(), tasks(attacked, images, queries, "cancelled"), device, known)
-    return Made("cancelled", 1, collected(got, attacked))
+    got = PartnerSearch().past(known, tasks(attacked, images, queries, "cancelled"), device)
+    return Made("cancelled", 1, collected(sorted(got, key=lambda outcome: outcome.key), attacked))
 
 
 def smoothed(device: LocalCopy, attacked: Attacked, images: data.Images, queries: int) -> Made:

@@ -7,14 +7,19 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.algorithms.table import ATTACKS, CORRECTED, DEFAULTS, from_config
+from variegate.attack.adaptive.collusion import Colluders
+from variegate.attack.adaptive.partner import PartnerSearch
+from variegate.attack.algorithms.table import CORRECTED
 from variegate.attack.campaign.data import MAX_BYTES, read_npz
+from variegate.attack.kinds import KINDS, NAMES, from_config
 from variegate.attack.oracles import Patience, open_oracle
 from variegate.attack.oracles.address import FORMS
 from variegate.attack.oracles.frames import MAX_CLASSES
@@ -30,6 +35,7 @@ from variegate.keys.files import check_new, read_capped, write_atomic
 _EXAMPLE = (
     "variegate attack try http://127.0.0.1:8000 --images val.npz --count 5\n"
     "  variegate attack try device:camera7 --images val.npz --attack rays --queries 1000 --out samples.npz\n"
+    "  variegate attack try device:mine device:friend --images val.npz --attack colluders\n"
     "  variegate attack try 'vehicle:camera7?camera=driving&fps=20' --images val.npz --attack surfree"
 )
 _HEADER = ("image", "true", "label", "found", "distance", "queries", "note")
@@ -42,11 +48,11 @@ def add_command(commands: Any) -> None:
     """Adds `try` to the group's commands."""
     line = "attack one device by its labels, and show what comes of it"
     p = command(commands, "try", line, _EXAMPLE)
-    p.add_argument("device", metavar="DEVICE", help=FORMS)
+    p.add_argument("devices", metavar="DEVICE", nargs="+", help=f"{FORMS}; several for --attack colluders or partner")
     p.add_argument(
         "--images", type=Path, required=True, metavar="NPZ", help="array x (N, C, H, W), and y (classes) if known"
     )
-    p.add_argument("--attack", choices=sorted(ATTACKS), default="hopskipjump", help="(default: %(default)s)")
+    p.add_argument("--attack", choices=NAMES, default="hopskipjump", help="(default: %(default)s)")
     p.add_argument("--profile", default=CORRECTED, help=f"{_profiles()} (default: %(default)s)")
     p.add_argument("--queries", type=_whole, default=2000, metavar="N", help="labels for each image (default: 2000)")
     p.add_argument("--count", type=_whole, default=10, metavar="N", help="images, from the file's first (default: 10)")
@@ -66,10 +72,10 @@ def add_command(commands: Any) -> None:
 def _profiles() -> str:
     """Profiles and the attacks that have them."""
     of: dict[str, list[str]] = {}
-    for kind, profile in sorted(DEFAULTS):
+    for kind, profile in sorted(KINDS):
         of.setdefault(profile, []).append(kind)
     words = (
-        f"{name} ({'every attack' if len(kinds) == len(ATTACKS) else ', '.join(kinds)})" for name, kinds in of.items()
+        f"{name} ({'every attack' if len(kinds) == len(NAMES) else ', '.join(kinds)})" for name, kinds in of.items()
     )
     return " or ".join(words)
 
@@ -80,15 +86,21 @@ def _try(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_new(args.out)  # before queries are spent
     attack = from_config(args.attack, args.profile, {})
-    given, true = _images(args.images, args.count)
+    if len(args.devices) > 1 and isinstance(attack, Colluders | PartnerSearch):
+        attack = replace(attack, devices=len(args.devices))
+    every, true = _images(args.images, args.count)
     trust = Trust(ca=args.ca, certificate=args.cert, key=args.key) if args.ca or args.cert or args.key else None
     patience = Patience(longest_s=args.wait, waiting=lambda wait: note(f"the device asks to wait {wait:.1f} s"))
-    with open_oracle(args.device, patience=patience, trust=trust) as oracle:
-        frames = fitting(given, true, oracle)
-        interruptible = Interruptible(oracle)
-        trial = Trial(interruptible, attack, frames, true, queries=args.queries, seed=args.seed)
+    with ExitStack() as stack:
+        own = [stack.enter_context(open_oracle(uri, patience=patience, trust=trust)) for uri in args.devices]
+        pictures = fitting(every, true, own[0])
+        frames = pictures[: args.count]
+        interruptible = Interruptible(own)
+        trial = Trial(
+            interruptible.devices, attack, frames, true, queries=args.queries, seed=args.seed, pictures=pictures
+        )
         try:
-            with Progress("queries", len(frames) * args.queries) as line, interruptible:
+            with Progress("queries", len(frames) * args.queries * len(own)) as line, interruptible:
                 trial.run(line.advance)
         except VariegateError as error:
             _keep_stopped(args, trial, error.message)
@@ -98,7 +110,8 @@ def _try(args: argparse.Namespace) -> int:
             _keep_stopped(args, trial, _INTERRUPTED)
             note(f"variegate: {_INTERRUPTED}")
             return _STATUS_INTERRUPTED
-        beside = oracle.seconds_beside(trial.queries) if isinstance(oracle, VehicleOracle) else None
+        first = own[0]
+        beside = first.seconds_beside(trial.queries // len(own)) if isinstance(first, VehicleOracle) else None
     _keep(args, trial)
     if beside is not None:
         note(f"{trial.queries} queries take {beside / 3600:.1f} hours beside the car, at its frame rate")
@@ -125,7 +138,7 @@ def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> N
 
 
 def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """The first images of a file, and their classes if it has them."""
+    """The images of a file, and the classes of the first if it has them."""
     data = read_capped(path, limit=MAX_BYTES)
     images = read_npz(data, ("x",), str(path))["x"]
     if images.ndim != _RANK or not images.size or images.dtype not in (np.uint8, np.float32):
@@ -136,18 +149,19 @@ def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | N
         raise RefusedError(Refusal.MALFORMED, f"x of {path} holds values outside of [0, 1]")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "y.npy" not in archive.namelist():
-            return images[:count], None
+            return images, None
     true = read_npz(data, ("y",), str(path))["y"]
     if true.shape != (len(images),) or not np.issubdtype(true.dtype, np.integer):
         raise RefusedError(Refusal.MALFORMED, f"y of {path} is not one class for each image")
     if true.min() < 0 or true.max() >= MAX_CLASSES:
         raise RefusedError(Refusal.MALFORMED, f"y of {path} holds what are no classes")
-    return images[:count], true[:count].astype(np.int64)
+    return images, true[:count].astype(np.int64)
 
 
 def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[str, object]:
     return {
-        "device": args.device,
+        "device": args.devices[0],
+        "devices": args.devices,
         "attack": args.attack,
         "profile": args.profile,
         "norm": trial.attack.norm,

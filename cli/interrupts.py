@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -13,14 +15,16 @@ from variegate.attack.oracle import Oracle
 
 
 class Interruptible:
-    """A device (`attack.oracle.Oracle`) whose caller a person may interrupt; a context manager.
+    """Devices whose caller a person may interrupt; a context manager.
 
     A second Ctrl-C breaks off whatever is done.
+
+    Attributes:
+        devices: The devices (`attack.oracle.Oracle`).
     """
 
-    def __init__(self, oracle: Oracle) -> None:
-        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle = oracle
+    def __init__(self, devices: Sequence[Oracle]) -> None:
+        self.devices = [_Device(device, self) for device in devices]
         self._asking = self._interrupted = False
         self._before: Any = None
 
@@ -33,8 +37,9 @@ class Interruptible:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
-        """As the device's.
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A block in which a device is asked.
 
         Raises:
             KeyboardInterrupt: A person interrupted it, now or since the last question.
@@ -43,7 +48,7 @@ class Interruptible:
         try:
             if self._interrupted:
                 raise KeyboardInterrupt
-            return self._oracle.labels(frames)
+            yield
         finally:
             self._asking = False
 
@@ -52,3 +57,15 @@ class Interruptible:
             self._interrupted = True
             raise KeyboardInterrupt
         self._interrupted = True
+
+
+class _Device:
+    """One of them."""
+
+    def __init__(self, oracle: Oracle, all_of_them: Interruptible) -> None:
+        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
+        self._oracle, self._all = oracle, all_of_them
+
+    def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        with self._all.asking():
+            return self._oracle.labels(frames)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from testbed import bases
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
 from variegate.attack.adaptive.clone import Extraction, extract, samples
-from variegate.attack.adaptive.collusion import Unanimous, Vote, combined, firmest, fool_all
-from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, fool_base, recover
+from variegate.attack.adaptive.cloning import Cloning, mixtures
+from variegate.attack.adaptive.collusion import Agreement, Colluders, Vote, combined, firmest
+from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, PartnerSearch, recover
 from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
@@ -27,6 +29,7 @@ from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome, Status
 from variegate.attack.overshoot import stretched
 from variegate.attack.search import Problem, seeded
+from variegate.attack.strategy import Strategy, charged, run
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
 from variegate.export.fuse import fuse
@@ -97,6 +100,12 @@ def found(outcomes: list[Outcome]) -> NDArray[Any]:
     return np.stack([outcome.sample for outcome in outcomes if outcome.sample is not None])
 
 
+def attacked(
+    strategy: Strategy, own: Sequence[Oracle], clean: NDArray[Any], pictures: NDArray[Any], queries: int
+) -> list[Outcome]:
+    return list(strategy.outcomes(tasks(own[0], clean, pictures, queries), own, pictures))
+
+
 def rate(oracle: Oracle, frames: NDArray[Any], label: int = 0) -> float:
     return float((ask_all(oracle, frames) != label).mean())
 
@@ -147,7 +156,7 @@ def test_votes_and_unanimity_of_colluders_find_what_carries_over() -> None:
     own, victims = fleet[:12], fleet[12:]
     alone = found(driver.outcomes(HopSkipJump(), tasks(own[0], clean, BRIGHT, 500), own[0]))
     vote = found(driver.outcomes(HopSkipJump(), tasks(own[0], clean, BRIGHT, 500), Vote(own)))
-    every = found(fool_all(HopSkipJump(), tasks(own[0], clean, BRIGHT, 500), own))
+    every = found(attacked(Colluders(devices=12, agreement="all"), own, clean, BRIGHT, 500))
     assert all(rate(device, every) == 1 for device in own)
     of = [np.mean([rate(victim, sample) for victim in victims]) for sample in (alone, vote, every)]
     depth = [plane(sample.reshape(8, -1)).mean() for sample in (alone, vote, every)]
@@ -159,14 +168,20 @@ def test_votes_and_unanimity_of_colluders_find_what_carries_over() -> None:
     assert depth[0] < 0 < depth[2]
 
 
-def test_what_a_spent_budget_leaves_not_begun_is_said() -> None:
+def test_what_a_spent_budget_leaves_not_begun_is_missing() -> None:
     clean, fleet = dark(40), [Rippled(i) for i in range(2)]
-    given = tasks(fleet[0], clean, BRIGHT, 100)
+    own: list[Oracle] = [Counted(fleet[0], 300), fleet[1]]
+    outcomes = list(Colluders(agreement="all").outcomes(tasks(fleet[0], clean, BRIGHT, 100), own, BRIGHT))
+    assert 0 < len(outcomes) < 40
     unknown = Partners(np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2), 0)
+    past = list(PartnerSearch().past(unknown, tasks(fleet[0], clean, BRIGHT, 100), Counted(fleet[0], 300)))
+    assert 0 < len(past) < 40
     with pytest.raises(LimitError, match="images not begun"):
-        fool_all(HopSkipJump(), given, [Counted(fleet[0], 300), fleet[1]])
-    with pytest.raises(LimitError, match="images not begun"):
-        fool_base(HopSkipJump(), given, Counted(fleet[0], 300), unknown)
+        list(
+            Colluders(agreement="mean").outcomes(
+                tasks(fleet[0], clean, BRIGHT, 100), [Counted(fleet[0], 300), *own[1:]], BRIGHT
+            )
+        )
 
 
 @dataclass
@@ -187,9 +202,13 @@ def test_votes_are_counted_and_unanimity_is_of_all() -> None:
     frames = np.zeros((4, *SHAPE), np.float32)
     three = [Fixed((0, 1, 2, 3)), Fixed((1, 1, 0, 2)), Fixed((1, 2, 0, 1))]
     assert Vote(three).labels(frames).tolist() == [1, 1, 0, 3]
-    assert Unanimous(three, label=0).labels(frames).tolist() == [0, 1, 0, 3]
-    assert Unanimous(three, label=0, target=1).labels(frames).tolist() == [0, 0, 0, 0]
-    assert Unanimous(three[1:], label=0, target=1).labels(frames).tolist() == [1, 0, 0, 0]
+    assert Agreement(three, label=0).labels(frames).tolist() == [0, 1, 0, 3]
+    assert Agreement(three, label=2).labels(frames).tolist() == [0, 2, 2, 2]
+    assert Agreement(three, label=3, least=2).labels(frames).tolist() == [0, 1, 2, 3]
+    assert Agreement(three, label=1, least=2).labels(frames).tolist() == [1, 1, 2, 3]
+    assert Agreement(three, label=0, target=1).labels(frames).tolist() == [0, 0, 0, 0]
+    assert Agreement(three, label=0, target=1, least=2).labels(frames).tolist() == [0, 1, 0, 0]
+    assert Agreement(three[1:], label=0, target=1).labels(frames).tolist() == [1, 0, 0, 0]
     with pytest.raises(MisuseError):
         Vote([])
     with pytest.raises(MisuseError):
@@ -397,7 +416,7 @@ def test_with_partners_cancelled_samples_carry_over(tmp_path: Path) -> None:
     assert partner == int(np.flatnonzero(orders[0] == 0)[0])
     theirs = starts[ask_all(own, starts) == partner]
     plain = found(driver.outcomes(HopSkipJump(), tasks(own, clean, theirs, 400), own))
-    past = found(fool_base(HopSkipJump(), tasks(own, clean, starts, 400), own, known))
+    past = found(list(PartnerSearch().past(known, tasks(own, clean, starts, 400), own)))
 
     def carried(frames: NDArray[Any], s: float = 1) -> float:
         shown = stretched(clean, frames, s, "uint8")
@@ -409,3 +428,83 @@ def test_with_partners_cancelled_samples_carry_over(tmp_path: Path) -> None:
     assert carried(plain) == carried(plain, 1.1) == 0
     assert carried(past, 1.2) > 0.9
     assert np.array_equal(Cancelled(own, 0, None).labels(clean), ask_all(own, clean))
+
+
+def test_colluders_pay_what_they_ask_and_are_judged_on_the_first_copy() -> None:
+    clean = dark(4)
+    for agreement in ("most", "all", "mean", "median"):
+        strategy = Colluders(devices=3, agreement=agreement)
+        own = [Counted(Rippled(i)) for i in range(3)]
+        given = [replace(task, checkpoints=(100, 400)) for task in tasks(Rippled(0), clean, BRIGHT, 400)]
+        outcomes = list(run(strategy, given, own, BRIGHT))
+        asked = sum(outcome.queries for outcome in outcomes)
+        most = max(device.queries for device in own)
+        assert most == asked if not strategy.pooled else most <= asked
+        assert all(outcome.queries <= 400 for outcome in outcomes)
+        for outcome in outcomes:
+            assert outcome.status is Status.FOUND
+            assert outcome.sample is not None
+            assert outcome.label == Rippled(0).labels(outcome.sample[np.newaxis])[0] == 1
+            assert np.array_equal(outcome.checkpoints[400], outcome.sample)  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match="is for 2 of the attacker's devices, and has 1"):
+        run(Colluders(), tasks(Rippled(0), clean, BRIGHT, 400), [Rippled(0)], BRIGHT)
+    with pytest.raises(MisuseError, match="for 1 of"):
+        run(HopSkipJump(), tasks(Rippled(0), clean, BRIGHT, 400), [Rippled(0), Rippled(1)], BRIGHT)
+
+
+def test_what_partners_cost_comes_out_of_the_images_budgets(tmp_path: Path) -> None:
+    copies, _ = permuted(tmp_path, 4)
+    own, victims = Counted(copies[0]), copies[1:]
+    clean, pictures = balanced(60, 1), balanced(100)
+    clean = clean[ask_all(copies[0], clean) == 0]
+    given = [replace(task, checkpoints=(50, 600)) for task in tasks(copies[0], clean, balanced(30, 2), 600)]
+    outcomes = list(run(PartnerSearch(), given, [own], pictures))
+    assert own.queries == sum(outcome.queries for outcome in outcomes) <= 600 * len(clean)
+    past = found(outcomes)
+    assert all(outcome.checkpoints[50] is None for outcome in outcomes)
+    assert all(np.array_equal(o.checkpoints[600], o.sample) for o in outcomes)  # type: ignore[arg-type]
+    far = stretched(clean, past, 1.2, "uint8")
+    assert np.mean([(ask_all(victim, far) != 0).mean() for victim in victims]) > 0.9
+    with pytest.raises(MisuseError, match="recovery of partners takes"):
+        list(run(PartnerSearch(), tasks(copies[0], clean[:1], pictures, 100), [own], pictures))
+    voters = PartnerSearch(devices=3)
+    outcomes = list(run(voters, tasks(copies[0], clean, balanced(30, 2), 600), copies[:3], pictures))
+    assert (ask_all(copies[0], found(outcomes)) != 0).all()
+
+
+@pytest.mark.parametrize("attack", ["deepfool", "pgd"])
+def test_a_clone_is_paid_for_and_its_samples_are_tried(attack: Any) -> None:
+    device, clean = Counted(Quadrants()), quarters(20, 1)
+    strategy = Cloning(attack=attack, epsilon=3.0, epochs=8, width=8)
+    outcomes = list(run(strategy, tasks(Quadrants(), clean, quarters(4, 2), 60), [device], quarters(300, 0)))
+    assert device.queries == sum(outcome.queries for outcome in outcomes) == 60 * 20
+    samples_ = [outcome for outcome in outcomes if outcome.status is Status.FOUND]
+    assert len(samples_) > 12
+    labels = Quadrants().labels(clean)
+    assert all(outcome.label != labels[outcome.key] for outcome in samples_)
+    again = list(run(strategy, tasks(Quadrants(), clean, quarters(4, 2), 60), [device], quarters(300, 0)))
+    assert [o.distance for o in again] == [o.distance for o in outcomes]
+    with pytest.raises(MisuseError, match="more than 7 queries"):
+        list(run(strategy, tasks(Quadrants(), clean, clean, 7), [device], clean))
+
+
+def test_mixtures_begin_with_the_pictures_and_lie_between_them() -> None:
+    pictures = quarters(5, 0)
+    some = mixtures(pictures, 3, np.random.default_rng(0))
+    assert all(any(np.array_equal(frame, picture) for picture in pictures) for frame in some)
+    more = mixtures(pictures, 40, np.random.default_rng(0))
+    assert more.shape == (40, *SHAPE)
+    assert {frame.tobytes() for frame in pictures} <= {frame.tobytes() for frame in more}
+    assert (more >= pictures.min(axis=0)).all()
+    assert (more <= pictures.max(axis=0)).all()
+    with pytest.raises(MisuseError):
+        mixtures(pictures[:0], 1, np.random.default_rng(0))
+
+
+def test_shares_add_up_and_no_budget_is_overdrawn() -> None:
+    given = tasks(Rippled(0), dark(3), BRIGHT, 10)
+    rest, shares = charged(given, 7)
+    assert shares == [3, 2, 2]
+    assert [task.problem.queries for task in rest] == [7, 8, 8]
+    with pytest.raises(MisuseError, match="it takes 28 labels to prepare, and the 3 images have 30"):
+        charged(given, 28)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,8 +24,9 @@ from variegate.attack.algorithms.segment import to_edge
 from variegate.attack.algorithms.steps import between, first_start
 from variegate.attack.algorithms.subspace import to_pixels
 from variegate.attack.algorithms.surfree import SurFree
-from variegate.attack.algorithms.table import ATTACKS, DEFAULTS, from_config, to_config
+from variegate.attack.algorithms.table import DEFAULTS, SearchKind
 from variegate.attack.driver import outcomes
+from variegate.attack.kinds import KINDS, from_config
 from variegate.attack.lane import Task
 from variegate.attack.oracle import LEVELS, Oracle, to_frames, to_points
 from variegate.attack.outcome import Outcome, Status
@@ -264,14 +265,12 @@ def test_corrected_comes_nearer_than_art(kind: str) -> None:
         assert ours <= art, dtype
 
 
-@pytest.mark.parametrize(("kind", "profile"), DEFAULTS)
+@pytest.mark.parametrize(("kind", "profile"), KINDS)
 def test_configurations_survive_a_round_trip(kind: str, profile: str) -> None:
-    attack = DEFAULTS[kind, profile]()
-    assert attack.name == kind
-    written = to_config(attack)
-    assert written["profile"] == profile
-    assert from_config(**written) == attack
-    assert {kind for kind, _ in DEFAULTS} == set(ATTACKS)
+    attack: Any = KINDS[kind, profile]()
+    assert (attack.name, attack.profile) == (kind, profile)
+    assert from_config(kind, profile, {field.name: getattr(attack, field.name) for field in fields(attack)}) == attack
+    assert set(get_args(SearchKind)) == {kind for kind, _ in DEFAULTS}
 
 
 @pytest.mark.parametrize(
@@ -287,6 +286,11 @@ def test_configurations_survive_a_round_trip(kind: str, profile: str) -> None:
         ("hopskipjump", "art-1.20", {"max_eval": 1}, "attacks[1].parameters.max_eval must be at least init_eval"),
         ("boundary", "corrected", {"step_adapt": 1.0}, "attacks[1].parameters.step_adapt must lie between 0 and 1"),
         ("boundary", "art-1.20", {"delta": math.nan}, "attacks[1].parameters.delta must be above 0"),
+        ("colluders", "corrected", {"devices": 1}, "attacks[1].parameters.devices must be 2 to 64"),
+        ("colluders", "corrected", {"agreement": "none"}, "attacks[1].parameters.agreement: 'none' is not one of most"),
+        ("colluders", "corrected", {"search": "clone"}, "attacks[1].parameters.search: 'clone' is not one of boundary"),
+        ("partner", "corrected", {"share": 1.0}, "attacks[1].parameters.devices must be 1 to 64, and share between"),
+        ("clone", "corrected", {"epsilon": math.inf}, "attacks[1].parameters.epochs and width must be at least 1"),
     ],
 )
 def test_a_wrong_key_is_named_by_its_path(kind: str, profile: str, parameters: dict[str, object], message: str) -> None:

@@ -596,7 +596,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_work_is_spent(
 
 
 def test_all_source_that_searches_and_replays_counts_as_software() -> None:
-    modules = ("driver", "algorithms.table", "campaign.replay", "oracles.vehicle")
+    modules = ("driver", "kinds", "adaptive.clone", "campaign.replay", "oracles.vehicle")
     needed = {file for module in modules for file in source_of(f"variegate.attack.{module}")}
     counted = {str(path.relative_to(REPOSITORY)) for path in sources()}
     assert {file for file in needed if file.startswith("attack/") and not file.endswith("__init__.py")} - {

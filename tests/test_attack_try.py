@@ -129,6 +129,45 @@ def test_a_simulated_device_is_turned_on(place: Path, tmp_path: Path, capsys: py
     assert "budget is spent" in error
 
 
+def test_colluders_pool_their_devices(
+    place: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--images", place / "val.npz", "--queries", 100, "--count", 3)
+    with device_with(tmp_path) as other:
+        theirs = other.boot()
+        before = theirs.status().answered
+        with serving(theirs) as service:
+            assert service.address is not None
+            friend = f"http://127.0.0.1:{service.address[1]}"
+            out = tmp_path / "samples.npz"
+            more = ("--attack", "colluders", "--json", "--out", out)
+            status, text, error = tried(capsys, url, friend, *words, *more)
+            assert status == 0, error
+            found = json.loads(text)
+            assert found["devices"] == [url, friend]
+            # Each frame of a search goes to both, the clean images to the first.
+            assert found["queries"] == sum(2 * one["queries"] - 1 for one in found["images"])
+            assert theirs.status().answered - before == sum(one["queries"] - 1 for one in found["images"])
+            with np.load(out) as samples:
+                assert (theirs.classify_batch(samples["sample"]) != samples["clean_label"]).all()
+            status, text, error = tried(capsys, url, friend, *words)
+            assert (status, text) == (2, "")
+            assert "the attack hopskipjump is for 1 of the attacker's devices, and has 2" in error
+    status, text, error = tried(capsys, url, *words, "--attack", "colluders")
+    assert (status, text) == (2, "")
+    assert "is for 2 of the attacker's devices, and has 1" in error
+
+
+def test_a_clone_learns_from_all_images_of_the_file(place: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--images", place / "val.npz", "--queries", 60, "--count", 2, "--attack", "clone", "--json")
+    status, text, error = tried(capsys, url, *words)
+    assert status == 0, error
+    found = json.loads(text)
+    assert found["queries"] == sum(one["queries"] for one in found["images"]) == 2 * 60
+    status, text, error = tried(capsys, url, *words[:-1], "--queries", 6)
+    assert (status, "a clone needs more than 7 queries" in error) == (2, True)
+
+
 def test_the_help_lists_profiles(capsys: pytest.CaptureFixture[str]) -> None:
     status, text, _ = tried(capsys, "--help")
     assert status == 0
@@ -274,8 +313,8 @@ def test_an_interruption_between_questions_ends_the_searches_at_the_next() -> No
         white = int(oracle.labels(np.full((1, *SHAPE), 255, np.uint8))[0])
         drawn = (frames(200) > 127).astype(np.uint8) * np.uint8(255)
         others = drawn[ask_all(oracle, drawn) != white]
-        interruptible = Interruptible(oracle)
-        trial = Trial(interruptible, _Interrupts(), others[:1], queries=10, seed=0)
+        interruptible = Interruptible([oracle])
+        trial = Trial(interruptible.devices, _Interrupts(), others[:1], queries=10, seed=0)
         with pytest.raises(KeyboardInterrupt), interruptible:
             trial.run()
     (outcome,) = trial.outcomes.values()

@@ -8,6 +8,8 @@ rewriter, so they carry over to a fleet exactly as far as the fleet shares the b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +155,17 @@ def _train(student: Student, images: Tensor, labels: Tensor, how: Extraction, rn
     student.eval()
     for parameter in student.parameters():
         parameter.requires_grad_(False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, so that sums come out the same on every machine, until the end of the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def samples(clone: Clone, attack: Pgd | DeepFool, clean: NDArray[Any], dtype: str) -> NDArray[Any]:

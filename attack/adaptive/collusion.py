@@ -3,31 +3,38 @@
 Assumes that the attackers own k devices of the fleet and know nothing of seeds or rewriter. What belongs to one copy
 alone is outvoted, or averaged away; what is left is the base's, which victims share.
 
-- `Vote`: the attack sees the answer of most copies.
-- `Unanimous` and `fool_all`: the attack sees success only where every copy is fooled.
+- `Agreement`: a search sees success only where the first copy is fooled, and most or all of the others with it.
 - `combined`: the mean or median of samples that were found on each copy by itself; `firmest` then takes them as far as
   the attackers' copies need.
+
+`Colluders` is the strategy that campaigns and `attack try` know. `Vote`, the answer of most copies, is the base's own
+answer where each copy is disturbed in its own way (`partner.recover`).
 
 A label of an ensemble costs a query on each of the k devices, side by side: k times the queries, in the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack import driver
+from variegate.attack.algorithms.table import CORRECTED, DEFAULTS, SearchKind
 from variegate.attack.lane import Task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched
-from variegate.attack.search import Attack
+from variegate.attack.search import Attack, Norm
+from variegate.attack.strategy import charged, clean_frames, judged, own_labels
 from variegate.keys.errors import MisuseError
 
 Method = Literal["mean", "median"]
+MOST_DEVICES = 64
+"""As many as a campaign's worker keeps open."""
 
 
 class _Joint:
@@ -65,44 +72,29 @@ class Vote(_Joint):
         return out
 
 
-class Unanimous(_Joint):
-    """Success only where all devices agree on it (`Oracle`).
+class Agreement(_Joint):
+    """Success only where the first device and enough of the others agree on it (`Oracle`).
 
     Args:
         oracles: The colluders' devices, alike in shape, dtype and classes.
-        label: Of the clean image: answered as long as one device answers it.
-        target: For targeted attacks: answered only where all devices answer it.
-
-    Raises:
-        MisuseError: None, or unlike devices.
+        label: Of the clean image: answered as long as too few devices are fooled.
+        target: For targeted attacks: answered only where enough devices answer it.
+        least: How many devices must be fooled, the first among them; None for all.
     """
 
-    def __init__(self, oracles: Sequence[Oracle], label: int, target: int | None = None) -> None:
+    def __init__(
+        self, oracles: Sequence[Oracle], label: int, target: int | None = None, least: int | None = None
+    ) -> None:
         super().__init__(oracles)
-        self._label, self._target = label, target
+        self._label, self._target, self._least = label, target, len(oracles) if least is None else least
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """See `Oracle`."""
         each = self.each(frames)
-        won = (each != self._label).all(axis=0) if self._target is None else (each == self._target).all(axis=0)
-        out: NDArray[np.int64] = np.where(won, each[0], self._label)
+        fooled = each != self._label if self._target is None else each == self._target
+        enough = fooled[0] & (fooled.sum(axis=0) >= self._least)
+        out: NDArray[np.int64] = np.where(enough, each[0], self._label)
         return out
-
-
-def fool_all(attack: Attack, tasks: Sequence[Task], oracles: Sequence[Oracle]) -> list[Outcome]:
-    """Searches samples that fool every one of the colluders' devices; outcomes in the order of the tasks.
-
-    Raises:
-        MisuseError, RefusedError, DeviceError, LimitError: As `driver.outcomes`.
-    """
-    groups: dict[tuple[int, int | None], list[Task]] = {}
-    for task in tasks:
-        groups.setdefault((task.problem.label, task.problem.target), []).append(task)
-    found: dict[int, Outcome] = {}
-    for (label, target), group in groups.items():
-        joint = Unanimous(oracles, label, target)
-        found |= {outcome.key: outcome for outcome in driver.outcomes(attack, group, joint)}
-    return [found[task.key] for task in tasks]
 
 
 def combined(samples: NDArray[Any], method: Method, dtype: str) -> NDArray[Any]:
@@ -152,3 +144,81 @@ def firmest(
     best = np.asarray(fooled).argmax(axis=0)
     out: NDArray[Any] = tried[best, np.arange(len(clean))]
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colluders:
+    """Owners of several copies who pool them (`strategy.Strategy`), profile `corrected`.
+
+    Attributes:
+        devices: How many copies they own.
+        agreement: "most" and "all" search once, over what so many copies agree on; "mean" and "median" search on each
+            copy by itself, and combine the samples.
+        search: The search.
+    """
+
+    devices: int = 2
+    agreement: Literal["most", "all", "mean", "median"] = "most"
+    search: SearchKind = "hopskipjump"
+    name: ClassVar[str] = "colluders"
+    profile: ClassVar[str] = CORRECTED
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            MisuseError: There are too few devices, or too many.
+        """
+        if not 2 <= self.devices <= MOST_DEVICES:  # noqa: PLR2004
+            raise MisuseError(f"devices must be 2 to {MOST_DEVICES}")
+
+    @property
+    def norm(self) -> Norm:
+        """The search's."""
+        return self._attack.norm
+
+    @property
+    def pooled(self) -> bool:
+        """Whether samples are combined at the end."""
+        return self.agreement in get_args(Method)
+
+    @property
+    def targets(self) -> bool:
+        """Whether it can aim: what is combined cannot."""
+        return not self.pooled
+
+    def outcomes(self, tasks: Sequence[Task], own: Sequence[Oracle], pictures: NDArray[Any]) -> Iterator[Outcome]:  # noqa: ARG002
+        """See `strategy.Strategy`."""
+        if self.agreement in ("mean", "median"):
+            yield from self._combined(self.agreement, tasks, own)
+            return
+        least = len(own) if self.agreement == "all" else len(own) // 2 + 1
+        groups: dict[tuple[int, int | None], list[Task]] = {}
+        for task in tasks:
+            groups.setdefault((task.problem.label, task.problem.target), []).append(task)
+        for (label, target), group in groups.items():
+            yield from driver.run(self._attack, group, Agreement(own, label, target, least))
+
+    @property
+    def _attack(self) -> Attack:
+        return DEFAULTS[self.search, CORRECTED]()
+
+    def _combined(self, method: Method, tasks: Sequence[Task], own: Sequence[Oracle]) -> Iterator[Outcome]:
+        """Searches on each copy by itself, with labels left over for `firmest` and the judgement."""
+        rest, _ = charged(tasks, len(tasks) * (len(OVERSHOOTS) + 1))
+        generators = [task.problem.rng.spawn(len(own)) for task in rest]
+        asked = np.zeros(len(rest), np.int64)
+        clean = clean_frames(rest, own[0].dtype)
+        each = []
+        for i, device in enumerate(own):
+            part = [
+                replace(task, checkpoints=(), problem=replace(task.problem, rng=rng[i]))
+                for task, rng in zip(rest, generators, strict=True)
+            ]
+            ends = driver.outcomes(self._attack, part, device)
+            each.append([frame if end.sample is None else end.sample for end, frame in zip(ends, clean, strict=True)])
+            asked = np.maximum(asked, [end.queries for end in ends])
+        middle = combined(np.array(each), method, own[0].dtype)
+        frames = firmest(clean, middle, own_labels(rest), own)
+        for task, frame, label, labels in zip(tasks, frames, ask_all(own[0], frames), asked, strict=True):
+            yield judged(task, frame, int(label), int(labels) + len(OVERSHOOTS) + 1, self.norm)

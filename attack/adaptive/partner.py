@@ -25,19 +25,23 @@ each other (pi(pi(c)) = c) move their common boundary nowhere and remain unknown
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
+from variegate.attack.adaptive.collusion import MOST_DEVICES, Vote
+from variegate.attack.algorithms.table import CORRECTED, DEFAULTS, SearchKind
 from variegate.attack.lane import Task
 from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
-from variegate.attack.search import Attack
+from variegate.attack.search import Attack, Norm
+from variegate.attack.strategy import charged, delayed
 from variegate.keys.errors import MisuseError
 
 Labels = Callable[[NDArray[Any]], NDArray[np.int64]]
@@ -45,6 +49,8 @@ Labels = Callable[[NDArray[Any]], NDArray[np.int64]]
 STEPS = 8
 """Bisections of a segment: down to a grey level of the widest difference."""
 UNKNOWN = -1
+_VOTERS = 3
+"""Copies whose vote shows the base: of two, the first would always win."""
 _RIDGE = 1e-3
 _FAR = 2.0
 
@@ -180,17 +186,71 @@ class Cancelled:
         return out if self._partner is None else np.where(out == self._partner, self._label, out)
 
 
-def fool_base(attack: Attack, tasks: Sequence[Task], own: Oracle, partners: Partners) -> list[Outcome]:
-    """Attacks through `Cancelled`, each image with its class's partner; outcomes in the order of the tasks.
+@dataclass(frozen=True, kw_only=True)
+class PartnerSearch:
+    """Recovers the partner classes of a permutation copy, and searches past them (`strategy.Strategy`).
 
-    Raises:
-        MisuseError, RefusedError, DeviceError, LimitError: As `driver.outcomes`.
+    Profile `corrected`.
+
+    Attributes:
+        devices: Copies owned. From three on, their vote is the reference that recovery is held against.
+        share: Of all labels, what recovery may take.
+        search: The search.
     """
-    groups: dict[int, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(task.problem.label, []).append(task)
-    found: dict[int, Outcome] = {}
-    for label, group in groups.items():
-        cancelled = Cancelled(own, label, partners.partner(label))
-        found |= {outcome.key: outcome for outcome in driver.outcomes(attack, group, cancelled)}
-    return [found[task.key] for task in tasks]
+
+    devices: int = 1
+    share: float = 0.5
+    search: SearchKind = "hopskipjump"
+    name: ClassVar[str] = "partner"
+    profile: ClassVar[str] = CORRECTED
+    targets: ClassVar[bool] = False
+    pooled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            MisuseError: A field is out of range.
+        """
+        if not 1 <= self.devices <= MOST_DEVICES or not 0 < self.share < 1:
+            raise MisuseError(f"devices must be 1 to {MOST_DEVICES}, and share between 0 and 1")
+
+    @property
+    def norm(self) -> Norm:
+        """The search's."""
+        return self._attack.norm
+
+    def outcomes(self, tasks: Sequence[Task], own: Sequence[Oracle], pictures: NDArray[Any]) -> Iterator[Outcome]:
+        """See `strategy.Strategy`."""
+        if not tasks:
+            return
+        most = int(self.share * sum(task.problem.queries for task in tasks))
+        one = math.comb(own[0].classes, 2) * (STEPS + 1)
+        rounds = (most - len(pictures)) // one
+        if rounds < 1:
+            raise MisuseError(
+                f"recovery of partners takes {one + len(pictures)} labels, and has {most}",
+                hint="give more queries for each image, or more images at once",
+            )
+        reference = Vote(own).labels if len(own) >= _VOTERS else None
+        known = recover(own[0], pictures, rounds=rounds, rng=tasks[0].problem.rng, reference=reference)
+        rest, shares = charged(tasks, known.queries)
+        costs = {task.key: (share, task.checkpoints) for task, share in zip(tasks, shares, strict=True)}
+        for outcome in self.past(known, rest, own[0]):
+            yield delayed(outcome, *costs[outcome.key])
+
+    def past(self, known: Partners, tasks: Sequence[Task], own: Oracle) -> Iterator[Outcome]:
+        """Searches through `Cancelled`, each image with its class's partner.
+
+        Raises:
+            MisuseError, RefusedError, DeviceError, LimitError: As `driver.run`.
+        """
+        groups: dict[int, list[Task]] = {}
+        for task in tasks:
+            groups.setdefault(task.problem.label, []).append(task)
+        for label, group in groups.items():
+            yield from driver.run(self._attack, group, Cancelled(own, label, known.partner(label)))
+
+    @property
+    def _attack(self) -> Attack:
+        return DEFAULTS[self.search, CORRECTED]()

@@ -9,12 +9,14 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign.schema import check, quoted, wrong
-from variegate.attack.search import STARTS
+from variegate.attack.kinds import from_config
+from variegate.attack.search import STARTS, Attack
+from variegate.attack.strategy import Strategy, devices_of
 from variegate.keys.errors import Refusal, RefusedError, VariegateError
 from variegate.keys.files import read_capped
 
@@ -96,6 +98,16 @@ class AttackRun:
     fleets: tuple[str, ...]
     attackers: int | None = None
     images: str = "each"
+
+    @cached_property
+    def attack(self) -> Attack | Strategy:
+        """As configured."""
+        return from_config(self.kind, self.profile, self.parameters)
+
+    @property
+    def devices(self) -> int:
+        """How many copies each attacker owns: the one that is attacked, and those after it."""
+        return devices_of(self.attack)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +196,11 @@ def parse(data: bytes) -> Campaign:
     _unique("fleet", names)
     attacks = tuple(_attack(i, attack, names) for i, attack in enumerate(values["attack"]))
     _unique("attack", [attack.name for attack in attacks])
+    copies = {fleet.name: fleet.copies for fleet in fleets}
+    for i, attack in enumerate(attacks):
+        for name in attack.fleets:
+            if attack.devices > copies[name]:
+                raise wrong(f"attack[{i}].parameters.devices", f"is more than the {copies[name]} copies of {name}")
     source = values["data"]
     if ("images" in source) == ("set" in source):
         raise wrong("data", "needs either images or set")
@@ -192,7 +209,6 @@ def parse(data: bytes) -> Campaign:
     if len(set(overshoots)) != len(overshoots):
         raise wrong("replay.overshoots", "names one twice")
     run = Running(**values.get("run", {}))
-    copies = {fleet.name: fleet.copies for fleet in fleets}
     attackers = sum(min(copies[f], a.attackers or copies[f]) for a in attacks for f in a.fleets)
     if attackers * math.ceil(source["count"] / run.unit) > MAX_UNITS:
         raise wrong("run.unit", f"is too small: there would be more than {MAX_UNITS} units")
@@ -268,6 +284,8 @@ def _attack(number: int, values: dict[str, Any], fleets: Sequence[str]) -> Attac
     except VariegateError as error:
         message = quoted(f"campaign: {error.message}")
         raise RefusedError(Refusal.MALFORMED, message, hint=error.hint) from error
+    if targeted and isinstance(made.attack, Strategy) and not made.attack.targets:
+        raise wrong(f"{where}.targeted", f"is not for {made.kind} as it is set: it cannot aim")
     return made
 
 

@@ -25,7 +25,7 @@ from variegate.keys.recipe import KeyedTensor
 BATCH = 1024
 """Most frames of one call to a copy: a bound on memory."""
 OPEN = 64
-"""Copies that a worker keeps open."""
+"""Copies that a worker keeps open; no attacker owns more."""
 LONGEST_WAIT_S = 120.0
 """Most seconds that a device with a rate is waited for, for one query."""
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}

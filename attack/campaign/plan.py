@@ -10,7 +10,7 @@ import numpy as np
 
 from variegate.attack.campaign.copies import Copies, FleetCopies, Opener, open_device_oracle
 from variegate.attack.campaign.prepare import Prepared
-from variegate.attack.campaign.units import Unit, units, victims
+from variegate.attack.campaign.units import Unit, owned, units, victims
 from variegate.attack.oracle import to_frames, to_points
 from variegate.keys.errors import MisuseError
 
@@ -125,8 +125,9 @@ def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float |
     for unit in own:
         attack, count = campaign.attack(unit.attack), len(unit.images)
         kept, shown_to = 1 + len(attack.budgets), len(victims(campaign, unit))
-        asked[unit.attacker] += count * attack.queries
-        queries += count * attack.queries
+        for device in owned(campaign, unit):
+            asked[device] += count * attack.queries
+            queries += count * attack.queries
         clean += count * (1 + shown_to)
         rows = count * kept * overshoots * shown_to
         replays += rows

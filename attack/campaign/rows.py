@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.replay import Answer
 from variegate.attack.campaign.shards import KEYS, Columns
@@ -19,14 +18,13 @@ from variegate.attack.outcome import Outcome
 def given(prepared: Prepared, unit: Unit) -> dict[str, list[Any]]:
     """Columns of the samples' shard that follow from the campaign alone, a value for each image of the unit."""
     run, images, count = prepared.campaign.attack(unit.attack), prepared.images, len(unit.images)
-    attack = from_config(run.kind, run.profile, run.parameters)
     places = list(unit.images)
     dtype = next(fleet.dtype for fleet in prepared.fleets if fleet.name == unit.fleet)
     return {
         "fleet": [unit.fleet] * count,
         "attack": [unit.attack] * count,
         "profile": [run.profile] * count,
-        "norm": [attack.norm] * count,
+        "norm": [run.attack.norm] * count,
         "attacker": [unit.attacker] * count,
         "image": images.index[places].tolist(),
         "true_class": images.y[places].tolist(),

@@ -25,6 +25,7 @@ _SOURCES = (
     "attack/campaign/units.py",
     "attack/campaign/work.py",
     "attack/driver.py",
+    "attack/kinds.py",
     "attack/lane.py",
     "attack/oracle.py",
     "attack/oracles/frames.py",
@@ -32,6 +33,9 @@ _SOURCES = (
     "attack/outcome.py",
     "attack/overshoot.py",
     "attack/search.py",
+    "attack/strategy.py",
+    "attack/whitebox/deepfool.py",
+    "attack/whitebox/pgd.py",
     "device_sim/world/camera.py",
     "export/intake/probe.py",
 )

@@ -47,8 +47,15 @@ def _units(campaign: Campaign, attack: AttackRun, fleet: str) -> Iterator[Unit]:
             )
 
 
+def owned(campaign: Campaign, unit: Unit) -> list[int]:
+    """Copies that a unit's attacker owns, the one that is attacked first."""
+    copies = campaign.fleet(unit.fleet).copies
+    return [(unit.attacker + i) % copies for i in range(campaign.attack(unit.attack).devices)]
+
+
 def victims(campaign: Campaign, unit: Unit) -> list[int]:
-    """Copies that a unit's samples are shown to, ascending; the attacker's own is among them."""
+    """Copies that a unit's samples are shown to, ascending: the one attacked, and copies of others."""
     copies, wanted = campaign.fleet(unit.fleet).copies, campaign.replay.victims
-    others = copies - 1 if wanted == "all" else min(wanted, copies - 1)
-    return sorted((unit.attacker + i) % copies for i in range(others + 1))
+    first = campaign.attack(unit.attack).devices
+    others = range(first, copies if wanted == "all" else min(first + wanted, copies))
+    return sorted([unit.attacker, *((unit.attacker + i) % copies for i in others)])

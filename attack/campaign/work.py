@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from variegate.attack.algorithms.table import from_config
 from variegate.attack.campaign import replay, rows, shards
 from variegate.attack.campaign.config import AttackRun
 from variegate.attack.campaign.copies import Copies, Opener, open_device_oracle
@@ -27,12 +26,12 @@ from variegate.attack.campaign.messages import (
     outcome_to_bytes,
 )
 from variegate.attack.campaign.prepare import Prepared
-from variegate.attack.campaign.units import Unit, victims
-from variegate.attack.driver import run
+from variegate.attack.campaign.units import Unit, owned, victims
 from variegate.attack.lane import Task, task
 from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import seeded
+from variegate.attack.strategy import is_pooled, run
 from variegate.keys.errors import DeviceError, LimitError, VariegateError
 
 _MAX_REASON = 500
@@ -75,14 +74,17 @@ class Bench:
     def _events(self, job: Job) -> Iterator[Event]:
         unit, campaign, images = job.unit, self._prepared.campaign, self._prepared.images
         attack_run = campaign.attack(unit.attack)
-        attack = from_config(attack_run.kind, attack_run.profile, attack_run.parameters)
-        oracle = Counted(_Unspent(self.copies.oracle(unit.fleet, unit.attacker)))
+        attack = attack_run.attack
+        own = [Counted(_Unspent(self.copies.oracle(unit.fleet, copy))) for copy in owned(campaign, unit)]
+        oracle = own[0]
         dtype, shape = oracle.dtype, oracle.shape
         places = list(unit.images)
         clean = to_frames(to_points(images.x[places]), dtype)
         labels = ask_all(oracle, clean)
         asked_before = oracle.queries
-        outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in job.known.items()}
+        # What is prepared for all images of a unit together is done for all of them, also after a kill.
+        known = {} if is_pooled(attack) else job.known
+        outcomes = {place: outcome_from_bytes(data, shape, dtype) for place, data in known.items()}
         targets = [self.target(unit, place, int(label)) for place, label in zip(places, labels, strict=True)]
         tasks = (
             self._task(unit, attack_run, place, int(label), target)
@@ -90,12 +92,15 @@ class Bench:
             if place not in outcomes
         )
         asked = 0
-        for outcome in run(attack, tasks, oracle):
+        pictures = to_frames(to_points(images.pool_x), dtype)
+        for outcome in run(attack, tasks, own, pictures):
             outcomes[outcome.key] = outcome
             asked += outcome.queries
             yield ImageDone(unit=unit.name, image=outcome.key, outcome=outcome_to_bytes(outcome))
-        if asked != oracle.queries - asked_before:
-            raise DeviceError(f"{oracle.queries - asked_before} labels were asked for and {asked} accounted for")
+        most = max(oracle.queries - asked_before, *(device.queries for device in own[1:]), 0)
+        # Of combined samples each search counts as much as the longest of its image.
+        if most > asked or (len(own) == 1 and most < asked):
+            raise DeviceError(f"{most} labels were asked for and {asked} accounted for")
         ordered = [outcomes[place] for place in places]
         shown_to = victims(campaign, unit)
         found = self.replays(unit, ordered, dtype)
