@@ -32,12 +32,12 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.study_bases import Attacked, chosen, seeds
 from benchmarks.study_labels import Made, by_labels, several_tries, shown, smoothed
+from benchmarks.study_rows import ReplicationRow
 from testbed.result import result_path, source_commit, write_result
 from testbed.subjects import GTSRB_TINY
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.overshoot import stretched
 from variegate.attack.report.statistics import rate
-from variegate.attack.whitebox.study import ReplicationRow
 from variegate.export.fuse import fuse
 from variegate.export.rewriters import Qim, Rewriter
 

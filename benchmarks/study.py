@@ -21,10 +21,10 @@ import torch
 
 from benchmarks import study_labels, study_white
 from benchmarks.study_bases import KINDS, Dataset, chosen, datasets
+from benchmarks.study_rows import CosineRow, ReplicationRow, write_cosines, write_replication
 from testbed.result import result_path, source_commit, write_result
 from variegate.attack.adaptive.clone import Extraction
 from variegate.attack.report.statistics import wilson
-from variegate.attack.whitebox.study import CosineRow, ReplicationRow, write_cosines, write_replication
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.study_copies import open_copies
 from testbed.settings import calibrated
 from testbed.subjects import CIFAR10, GTSRB
 from testbed.zoo import data, gtsrb_tiny, networks
 from variegate.attack.lane import Task, task
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.search import seeded
-from variegate.attack.whitebox.copies import open_copies
 from variegate.export.fuse import fuse
 from variegate.export.intake.base import Base, from_torch
 from variegate.export.intake.contract import InputSpec

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.study_bases import Attacked, Dataset, seeds, tasks
+from benchmarks.study_copies import Ensemble, to_tensor
+from benchmarks.study_replay import replayed
+from benchmarks.study_rows import ReplicationRow
 from testbed.zoo import data
 from variegate.attack import driver
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Colluders, Vote, combined, firmest
 from variegate.attack.adaptive.partner import UNKNOWN, PartnerSearch, recover
-from variegate.attack.adaptive.replay import replayed
 from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.smoothed import Smoothed
@@ -23,10 +25,8 @@ from variegate.attack.oracle import ask_all, to_frames
 from variegate.attack.oracles.local import LocalCopy
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched
-from variegate.attack.whitebox.copies import Ensemble, to_tensor
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
-from variegate.attack.whitebox.study import ReplicationRow
 from variegate.export.fuse import fuse
 from variegate.keys import recipe
 

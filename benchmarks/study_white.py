@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from benchmarks.study_bases import KINDS, Attacked, Dataset
-from variegate.attack.whitebox.copies import Ensemble, to_tensor
+from benchmarks.study_copies import Ensemble, to_tensor
+from benchmarks.study_gradients import Output, logarithm, loss_gradients, rows
+from benchmarks.study_outputs import change
+from benchmarks.study_rows import CosineRow
 from variegate.attack.whitebox.deepfool import DeepFool
-from variegate.attack.whitebox.gradients import Output, logarithm, loss_gradients, rows
-from variegate.attack.whitebox.outputs import change
-from variegate.attack.whitebox.study import CosineRow
 
 
 def cosines(dataset: Dataset, attacked: Attacked) -> list[CosineRow]:

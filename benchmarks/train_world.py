@@ -1,8 +1,7 @@
 """Train the road-sign network again and measure the packaged one: ``python -m benchmarks.train_world``.
 
-The packaged weights come from ``python -m variegate.device_sim.world.train``. This repeats that training,
-tells whether the same bytes came out, and measures the packaged network on frames that no training saw. It
-writes no weights.
+This repeats the training of the packaged weights, tells whether the same bytes came out, and measures the packaged
+network on frames that no training saw. The packaged weights were written with ``--weights``.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import Final
 
 import torch
 
+from benchmarks.world_training import IMAGES, TEST_SEED, TRAIN_SEED, evaluate, train, weights_of
 from testbed.result import result_path, write_result
 from variegate.device_sim.world.dataset import batch
 from variegate.device_sim.world.network import WEIGHTS, load_signnet, multiply_adds
 from variegate.device_sim.world.signs import SIGNS
-from variegate.device_sim.world.train import IMAGES, TEST_SEED, TRAIN_SEED, evaluate, train, weights_of
+from variegate.keys.files import PUBLIC, write_atomic
 
 NAME: Final = "world"
 
@@ -37,6 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run with few images")
     parser.add_argument("--out", type=Path, help="where to write the result")
+    parser.add_argument("--weights", type=Path, help="where to write the weights; nowhere if not given")
     arguments = parser.parse_args()
     training_images, test_images = (1_000, 500) if arguments.quick else (IMAGES, 10_000)
 
@@ -44,6 +45,8 @@ def main() -> None:
     started = time.monotonic()
     trained = train(seed=TRAIN_SEED, images=training_images, progress=partial(print, flush=True))
     training_seconds = time.monotonic() - started
+    if arguments.weights:
+        write_atomic(arguments.weights, weights_of(trained), mode=PUBLIC, overwrite=True)
     packaged = load_signnet()
     blob = resources.files("variegate.device_sim.world").joinpath(WEIGHTS).read_bytes()
     result = evaluate(packaged, seed=TEST_SEED, images=test_images)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.study_copies import Ensemble, open_copies, to_tensor
+from benchmarks.study_gradients import cosines, logarithm, loss_gradients, rows
+from benchmarks.study_outputs import change
+from benchmarks.study_rows import CosineRow, ReplicationRow, write_cosines, write_replication
 from testbed import bases
 from testbed.subjects import GTSRB
 from variegate.attack.oracle import to_points
-from variegate.attack.whitebox.copies import Ensemble, open_copies, to_tensor
 from variegate.attack.whitebox.deepfool import DeepFool
-from variegate.attack.whitebox.gradients import cosines, logarithm, loss_gradients, rows
-from variegate.attack.whitebox.outputs import change
 from variegate.attack.whitebox.pgd import Pgd
-from variegate.attack.whitebox.study import CosineRow, ReplicationRow, write_cosines, write_replication
 from variegate.export.fuse import IMAGE, LABEL, fuse
 from variegate.export.intake.probe import session
 from variegate.export.rewriters import Permutation, Qim, Rewriter

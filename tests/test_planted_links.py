@@ -16,11 +16,9 @@ from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config
 from variegate.attack.campaign import folder as campaigns
 from variegate.attack.campaign.prepare import prepare
-from variegate.attack.whitebox.study import CosineRow, write_cosines
 from variegate.attest.database import Database
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
-from variegate.device_sim.world import train
 from variegate.export.fleet import BATCH, COMPONENT_FILE, Exporter, file_name
 from variegate.export.fleet_list import Wanted
 from variegate.export.registry import Registry
@@ -163,14 +161,6 @@ def test_a_chip_makes_no_lock_through_a_link(tmp_path: Path, victim: Path) -> No
     assert unharmed(victim)
 
 
-def _weights(path: Path) -> None:
-    assert train.main(["--images", "100", "--out", str(path)]) == 0
-
-
-def _cosines(path: Path) -> None:
-    write_cosines(path, [CosineRow(hypothesis="H1", fleet="qim", cosine=0.5)])
-
-
 def _result(path: Path) -> None:
     write_result("planted", figures={"a": 1}, raw={}, seeds=[], n={}, path=path)
 
@@ -179,7 +169,7 @@ def _file(path: Path) -> None:
     write_atomic(path, b"data", overwrite=True)
 
 
-@pytest.mark.parametrize("write", [_weights, _cosines, _result, _file])
+@pytest.mark.parametrize("write", [_result, _file])
 def test_a_writer_replaces_a_link_and_takes_no_name_that_can_be_guessed(
     tmp_path: Path, victim: Path, write: Callable[[Path], None]
 ) -> None:

@@ -67,7 +67,7 @@ def load_signnet() -> SignNet:
         raise RefusedError(
             Refusal.MODEL,
             f"the packaged weights {WEIGHTS} cannot be used",
-            hint="install again, or make them with python -m variegate.device_sim.world.train",
+            hint="install again, or make them with python -m benchmarks.train_world --weights FILE",
         ) from error
     return network.eval()
 

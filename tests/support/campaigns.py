@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from benchmarks.study_rows import COSINES, REPLICATION
 from variegate.attack.campaign import config, ledger
 from variegate.attack.campaign.folder import CONFIG, shard
 from variegate.attack.campaign.images import Images, to_bytes
@@ -20,7 +21,6 @@ from variegate.attack.campaign.messages import UnitDone
 from variegate.attack.campaign.resolved import to_toml
 from variegate.attack.campaign.shards import REPLAYS, SAMPLES
 from variegate.attack.campaign.units import units
-from variegate.attack.whitebox.study import COSINES, REPLICATION
 from variegate.keys.primitives import sha256
 
 TRUE, OTHER = 3, 5

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from variegate.attack.whitebox.study import CosineRow
+from benchmarks.study_rows import CosineRow
 from variegate.export.rewriters.torch_ops import Copy
 
 Hypothesis = Literal["H1", "H2", "H3"]

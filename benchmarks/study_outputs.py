@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from variegate.attack.whitebox.copies import Ensemble
+from benchmarks.study_copies import Ensemble
 from variegate.export.rewriters.torch_ops import Copy
 
 

@@ -1,4 +1,4 @@
-"""Train the network on the endless stream: `python -m variegate.device_sim.world.train`.
+"""Training of the road-sign network on the endless stream of frames.
 
 Every frame is seen once, so training accuracy is accuracy on fresh frames. One seed gives the same weights
 again with one thread, on the same processor and versions.
@@ -6,13 +6,9 @@ again with one thread, on the same processor and versions.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +17,9 @@ from safetensors.torch import save
 from torch import nn
 
 from variegate.device_sim.world.dataset import batch
-from variegate.device_sim.world.network import WEIGHTS, SignNet, read_labels
+from variegate.device_sim.world.network import SignNet, read_labels
 from variegate.device_sim.world.signs import SIGNS
-from variegate.keys.errors import MisuseError, VariegateError
-from variegate.keys.files import PUBLIC, write_atomic
+from variegate.keys.errors import MisuseError
 
 TRAIN_SEED = 1
 """Stream of the training frames, and seed of the initial weights."""
@@ -124,31 +119,3 @@ def evaluate(network: nn.Module, *, seed: int = TEST_SEED, images: int = _TEST_I
 def weights_of(network: SignNet) -> bytes:
     """Serialise the weights as safetensors; the same weights give the same bytes."""
     return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Train, report and write the weights; the exit status is 0 done, 1 refused, 2 usage."""
-    parser = argparse.ArgumentParser(prog="python -m variegate.device_sim.world.train", description=__doc__)
-    parser.add_argument("--seed", type=int, default=TRAIN_SEED, help="initial weights and frames (%(default)s)")
-    parser.add_argument("--images", type=int, default=IMAGES, help="training frames (%(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).with_name(WEIGHTS), help="weights file (the packaged one)"
-    )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # sums in one order
-    try:
-        network = train(seed=options.seed, images=options.images, progress=partial(print, flush=True))
-        result = evaluate(network)
-        write_atomic(options.out, weights_of(network), mode=PUBLIC, overwrite=True)
-    except MisuseError as error:
-        print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        return 2
-    except (VariegateError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{result.accuracy:.2%} of {result.images} fresh frames read rightly; wrote {options.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.study_rows import ReplicationRow
 from variegate.attack.oracle import Oracle, ask_all, to_points
-from variegate.attack.whitebox.study import ReplicationRow
 from variegate.keys.errors import MisuseError
 
 
