@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option
+from variegate.cli.options import command, whole
 
+MOST = 10**9 - 1
+"""Of images, labels and workers: beyond any use."""
 _FILE, _CAMPAIGN = "the campaign's TOML file", "a campaign's folder, as `run` makes it"
 
 
@@ -51,7 +54,9 @@ def verify(commands: Any) -> argparse.ArgumentParser:
     line = "hold ledger and shards to one another, and show stored samples to the copies again"
     p = command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
-    p.add_argument("--sample", type=_count, metavar="N", help="images to show again, drawn at random (default: all)")
+    p.add_argument(
+        "--sample", type=whole(0, MOST), metavar="N", help="images to show again, drawn at random (default: all)"
+    )
     help_devices = "open the addresses and folders of devices that the campaign names, too; for a campaign of your own"
     p.add_argument("--ask-devices", action="store_true", help=help_devices)
     add_json_option(p)
@@ -76,26 +81,10 @@ def schema(commands: Any) -> argparse.ArgumentParser:
 
 def _engine(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=_count, metavar="N", help="processes (default: the file's); 0 for none")
+    where.add_argument(
+        "--workers", type=whole(0, MOST), metavar="N", help="processes (default: the file's); 0 for none"
+    )
     where.add_argument(
         "--dask", metavar="ADDRESS", help="a Dask scheduler, tcp://HOST:PORT, whose workers do the units"
     )
     add_json_option(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no count")
-    return int(text)
-
-
-def command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
-    """A command with one line of help and an example."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser

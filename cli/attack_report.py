@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from variegate.cli.attack_options import command
 from variegate.cli.console import Secrets, add_json_option, add_passphrase_option, emit, note
+from variegate.cli.options import command
 from variegate.keys.files import read_capped
 from variegate.keys.signing import SellerRoot
 

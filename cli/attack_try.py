@@ -26,9 +26,10 @@ from variegate.attack.oracles.frames import MAX_CLASSES
 from variegate.attack.oracles.http_line import Trust
 from variegate.attack.oracles.vehicle import VehicleOracle
 from variegate.attack.trial import Trial, fitting
-from variegate.cli.attack_options import command
+from variegate.cli.attack_options import MOST
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.cli.interrupts import Interruptible
+from variegate.cli.options import command, whole
 from variegate.keys.errors import MisuseError, Refusal, RefusedError, VariegateError
 from variegate.keys.files import check_new, read_capped, write_atomic
 
@@ -54,9 +55,13 @@ def add_command(commands: Any) -> None:
     )
     p.add_argument("--attack", choices=NAMES, default="hopskipjump", help="(default: %(default)s)")
     p.add_argument("--profile", default=CORRECTED, help=f"{_profiles()} (default: %(default)s)")
-    p.add_argument("--queries", type=_whole, default=2000, metavar="N", help="labels for each image (default: 2000)")
-    p.add_argument("--count", type=_whole, default=10, metavar="N", help="images, from the file's first (default: 10)")
-    p.add_argument("--seed", type=_whole, default=0, metavar="N", help="of all randomness (default: 0)")
+    p.add_argument(
+        "--queries", type=whole(0, MOST), default=2000, metavar="N", help="labels for each image (default: 2000)"
+    )
+    p.add_argument(
+        "--count", type=whole(0, MOST), default=10, metavar="N", help="images, from the file's first (default: 10)"
+    )
+    p.add_argument("--seed", type=whole(0, MOST), default=0, metavar="N", help="of all randomness (default: 0)")
     p.add_argument(
         "--wait", type=float, default=60.0, metavar="S", help="longest wait for a rate, in seconds (default: 60)"
     )
@@ -231,9 +236,3 @@ def _median(trial: Trial) -> float | None:
     """Of samples that fool the device, from images that it reads rightly."""
     lengths = [one.distance for one in trial.judged if one.sample is not None]
     return float(np.median(lengths)) if lengths and all(map(math.isfinite, lengths)) else None
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number below 1000000000")
-    return int(text)

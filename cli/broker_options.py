@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option, add_passphrase_option
+from variegate.cli.options import command, moment, whole
 from variegate.keys.primitives import KEM_HYBRID, KEM_NAMES
 
 _MAX_LINE = (1 << 63) - 1
@@ -41,7 +41,7 @@ def allow(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--device", type=Path, required=True, metavar="JSON", help="public identity; compare its fingerprint first"
     )
-    p.add_argument("--until", type=_moment, metavar="TIME", help="end, ISO 8601 with time zone (default: none)")
+    p.add_argument("--until", type=moment, metavar="TIME", help="end, ISO 8601 with time zone (default: none)")
     return p
 
 
@@ -78,7 +78,13 @@ def listing(commands: Any) -> argparse.ArgumentParser:
 def log(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker log`."""
     p = _command(commands, "log", "what was released and refused, and why", "variegate broker log broker --after 100")
-    p.add_argument("--after", type=_line, default=0, metavar="NUMBER", help="only later lines")
+    p.add_argument(
+        "--after",
+        type=whole(0, _MAX_LINE, "the number of a line"),
+        default=0,
+        metavar="NUMBER",
+        help="only later lines",
+    )
     add_json_option(p)
     return p
 
@@ -118,29 +124,6 @@ def serve(commands: Any) -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command(commands, name, line, example)
     parser.add_argument("folder", type=Path, metavar="BROKER", help="the broker's folder")
     return parser
-
-
-def _line(text: str) -> int:
-    # ASCII: digits of other scripts count as digits, too.
-    if not text.isascii() or not text.isdigit() or len(text) > len(str(_MAX_LINE)) or int(text) > _MAX_LINE:
-        raise argparse.ArgumentTypeError(f"give the number of a line, 0 to {_MAX_LINE}")
-    return int(text)
-
-
-def _moment(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("give date, time and zone, as in 2027-01-01T00:00:00+00:00") from None
-    if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError("give a time zone, as in 2027-01-01T00:00:00+00:00")
-    return int(moment.timestamp())

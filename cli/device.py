@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from variegate.cli import device_attest, device_audit, device_image, device_serve
 from variegate.cli.console import Progress, add_json_option, emit, note, table
 from variegate.cli.device_open import add_broker_options, host_line, isolated, open_device
+from variegate.cli.options import command
 from variegate.device_sim.device import Device, DeviceStatus
 from variegate.device_sim.flash import flash
 from variegate.device_sim.hosting import host_for
@@ -323,12 +324,6 @@ def _command(
     what: str = "the device's folder",
     kind: Callable[[str], object] = Path,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command(commands, name, line, example)
     parser.add_argument("folder", type=kind, help=what)
     return parser

@@ -10,13 +10,14 @@ import threading
 from pathlib import Path
 
 from variegate.cli.console import add_json_option, emit, note, table
+from variegate.cli.options import whole
 from variegate.device_sim.image.build import build
 from variegate.device_sim.image.machine import Machine
 from variegate.isolation.policy import MAX_POLICY_BYTES, DevicePolicy
 from variegate.keys.errors import DeviceError
 from variegate.keys.files import read_capped
 
-_LEAST_MIB = 512
+_LEAST_MIB, _MOST_MIB = 512, 1 << 20
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,11 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 for HTTP (default: %(default)s)")
     parser.add_argument("--shell", type=Path, metavar="SOCKET", help="make this Unix socket, with root's shell on it")
     parser.add_argument(
-        "--memory", type=_memory, default=1536, metavar="MIB", help="of the machine (default: %(default)s)"
+        "--memory",
+        type=whole(_LEAST_MIB, _MOST_MIB, "MiB"),
+        default=1536,
+        metavar="MIB",
+        help="of the machine (default: %(default)s)",
     )
     parser.set_defaults(run=_boot)
 
@@ -90,9 +95,3 @@ def _tell(machine: Machine) -> None:
     with contextlib.suppress(DeviceError):  # its end is told by who waits for that
         machine.wait()
         note(f"answers at {machine.address}")
-
-
-def _memory(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < _LEAST_MIB:
-        raise argparse.ArgumentTypeError(f"not a number of MiB from {_LEAST_MIB} on: {text}")
-    return int(text)

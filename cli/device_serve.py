@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from variegate.cli.console import note, table
 from variegate.cli.device_open import add_broker_options, as_isolated, host_line, open_device
+from variegate.cli.options import whole
 from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
 from variegate.isolation.lockdown import close_supervisor
@@ -41,7 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="address or name for HTTP (default: %(default)s); where that is this machine alone, requests name it, "
         "localhost, or an IP address as their Host",
     )
-    parser.add_argument("--port", type=_port, default=8000, help="port for HTTP; 0 for a free one (default: 8000)")
+    parser.add_argument(
+        "--port",
+        type=whole(0, _MOST_PORTS, "a port"),
+        default=8000,
+        help="port for HTTP; 0 for a free one (default: 8000)",
+    )
     parser.add_argument("--no-http", action="store_true", help="serve on --socket only")
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="also serve the label socket (docs/label-socket.md)"
@@ -52,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address for --metrics-port (default: %(default)s)")
     parser.add_argument(
         "--metrics-port",
-        type=_port,
+        type=whole(0, _MOST_PORTS, "a port"),
         help="serve /metrics there, and health, which clients cannot crowd out; without it /metrics is on --port, but"
         " only when --host is this machine alone, since it tells what is left of the budget",
     )
@@ -133,9 +139,3 @@ def _tell(service: Service, port: LabelPort, options: ServeOptions, protections:
         note(f"metrics at http://{address_text(service.metrics_address)}/metrics")
     if options.socket is not None:
         note(f"label socket at {options.socket}")
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > _MOST_PORTS:
-        raise argparse.ArgumentTypeError(f"not a port: {text}")
-    return int(text)

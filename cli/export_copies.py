@@ -8,7 +8,7 @@ from pathlib import Path
 
 from variegate.cli.console import Progress, Secrets, emit, note, read_file, table
 from variegate.export.fleet import COMPONENT_FILE, Exporter, FleetReport
-from variegate.export.fleet_list import Wanted, check_buyer, check_number, read_list
+from variegate.export.fleet_list import FleetLine, check_buyer, check_number, read_list
 from variegate.export.outbox import prepare_folder
 from variegate.export.registry import Registry
 from variegate.export.sealing import Terms
@@ -30,7 +30,7 @@ def copy(args: argparse.Namespace) -> int:
     if args.security_counter is not None:
         check_number(args.security_counter, "--security-counter")
     device = DevicePublic.from_json(read_file(args.device))
-    wanted = Wanted(
+    wanted = FleetLine(
         buyer=check_buyer(args.buyer), device=device, epoch=args.epoch, security_counter=args.security_counter
     )
     return _export(args, [wanted], cohort=None, jobs=1)
@@ -43,7 +43,7 @@ def fleet(args: argparse.Namespace) -> int:
     return _export(args, read_list(args.list), cohort=args.cohort, jobs=args.jobs)
 
 
-def _export(args: argparse.Namespace, wanted: list[Wanted], *, cohort: str | None, jobs: int) -> int:
+def _export(args: argparse.Namespace, wanted: list[FleetLine], *, cohort: str | None, jobs: int) -> int:
     terms = _terms(args)
     secrets = Secrets(args.passphrase_file)
     seller = secrets.seller(args.seller)
@@ -109,7 +109,7 @@ def _terms(args: argparse.Namespace) -> Terms:
     )
 
 
-def _refuse_revoked(revoked: Revocations, wanted: list[Wanted]) -> None:
+def _refuse_revoked(revoked: Revocations, wanted: list[FleetLine]) -> None:
     hit = [w for w in wanted if revoked.contains(w.device.ueid)]
     if hit:
         raise RefusedError(

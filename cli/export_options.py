@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from variegate.cli.console import add_json_option, add_passphrase_option
+from variegate.cli.options import command, moment
 
 
 def prepare(commands: Any) -> argparse.ArgumentParser:
     """Options of `export prepare`."""
-    p = _command(
+    p = command(
         commands,
         "prepare",
         "check a base, choose a rewriter and make a release",
@@ -58,7 +58,7 @@ def prepare(commands: Any) -> argparse.ArgumentParser:
 
 def copy(commands: Any) -> argparse.ArgumentParser:
     """Options of `export copy`."""
-    p = _command(
+    p = command(
         commands,
         "copy",
         "seal a copy for one buyer and device",
@@ -80,7 +80,7 @@ def copy(commands: Any) -> argparse.ArgumentParser:
 
 def fleet(commands: Any) -> argparse.ArgumentParser:
     """Options of `export fleet`."""
-    p = _command(
+    p = command(
         commands,
         "fleet",
         "seal copies for every line of a CSV; run again to go on where it stopped",
@@ -132,7 +132,7 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
         help="let a device go back to these copies from later ones of the same security counter; without it, it goes "
         "to higher sequence numbers only. Nothing lets it below the security counter",
     )
-    p.add_argument("--not-after", type=_moment, metavar="TIME", help="expiry, ISO 8601 with time zone")
+    p.add_argument("--not-after", type=moment, metavar="TIME", help="expiry, ISO 8601 with time zone")
     p.add_argument("--grace", type=int, default=0, metavar="SECONDS", help="time past expiry (%(default)s)")
     add_passphrase_option(p)
     add_json_option(p)
@@ -140,23 +140,12 @@ def _add_sealing(p: argparse.ArgumentParser) -> None:
 
 def registry(commands: Any) -> argparse.ArgumentParser:
     """Options of `export registry`."""
-    p = _command(commands, "registry", "who got what", "variegate export registry registry.sqlite --buyer acme --json")
+    p = command(commands, "registry", "who got what", "variegate export registry registry.sqlite --buyer acme --json")
     p.add_argument("path", type=Path, metavar="FILE", help="the SQLite registry")
     p.add_argument("--buyer", help="only this buyer's copies")
     p.add_argument("--ueid", metavar="HEX", help="only this device's, or those whose ueid begins so")
     add_json_option(p)
     return p
-
-
-def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -171,13 +160,3 @@ def _floats(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError("give numbers, as in 0.5,0.5,0.5") from None
-
-
-def _moment(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("give date, time and zone, as in 2027-01-01T00:00:00+00:00") from None
-    if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError("give a time zone, as in 2027-01-01T00:00:00+00:00")
-    return int(moment.timestamp())

@@ -17,6 +17,7 @@ from variegate.cli.console import (
     passphrase_reader,
     table,
 )
+from variegate.cli.options import command
 from variegate.keys import cbor, keyfile
 from variegate.keys.broker import BrokerKey
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
@@ -39,26 +40,26 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     _add_generate(commands)
 
     example = "variegate keys import seller.key --out 'pkcs11:token=seller;object=acme?module-path=/path.so'"
-    bring = _command(commands, "import", "store the keys of a key file in an HSM", example)
+    bring = command(commands, "import", "store the keys of a key file in an HSM", example)
     bring.add_argument("path", type=Path, metavar="SELLER", help="the seller's key file; it stays as it is")
     bring.add_argument("--out", required=True, metavar="URI", help="pkcs11: URI; the object must not be there yet")
     add_passphrase_option(bring)
     bring.set_defaults(run=_import)
 
-    show = _command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
+    show = command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
     show.add_argument("path", help="key file, pkcs11: URI, device identity, seller root or revocation list")
     add_passphrase_option(show)
     add_json_option(show)
     show.set_defaults(run=_show)
 
     example = "variegate keys identity camera7.key --out camera7.json"
-    identity = _command(commands, "identity", "write a device's public identity", example)
+    identity = command(commands, "identity", "write a device's public identity", example)
     identity.add_argument("path", type=Path, help="the device's key file")
     _add_out(identity, "JSON file to write")
     add_passphrase_option(identity)
     identity.set_defaults(run=_identity)
 
-    root = _command(commands, "root", "write the root that devices pin", "variegate keys root seller.key --out s.root")
+    root = command(commands, "root", "write the root that devices pin", "variegate keys root seller.key --out s.root")
     root.add_argument("path", metavar="SELLER", help=_SELLER)
     _add_out(root, "file to write, 1,984 bytes")
     add_passphrase_option(root)
@@ -66,7 +67,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
     example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --revoked revoked.list"
     line = "new signing keys under the same master secret; where it was stopped, the same command goes on"
-    turn = _command(commands, "rotate", line, example)
+    turn = command(commands, "rotate", line, example)
     turn.add_argument("path", metavar="OLD", help=f"{_SELLER}, so far")
     _add_seller_out(turn, "key file to write, same passphrase")
     turn.add_argument("--statement", type=Path, required=True, help="file to write: the new root, signed by the old")
@@ -77,7 +78,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     turn.set_defaults(run=_rotate)
 
     example = "variegate keys revoke seller.key --revoked revoked.list --ueid 01ab..."
-    revoke = _command(commands, "revoke", "make or extend the signed list of revoked devices", example)
+    revoke = command(commands, "revoke", "make or extend the signed list of revoked devices", example)
     revoke.add_argument("path", metavar="SELLER", help=_SELLER)
     revoke.add_argument(
         "--revoked", type=Path, required=True, metavar="FILE", help="the list; extended when it is there"
@@ -88,14 +89,14 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    generate = _command(commands, "generate", "make new keys", "variegate keys generate seller --out seller.key")
+    generate = command(commands, "generate", "make new keys", "variegate keys generate seller --out seller.key")
     kinds = generate.add_subparsers(metavar="KIND", required=True)
-    seller = _command(kinds, "seller", "master secret and signing keys", "variegate keys generate seller --out s.key")
+    seller = command(kinds, "seller", "master secret and signing keys", "variegate keys generate seller --out s.key")
     _add_seller_out(seller, "key file to write")
     add_passphrase_option(seller)
     seller.set_defaults(run=_generate_seller)
     example = "variegate keys generate device --out camera7.key --class camera-v1"
-    device = _command(kinds, "device", "identity of one device", example)
+    device = command(kinds, "device", "identity of one device", example)
     _add_out(device, "key file to write")
     device.add_argument("--class", required=True, dest="device_class", help="kind of device")
     device.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
@@ -265,15 +266,3 @@ def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _add_seller_out(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--out", required=True, metavar="PATH", help=f"{what}, or a pkcs11: URI; must not be there yet")
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=line,
-        description=line,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )

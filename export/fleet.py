@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Lock
 from pathlib import Path
 from urllib.parse import quote
 
-from variegate.export.fleet_list import Wanted
+from variegate.export.fleet_list import FleetLine
 from variegate.export.orders import Shelf, missing
 from variegate.export.outbox import Making, give_names, making, prepare_folder, write_all
 from variegate.export.registry import Registry, Row, now, parameters_text
@@ -103,7 +103,7 @@ class Exporter:
 
     def fleet(
         self,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[FleetLine],
         registry: Registry,
         *,
         jobs: int = 1,

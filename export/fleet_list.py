@@ -15,7 +15,7 @@ _MAX_NUMBER = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class FleetLine:
     """One line of a fleet's list.
 
     Attributes:
@@ -31,7 +31,7 @@ class Wanted:
     security_counter: int | None = None
 
 
-def read_list(path: Path) -> list[Wanted]:
+def read_list(path: Path) -> list[FleetLine]:
     """Reads a CSV: columns buyer, device (a path from the CSV's folder), perhaps epoch, security_counter.
 
     Raises:
@@ -60,7 +60,7 @@ def read_list(path: Path) -> list[Wanted]:
     return out
 
 
-def _read_line(path: Path, line: int, row: dict[str, str]) -> Wanted:
+def _read_line(path: Path, line: int, row: dict[str, str]) -> FleetLine:
     try:
         if None in row or None in row.values():
             raise MisuseError("wrong number of fields")
@@ -68,7 +68,7 @@ def _read_line(path: Path, line: int, row: dict[str, str]) -> Wanted:
         numbers = {n: check_number(int(cells[n]), n) for n in ("epoch", "security_counter") if cells.get(n)}
         buyer = check_buyer(cells["buyer"])
         device = _read_device(path.parent / cells["device"])
-        return Wanted(buyer=buyer, device=device, **numbers)
+        return FleetLine(buyer=buyer, device=device, **numbers)
     except ValueError as error:
         raise MisuseError(f"{path}, line {line}: a number or a file's name cannot be read") from error
     except VariegateError as error:

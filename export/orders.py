@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from variegate.export.fleet_list import Wanted
+from variegate.export.fleet_list import FleetLine
 from variegate.export.outbox import is_whole
 from variegate.export.registry import Registry, Row, parameters_text
 from variegate.export.release import Release
@@ -37,7 +37,7 @@ class Shelf:
     terms: Terms
     root: SellerRoot
 
-    def has(self, row: Row, wanted: Wanted) -> bool:
+    def has(self, row: Row, wanted: FleetLine) -> bool:
         """Whether the file of a row is there, whole, of this release, and as it is asked for."""
         release, shared = self.release, self.shared
         return (
@@ -52,7 +52,7 @@ class Shelf:
     def _parameters(self) -> str:
         return parameters_text(to_parameters(self.release.template.rewriter))
 
-    def _is_as_asked(self, path: Path, wanted: Wanted) -> bool:
+    def _is_as_asked(self, path: Path, wanted: FleetLine) -> bool:
         """Whether a whole file was sealed on these terms, for this class, under the root of today's signer."""
         try:
             data = path.read_bytes()
@@ -71,7 +71,7 @@ class Shelf:
         )
 
 
-def missing(wanted: Sequence[Wanted], registry: Registry, shelf: Shelf) -> list[CopyOrder]:
+def missing(wanted: Sequence[FleetLine], registry: Registry, shelf: Shelf) -> list[CopyOrder]:
     """Orders for what has no registered file on the shelf that a device would take, with reserved numbers.
 
     A line that names no security counter is content with the newest copy of its buyer, device and epoch, if that has
@@ -116,7 +116,7 @@ class _Books:
     highest: dict[str, int]
 
     @classmethod
-    def read(cls, wanted: Sequence[Wanted], registry: Registry) -> _Books:
+    def read(cls, wanted: Sequence[FleetLine], registry: Registry) -> _Books:
         ueids = {w.device.ueid.hex() for w in wanted}
         books = cls({}, {})
         for row in registry.rows():
@@ -125,7 +125,7 @@ class _Books:
                 books.highest[row.ueid] = max(row.security_counter, books.highest.get(row.ueid, 0))
         return books
 
-    def newest(self, wanted: Wanted) -> Row | None:
+    def newest(self, wanted: FleetLine) -> Row | None:
         """The one row whose file would do: the device may have taken it, and would refuse those before."""
         ueid = wanted.device.ueid.hex()
         rows = self.rows.get((wanted.buyer, ueid, wanted.epoch), [])

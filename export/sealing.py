@@ -11,7 +11,7 @@ from variegate.export.release import Release
 from variegate.keys import component
 from variegate.keys.artefact import Artefact
 from variegate.keys.broker import BrokerPublic
-from variegate.keys.envelope import Order, SealedKeys, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, seal_batch
 from variegate.keys.errors import MisuseError, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import COMPONENT_ID_BYTES, ComponentRef, Manifest, Policy
@@ -150,7 +150,7 @@ def seal_copies(
         keys = SealedKeys(cek, seed)
         if terms.broker is not None:
             manifest, keys = terms.broker.split(manifest, keys)
-        envelopes_for.append(Order(manifest, keys, order.device.kem, order.device.kem_public))
+        envelopes_for.append(EnvelopeDraft(manifest, keys, order.device.kem, order.device.kem_public))
         prepared.append((order, manifest, file))
     envelopes = seal_batch(envelopes_for, signer or seller.signer)
     return [

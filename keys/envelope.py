@@ -93,8 +93,8 @@ class SealedKeys:
 
 
 @dataclass(frozen=True)
-class Order:
-    """One envelope to make.
+class EnvelopeDraft:
+    """What one envelope shall hold.
 
     Attributes:
         manifest: What it shall say; its `ueid` is the device's.
@@ -109,13 +109,13 @@ class Order:
     kem_public: bytes = field(repr=False)
 
 
-def seal_batch(orders: Sequence[Order], signer: Signer) -> list[bytes]:
+def seal_batch(drafts: Sequence[EnvelopeDraft], signer: Signer) -> list[bytes]:
     """Seals and signs envelopes together; each stands on its own afterwards."""
     payloads = []
-    for order in orders:
-        manifest = order.manifest.to_bytes()
+    for draft in drafts:
+        manifest = draft.manifest.to_bytes()
         info = _SEALED_CONTEXT + sha256(manifest)
-        sealed = hpke_seal(order.kem, order.kem_public, info, order.keys.to_bytes())
+        sealed = hpke_seal(draft.kem, draft.kem_public, info, draft.keys.to_bytes())
         payloads.append(cbor.encode([manifest, sealed]))
     return signing.sign_batch(CONTEXT, payloads, signer)
 

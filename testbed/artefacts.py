@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from variegate.export.split import placeholder, split
 from variegate.keys import component
 from variegate.keys.artefact import Artefact, Payload
-from variegate.keys.envelope import Order, SealedKeys, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, seal_batch
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import ComponentRef, Manifest, Policy
 from variegate.keys.primitives import sha256
@@ -138,5 +138,5 @@ def seal_for(
         shown = np.frombuffer(payload.canaries, np.dtype(manifest.dtype)).reshape(-1, *manifest.shape)
         labels = Engine(Copy.expand(payload, keys.seed, manifest)).run(shown)
         manifest = replace(manifest, canaries=sha256(labels.astype("<i8").tobytes()))
-    order = Order(manifest, keys, device.kem, device.kem_public)
-    return Artefact(seal_batch([order], signer)[0], bytes(file))
+    draft = EnvelopeDraft(manifest, keys, device.kem, device.kem_public)
+    return Artefact(seal_batch([draft], signer)[0], bytes(file))

@@ -15,7 +15,7 @@ from variegate.attest.evidence import DebugStatus, Ephemeral, Evidence, Protecti
 from variegate.attest.policy import AppraisalPolicy
 from variegate.attest.release import Exchange, request
 from variegate.keys.broker import BrokerKey
-from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, open_envelope, seal_batch
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.primitives import KEM_CLASSIC
 
@@ -62,7 +62,7 @@ class Scene:
         plain = parts.manifest(device=self.device, **{"buyer": BUYER, "security_counter": 3, **changes})
         manifest, keys = self.key.public.split(plain, KEYS)
         public = self.device.public
-        return seal_batch([Order(manifest, keys, public.kem, public.kem_public)], self.signer)[0]
+        return seal_batch([EnvelopeDraft(manifest, keys, public.kem, public.kem_public)], self.signer)[0]
 
     def evidence(self, nonce: bytes, ephemeral: Ephemeral | None = None, **changes: Any) -> Evidence:
         """Good evidence, with changes."""

@@ -23,7 +23,7 @@ from variegate.attest.nonces import LIFETIME_S, PER_DEVICE
 from variegate.attest.release import release_info, request
 from variegate.keys import component
 from variegate.keys.broker import BrokerKey
-from variegate.keys.envelope import SHARE_BYTES, Order, open_envelope, seal_batch
+from variegate.keys.envelope import SHARE_BYTES, EnvelopeDraft, open_envelope, seal_batch
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.manifest import Policy, Release
@@ -75,7 +75,7 @@ def test_device_and_broker_open_a_copy_together_and_neither_alone(scene: Scene) 
 def test_a_share_for_a_copy_that_needs_none_is_refused(scene: Scene) -> None:
     public = scene.device.public
     plain = parts.manifest(device=scene.device, buyer=BUYER, security_counter=3)
-    envelope = seal_batch([Order(plain, KEYS, public.kem, public.kem_public)], scene.signer)[0]
+    envelope = seal_batch([EnvelopeDraft(plain, KEYS, public.kem, public.kem_public)], scene.signer)[0]
     assert scene.opened(None, envelope) == KEYS
     with pytest.raises(RefusedError) as caught:
         scene.opened(bytes(SHARE_BYTES), envelope)
@@ -127,7 +127,7 @@ def test_other_sellers_devices_copies_and_brokers_get_nothing(scene: Scene, tmp_
         # The same device and seller, but a copy made for another broker.
         foreign, keys = other.key.public.split(parts.manifest(device=scene.device, security_counter=3), KEYS)
         public = scene.device.public
-        envelope = seal_batch([Order(foreign, keys, public.kem, public.kem_public)], scene.signer)[0]
+        envelope = seal_batch([EnvelopeDraft(foreign, keys, public.kem, public.kem_public)], scene.signer)[0]
         refused(scene, "this broker's key", envelope, model=open_envelope(envelope, scene.signer.root).digest)
         # A good copy of this seller for a device that is enrolled, too, but asks for the first one's.
         scene.store.allow(BUYER, other.device.public)

@@ -22,7 +22,7 @@ from variegate.attest.release import request
 from variegate.cli.broker import BOOKS, KEY, POLICY, PUB, ROOT
 from variegate.cli.main import main
 from variegate.export.fleet import Exporter
-from variegate.export.fleet_list import Wanted
+from variegate.export.fleet_list import FleetLine
 from variegate.export.registry import Registry
 from variegate.export.release import make_release
 from variegate.export.rewriters import Permutation
@@ -223,7 +223,7 @@ def test_export_seals_for_a_broker_that_serves_and_the_device_opens(place: Place
 
 
 def test_a_fleet_is_sealed_again_when_its_broker_changes(place: Place) -> None:
-    wanted = [Wanted(buyer="acme", device=place.device.public, epoch=0, security_counter=0)]
+    wanted = [FleetLine(buyer="acme", device=place.device.public, epoch=0, security_counter=0)]
     brokers = [BrokerKey.generate(KEM_CLASSIC).public for _ in range(2)]
     made = []
     with Registry(place.folder / "r.sqlite") as registry:

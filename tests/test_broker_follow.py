@@ -27,7 +27,7 @@ from variegate.device_sim.hosting import host_of
 from variegate.isolation.host import Isolated
 from variegate.keys.artefact import Artefact
 from variegate.keys.broker import BrokerKey
-from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, open_envelope, seal_batch
 from variegate.keys.errors import Refusal, RefusedError
 from variegate.keys.rotation import Revocations, hand_over
 from variegate.keys.seller import Seller
@@ -71,7 +71,9 @@ class Cars:
         payload, keys = tiny_payload(), SealedKeys(os.urandom(32), os.urandom(32))
         plain = seal_for(public, signer, payload=payload, keys=keys, sequence=self.sequence)
         manifest, split = self.key.public.split(open_envelope(plain.envelope, signer.root).manifest, keys)
-        return replace(plain, envelope=seal_batch([Order(manifest, split, public.kem, public.kem_public)], signer)[0])
+        return replace(
+            plain, envelope=seal_batch([EnvelopeDraft(manifest, split, public.kem, public.kem_public)], signer)[0]
+        )
 
     def boot(self, name: str, artefact: Artefact | None = None) -> int:
         with self.device(name) as device:

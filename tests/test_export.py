@@ -26,7 +26,7 @@ from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.export.calibrate import FINE_STEP, STEP, calibrate, candidates
 from variegate.export.fleet import BATCH, COMPONENT_FILE, Exporter, file_name
-from variegate.export.fleet_list import Wanted, read_list
+from variegate.export.fleet_list import FleetLine, read_list
 from variegate.export.intake.base import Base, from_torch
 from variegate.export.parity import CopyJudge, ParitySet, measure
 from variegate.export.registry import Registry
@@ -62,9 +62,9 @@ def folder(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def wanted(count: int) -> list[Wanted]:
+def wanted(count: int) -> list[FleetLine]:
     devices = [DeviceIdentity.generate("camera-v1", KEM_CLASSIC).public for _ in range(count)]
-    return [Wanted(buyer=f"buyer {i}/{i}", device=device) for i, device in enumerate(devices)]
+    return [FleetLine(buyer=f"buyer {i}/{i}", device=device) for i, device in enumerate(devices)]
 
 
 @pytest.mark.parametrize("cohort", [None, "europe"])
@@ -314,7 +314,7 @@ def test_another_signer_signs_alone(folder: Path, tmp_path: Path) -> None:
     other = Seller.generate()
     with Device.create(tmp_path / "car", "camera-v1", other.root) as device, Registry(tmp_path / "r") as registry:
         exporter = Exporter(folder, SELLER, TERMS, tmp_path / "out", signer=other.signer)
-        exporter.fleet([Wanted(buyer="acme", device=device.identity)], registry)
+        exporter.fleet([FleetLine(buyer="acme", device=device.identity)], registry)
         flash(device, next((tmp_path / "out").glob("*.vgc")))
         with pytest.raises(MisuseError, match="one process"):
             exporter.fleet(wanted(2), registry, jobs=2)
@@ -435,7 +435,7 @@ def test_a_list_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     device = wanted(1)[0].device
     (tmp_path / "d.json").write_text(device.to_json())
     (tmp_path / "fleet.csv").write_text("\ufeffbuyer , device, epoch\r\n acme gmbh , d.json , 3 \r\n", "utf-8")
-    assert read_list(tmp_path / "fleet.csv") == [Wanted(buyer="acme gmbh", device=device, epoch=3)]
+    assert read_list(tmp_path / "fleet.csv") == [FleetLine(buyer="acme gmbh", device=device, epoch=3)]
 
 
 def test_the_command_line_from_model_to_label(

@@ -21,7 +21,7 @@ from variegate.cli.main import main
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.export.fleet import COMPONENT_FILE, Exporter
-from variegate.export.fleet_list import Wanted, read_list
+from variegate.export.fleet_list import FleetLine, read_list
 from variegate.export.registry import Registry
 from variegate.export.release import make_release
 from variegate.export.rewriters import Permutation
@@ -47,9 +47,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "spring"
 
 
-def someone(epoch: int = 0, security_counter: int | None = None) -> Wanted:
+def someone(epoch: int = 0, security_counter: int | None = None) -> FleetLine:
     device = DeviceIdentity.generate(CLASS, KEM_CLASSIC).public
-    return Wanted(buyer="acme", device=device, epoch=epoch, security_counter=security_counter)
+    return FleetLine(buyer="acme", device=device, epoch=epoch, security_counter=security_counter)
 
 
 def numbers(registry: Registry) -> list[tuple[int, int]]:
@@ -146,7 +146,7 @@ def test_of_two_registries_the_later_export_counts(release: Path, tmp_path: Path
     """As where each release has a registry of its own beside it."""
     exporter = Exporter(release, SELLER, TERMS, tmp_path / "out")
     with Device.create(tmp_path / "car", CLASS, SELLER.root) as device:
-        one = Wanted(buyer="acme", device=device.identity, epoch=0, security_counter=None)
+        one = FleetLine(buyer="acme", device=device.identity, epoch=0, security_counter=None)
         copies: list[Path] = []
         for number, name in enumerate(("r1", "r2", "r1", "r2")):
             terms = replace(TERMS, policy=Policy(budget=1000 >> number))

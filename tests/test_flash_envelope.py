@@ -20,7 +20,7 @@ from variegate.device_sim.storage import Fault, PowerCut
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, Layout
-from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, open_envelope, seal_batch
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import Manifest, Policy
@@ -37,7 +37,7 @@ def renewed(public: DevicePublic, artefact: Artefact, number: int) -> bytes:
     ref = open_envelope(artefact.envelope, SIGNER.root).manifest.component
     like = seal_for(public, SIGNER, payload=PAYLOAD, keys=keys, sequence=number, security_counter=number, epoch=number)
     manifest = replace(open_envelope(like.envelope, SIGNER.root).manifest, component=ref, policy=Policy(budget=99_000))
-    return seal_batch([Order(manifest, keys, public.kem, public.kem_public)], SIGNER)[0]
+    return seal_batch([EnvelopeDraft(manifest, keys, public.kem, public.kem_public)], SIGNER)[0]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ softhsm.need()
 from variegate.device_sim.device import Device  # noqa: E402
 from variegate.device_sim.flash import flash  # noqa: E402
 from variegate.export.fleet import Exporter  # noqa: E402
-from variegate.export.fleet_list import Wanted  # noqa: E402
+from variegate.export.fleet_list import FleetLine  # noqa: E402
 from variegate.export.registry import Registry  # noqa: E402
 from variegate.export.release import Release, make_release  # noqa: E402
 from variegate.export.rewriters import Permutation  # noqa: E402
@@ -278,7 +278,7 @@ def test_workers_open_the_token_themselves(hsm: SoftHsm, release: Path, tmp_path
     seller = HsmSeller.create(parsed("fleet"), PIN)
     exporter = Exporter(release, seller, Terms(vendor="Example"), tmp_path / "copies", "europe")
     devices = [DeviceIdentity.generate("camera-v1", KEM_CLASSIC) for _ in range(3)]
-    fleet = [Wanted(buyer=f"buyer {i}", device=device.public) for i, device in enumerate(devices)]
+    fleet = [FleetLine(buyer=f"buyer {i}", device=device.public) for i, device in enumerate(devices)]
     with Registry(tmp_path / "registry.sqlite") as registry:
         assert exporter.fleet(fleet, registry, jobs=2).made == len(fleet)
         rows = list(registry.rows())
@@ -294,7 +294,7 @@ def test_a_worker_whose_token_is_gone_says_so(hsm: SoftHsm, release: Path, tmp_p
     exporter = Exporter(release, seller, Terms(vendor="Example"), tmp_path / "copies", "europe")
     assert exporter.shared is not None
     seller.destroy()
-    fleet = [Wanted(buyer=f"{i}", device=DeviceIdentity.generate("camera-v1", KEM_CLASSIC).public) for i in range(3)]
+    fleet = [FleetLine(buyer=f"{i}", device=DeviceIdentity.generate("camera-v1", KEM_CLASSIC).public) for i in range(3)]
     with Registry(tmp_path / "registry.sqlite") as registry:
         with pytest.raises(MisuseError, match="no object gone"):
             exporter.fleet(fleet, registry, jobs=2)

@@ -27,7 +27,7 @@ from variegate.isolation.host import Isolated
 from variegate.isolation.policy import DevicePolicy
 from variegate.keys.artefact import Artefact
 from variegate.keys.broker import BrokerKey
-from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, open_envelope, seal_batch
 from variegate.keys.errors import DeviceError, RefusedError
 from variegate.runtime.enclave import ProtectionState
 
@@ -66,8 +66,8 @@ class Scene:
         plain = seal_for(self.public, SIGNER, payload=payload, keys=keys, sequence=2)
         manifest = open_envelope(plain.envelope, SIGNER.root).manifest
         manifest, split = self.key.public.split(manifest, keys)
-        order = Order(manifest, split, self.public.kem, self.public.kem_public)
-        return replace(plain, envelope=seal_batch([order], SIGNER)[0])
+        draft = EnvelopeDraft(manifest, split, self.public.kem, self.public.kem_public)
+        return replace(plain, envelope=seal_batch([draft], SIGNER)[0])
 
     def boot(self) -> int:
         """Flashes the copy with the broker in reach and asks it for a label."""

@@ -14,7 +14,7 @@ import pytest
 
 from testbed.artefact_parts import HYBRID, KEYS, X25519, manifest
 from variegate.keys import cbor, signing, uri
-from variegate.keys.envelope import CONTEXT, Order, open_envelope, seal_batch
+from variegate.keys.envelope import CONTEXT, EnvelopeDraft, open_envelope, seal_batch
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.identity import DeviceIdentity, DevicePublic
 from variegate.keys.primitives import KEM_CLASSIC, KEM_HYBRID, ed25519_verify, hpke_seal
@@ -83,7 +83,7 @@ def test_texts_of_secrets_show_none_of_them() -> None:
         device,
         device.public,
         KEYS,
-        Order(manifest(), KEYS, "X25519", bytes(32)),
+        EnvelopeDraft(manifest(), KEYS, "X25519", bytes(32)),
         rotate(one),
     ):
         for text in (repr(thing), str(thing), f"{thing}", f"{[thing]}"):
@@ -276,8 +276,8 @@ def test_keys_behind_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     made.save(folder / "seller.key", PASSPHRASE)
     device = DeviceIdentity.generate("camera-v1", KEM_CLASSIC)
     signer = uri.open_signer((folder / "seller.key").as_uri(), lambda: PASSPHRASE)
-    order = Order(manifest(device=device), KEYS, device.public.kem, device.public.kem_public)
-    envelope = open_envelope(seal_batch([order], signer)[0], made.root)
+    draft = EnvelopeDraft(manifest(device=device), KEYS, device.public.kem, device.public.kem_public)
+    envelope = open_envelope(seal_batch([draft], signer)[0], made.root)
     assert envelope.unseal(device.unwrap) == KEYS
 
 

@@ -20,7 +20,7 @@ from variegate.attest.database import Database
 from variegate.device_sim.device import Device
 from variegate.device_sim.flash import flash
 from variegate.export.fleet import BATCH, COMPONENT_FILE, Exporter, file_name
-from variegate.export.fleet_list import Wanted
+from variegate.export.fleet_list import FleetLine
 from variegate.export.registry import Registry
 from variegate.export.release import Release, make_release
 from variegate.export.rewriters import Permutation
@@ -65,7 +65,7 @@ def test_a_fleet_follows_no_link_in_its_output_folder(
 ) -> None:
     """Links come while it runs: to names of files that are to be written next, final ones and temporary ones."""
     devices = [DeviceIdentity.generate(CLASS, KEM_CLASSIC).public for _ in range(BATCH + 3)]
-    fleet = [Wanted(buyer=f"b{i}", device=device) for i, device in enumerate(devices)]
+    fleet = [FleetLine(buyer=f"b{i}", device=device) for i, device in enumerate(devices)]
     out = tmp_path / "out"
     out.mkdir()
     (out / COMPONENT_FILE).symlink_to(victim)

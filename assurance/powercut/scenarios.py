@@ -17,7 +17,7 @@ from variegate.device_sim.slots import TRIES
 from variegate.device_sim.storage import Fault, PowerCut
 from variegate.keys.artefact import Artefact
 from variegate.keys.component import HEADER_BYTES, Layout
-from variegate.keys.envelope import Order, SealedKeys, open_envelope, seal_batch
+from variegate.keys.envelope import EnvelopeDraft, SealedKeys, open_envelope, seal_batch
 from variegate.keys.errors import DeviceError, RefusedError
 from variegate.keys.identity import DevicePublic
 from variegate.keys.manifest import ComponentRef
@@ -251,8 +251,8 @@ def _renewed(public: DevicePublic, signer: Signer, ref: ComponentRef, padding: i
     payload = tiny_payload(seed=1 if padding else 0, padding=padding)
     like = seal_for(public, signer, payload=payload, keys=keys, sequence=2, security_counter=2, epoch=1)
     manifest = open_envelope(like.envelope, signer.root).manifest
-    order = Order(replace(manifest, component=ref), keys, public.kem, public.kem_public)
-    return seal_batch([order], signer)[0]
+    draft = EnvelopeDraft(replace(manifest, component=ref), keys, public.kem, public.kem_public)
+    return seal_batch([draft], signer)[0]
 
 
 def _flashed(start: Path, target: Path, artefact: Artefact, statement: bytes | None = None) -> list[int]:
