@@ -3,6 +3,7 @@
 # make test    lint, types and all tests
 # make bare    the bare wheel in empty environments, one for each Python that is there: opens a copy and classifies
 # make extras  each extra without the constraint file, to its first label
+# make docs    documents and reference as pages under build/docs; checks links and docstrings
 # make clean   removes what these made
 #
 # Everything is installed into .venv; nothing outside of the checkout is touched.
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test bare extras lint clean
+.PHONY: help demo check test bare extras docs lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -46,6 +47,9 @@ bare: $(STAMP)
 
 extras: $(STAMP)
 	$(BIN)/python tests/bare_wheel.py --extras
+
+docs: $(STAMP)
+	$(BIN)/python docs/pages.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

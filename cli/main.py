@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from types import ModuleType
 
+from variegate.cli import completion
 from variegate.keys.errors import MisuseError, VariegateError
 from variegate.keys.shown import printable
 
@@ -26,6 +27,7 @@ GROUPS = {
     "attack": ("run campaigns of attacks on fleets, and report them", "variegate.cli.attack"),
     "trace": ("find whose copy adversarial samples were made on", "variegate.cli.trace"),
     "demo": ("a walk through everything, in a minute", "variegate.cli.demo"),
+    "completion": ("print what makes a shell complete commands and options", "variegate.cli.completion"),
 }
 """Name -> one-line help, and the module whose `add_commands(parser)` fills the group."""
 
@@ -35,6 +37,7 @@ _EXTRAS = {
     "onnxsim": "seller",
     "safetensors": "seller",
     "torch": "seller",
+    "argcomplete": "completion",
     "PIL": "demo",
     "distributed": "redteam",
     "duckdb": "redteam",
@@ -85,6 +88,9 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"variegate {version('variegate')}")
     groups = parser.add_subparsers(metavar="GROUP")
+    completes = completion.ASKED in os.environ
+    if completes:
+        argv = os.environ.get("COMP_LINE", "").split()[1:]
     chosen = next((argument for argument in argv if not argument.startswith("-")), None)
     group = parser
     for name, (line, module) in GROUPS.items():
@@ -92,6 +98,8 @@ def _run(argv: list[str]) -> int:
         if name == chosen:
             group = sub
             _load(module, name).add_commands(sub)
+    if completes:
+        completion.answer(parser)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         group.print_help(sys.stderr)

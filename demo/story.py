@@ -41,7 +41,9 @@ _DARK = 70  # mean grey level
 class Stepper(Protocol):
     """Counts steps done."""
 
-    def advance(self, steps: int = 1) -> None: ...  # noqa: D102
+    def advance(self, steps: int = 1) -> None:
+        """Counts steps."""
+        ...
 
 
 Progress = Callable[[str, int | None], AbstractContextManager[Stepper]]

@@ -46,9 +46,13 @@ _NUMBER_BYTES = 8
 class Anchor(Protocol):
     """What the log needs of the chip."""
 
-    def load(self, name: str) -> bytes | None: ...  # noqa: D102
+    def load(self, name: str) -> bytes | None:
+        """A stored value; None where there is none."""
+        ...
 
-    def burn(self, name: str, value: bytes) -> None: ...  # noqa: D102
+    def burn(self, name: str, value: bytes) -> None:
+        """Replaces a value whole, durable before it returns."""
+        ...
 
 
 @dataclass(frozen=True)

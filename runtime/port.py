@@ -23,15 +23,25 @@ class LabelPort(Protocol):
     @property
     def manifest(self) -> Manifest: ...  # noqa: D102
 
-    def classify(self, frame: NDArray[Any]) -> int: ...  # noqa: D102
+    def classify(self, frame: NDArray[Any]) -> int:
+        """The label of a frame."""
+        ...
 
-    def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]: ...  # noqa: D102
+    def classify_batch(self, frames: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels, int64 (N,), of frames."""
+        ...
 
-    def self_test(self) -> None: ...  # noqa: D102
+    def self_test(self) -> None:
+        """Answers the copy's own test frames."""
+        ...
 
-    def status(self) -> Status: ...  # noqa: D102
+    def status(self) -> Status:
+        """What the copy is, and what is left of its budget."""
+        ...
 
-    def close(self) -> None: ...  # noqa: D102
+    def close(self) -> None:
+        """Gives the copy up."""
+        ...
 
     def __enter__(self) -> Self: ...
 

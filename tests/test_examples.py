@@ -24,6 +24,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
         ("onnx_model", "release of 5 classes for frames (3, 16, 16)"),
         ("fleet", "buyer 2"),
         ("attack", "most suspected: alice"),
+        ("walkthrough", "accuracy: copies "),
     ],
 )
 def test_an_example_runs(

@@ -154,19 +154,6 @@ def test_the_readme_has_the_committed_figures() -> None:
         assert tables.replaced(path) == path.read_text("utf-8"), "run python -m benchmarks.tables"
 
 
-def test_documents_link_to_files_that_are_there() -> None:
-    folders = (*MAY_IMPORT, "benchmarks", "assurance", "docs", "examples")
-    documents = [*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.md"))]
-    broken = [
-        f"{path.relative_to(ROOT)} -> {target}"
-        for path in documents
-        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8"))
-        if not target.startswith(("http:", "https:")) and not path.parent.joinpath(target).exists()
-    ]
-    assert len(documents) > 20
-    assert broken == []
-
-
 def test_results_come_from_committed_source() -> None:
     for path in sorted(path for folder in FOLDERS.values() for path in folder.glob("*.json")):
         document = load(path.stem)
