@@ -21,8 +21,8 @@ network, signs = load_signnet(), batch(1, 0, 1000)
 release = export.prepare(
     network, shape=(3, 32, 32), validation=(signs.images, signs.labels), loss=0.5, name="walkthrough"
 )
-accuracy, base = release.calibration.tried[-1].accuracy, release.calibration.base_accuracy
-print(f"accuracy: copies {accuracy:.1%}, the network {base:.1%}")
+if calibration := release.calibration:
+    print(f"accuracy: copies {calibration.tried[-1].accuracy:.1%}, the network {calibration.base_accuracy:.1%}")
 
 # %% [markdown]
 # ## 2. Two buyers
@@ -58,9 +58,8 @@ for outcome in trial.judged:
 with attack.open_oracle("device:alice") as own, attack.open_oracle("device:bob") as other:
     shown = attack.replay(trial, {"alice": own, "bob": other})
 for name, counts in shown.fooled.items():
-    print(
-        name, {f"s = {s:g}": f"{count} of {shown.samples}" for s, count in zip(shown.overshoots, counts, strict=True)}
-    )
+    words = ", ".join(f"s = {s:g}: {count}" for s, count in zip(shown.overshoots, counts, strict=True))
+    print(f"of {shown.samples} samples fool {name}'s device at {words}")
 
 # %% [markdown]
 # ## 5. The seller traces them
