@@ -215,7 +215,7 @@ def test_what_a_device_answered_before_it_failed_is_kept(
     status, text, error = tried(capsys, *words, "--json", "--out", out)
     found = json.loads(text)
     assert status == 1
-    assert error.endswith(f"wrote what there is to {out}\nvariegate: the device is gone\n")
+    assert error.endswith(f"wrote the results so far to {out}\nvariegate: the device is gone\n")
     assert found["error"] == "the device is gone"
     assert 400 < found["queries"] == sum(one["queries"] for one in found["images"])
     assert found["queries"] == port.status().answered - before
@@ -294,7 +294,7 @@ def test_samples_are_asked_again_by_themselves_while_the_budget_lasts(
     status, text, _ = tried(capsys, f"device:{tmp_path / 'device'}", *words, "--out", out)
     assert status == 0
     assert "images fool the device" in text
-    assert "; the device's budget ended it early" in text
+    assert "; the device's budget ended the trial early" in text
     with np.load(out) as samples:
         assert len(samples["label"]) > 1
         assert (samples["label"] >= 0).all()
