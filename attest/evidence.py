@@ -245,18 +245,18 @@ def _measurement(item: Any) -> tuple[str, bytes]:
     match item:
         case [name, value]:
             return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "token holds a measurement that is no pair")
+    raise RefusedError(Refusal.MALFORMED, "token holds a measurement that is not a pair")
 
 
 def _protection(item: Any) -> ProtectionClaim:
     match item:
         case [name, str(state), reason] if state in STATES:
             return ProtectionClaim(_text(name), state, _text(reason, least=0, most=MAX_REASON))
-    raise RefusedError(Refusal.MALFORMED, "token holds a protection that is none")
+    raise RefusedError(Refusal.MALFORMED, "token holds a protection that is not valid")
 
 
 def _ephemeral(item: Any) -> Ephemeral:
     match item:
         case [str(kem), public] if kem in _KEM_PUBLIC_BYTES:
             return Ephemeral(kem, _bytes(public, _KEM_PUBLIC_BYTES[kem]))
-    raise RefusedError(Refusal.MALFORMED, "token holds a key-agreement key that is none")
+    raise RefusedError(Refusal.MALFORMED, "token holds a key-agreement key that is not valid")

@@ -210,7 +210,7 @@ def certified(data: bytes, ueid: bytes, signing_public: bytes) -> bytes:
             if not ed25519_verify(signing_public, signature, _to_certify(ueid, public)):
                 raise RefusedError(Refusal.SIGNATURE, "the log's key is not certified by the device's own")
             return public
-    raise RefusedError(Refusal.MALFORMED, "the log's certificate is not one")
+    raise RefusedError(Refusal.MALFORMED, "the log's certificate is not valid")
 
 
 def moment(time_ms: int) -> str:
@@ -284,7 +284,7 @@ def parse_export(data: bytes) -> tuple[bytes, bytes, list[bytes]]:
             and all(isinstance(segment, bytes) for segment in segments)
         ):
             return by, end, segments
-    raise RefusedError(Refusal.MALFORMED, "this is no exported audit log")
+    raise RefusedError(Refusal.MALFORMED, "this is not an exported audit log")
 
 
 def _to_certify(ueid: bytes, public: bytes) -> bytes:

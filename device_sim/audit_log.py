@@ -254,7 +254,9 @@ class AuditLog:
         newest = max(heads, key=lambda head: head.number)
         found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
         if found is None:
-            raise DeviceError("the device's disk does not read the same twice", hint="give the device a blank disk")
+            raise DeviceError(
+                "the device's disk gives different data when read twice", hint="give the device a blank disk"
+            )
         return found
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:

@@ -153,7 +153,9 @@ def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
         MisuseError: The folder cannot be written.
     """
     if not (folder / _DESCRIPTION).exists():
-        raise DeviceError("the device's chip is of files: who has them has its key", hint="device new --tpm")
+        raise DeviceError(
+            "the device's chip is a folder of files: whoever has them has its key", hint="device new --tpm"
+        )
     _described(folder / _DESCRIPTION)
     _describe(folder, tcti, launch_digest(measured))
 

@@ -40,7 +40,7 @@ class InProcess:
         """
         if self.policy.strict:
             raise DeviceError(
-                "the device's policy is strict: it takes an isolated enclave", hint="see policy.toml of the device"
+                "the device's policy is strict: it requires an isolated enclave", hint="see policy.toml of the device"
             )
         return Enclave.open(artefact, platform)
 

@@ -122,7 +122,7 @@ class Slots:
         self.storage.write(_FILE, record.generation % 2 * _COPY_BYTES, record.to_bytes())
         self.storage.fsync(_FILE)
         if self.record() != record:  # forged to be the last generation, or worn out
-            raise DeviceError("the device's boot record does not take a change", hint="give the device a blank disk")
+            raise DeviceError("the device's boot record cannot be changed", hint="give the device a blank disk")
         return record
 
     def envelope(self, slot: str) -> bytes:

@@ -68,7 +68,7 @@ class Counted:
         try:
             data = self._source.read(part)
         except OSError as error:
-            raise DeviceError("the artefact stopped coming", hint="flash again: what came is kept") from error
+            raise DeviceError("the artefact stopped coming", hint="flash again: the received part is kept") from error
         self.moved += len(data)
         return data
 

@@ -307,7 +307,7 @@ class Tpm:
             # Not chained: the library's traceback holds what was sealed.
             raise kind(f"the TPM did not {action}: {error}", hint="is it on, and reachable?") from None
         except (ValueError, TypeError, OverflowError):
-            raise DeviceError(f"the TPM did not {action}: what the device kept for it is damaged") from None
+            raise DeviceError(f"the TPM did not {action}: the data that the device keeps for it is damaged") from None
 
 
 def _selection(*pcrs: int) -> str:

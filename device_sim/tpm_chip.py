@@ -46,7 +46,7 @@ from variegate.runtime.admission import SECURITY_COUNTER
 _STATE = "state"
 _MOST_AHEAD = 2
 """What a state may be ahead of `updates`: an opening writes it so, see above."""
-_RESTORED = "put back the state that the device wrote last, if it is still there"
+_RESTORED = "restore the state that the device wrote last, if it still exists"
 
 
 class TpmChip:

@@ -109,7 +109,9 @@ class Job:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise DeviceError(f"the TPM did not answer in {_TIMEOUT_S:.0f} s", hint="who else uses it?") from None
+            raise DeviceError(
+                f"the TPM did not answer in {_TIMEOUT_S:.0f} s", hint="does another program use it?"
+            ) from None
         except OSError as error:
             raise DeviceError(f"the unsealing process did not start: {error.strerror}") from error
         if done.returncode == _REFUSED:

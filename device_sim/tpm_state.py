@@ -198,4 +198,4 @@ def _blobs(items: list[object]) -> dict[str, bytes]:
 
 
 def _damaged() -> DeviceError:
-    return DeviceError("the chip's state is damaged", hint="put back the state that the device wrote last")
+    return DeviceError("the chip's state is damaged", hint="restore the state that the device wrote last")

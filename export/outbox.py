@@ -122,7 +122,7 @@ def _locked(out: int) -> tuple[str, int]:
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _names(lock):
-                raise MisuseError(f"another user changes the output folder: {name} is not what was made")
+                raise MisuseError(f"another user changes the output folder: {name} was replaced")
             write_new(_MARK, b"", folder=lock)
             undo.pop_all()
             return name, lock

@@ -117,4 +117,4 @@ def passed_on(kind: int, error: VariegateError) -> VariegateError:
         return RefusedError(error.refusal, words[error.refusal])
     if isinstance(error, DeviceError) and kind == Kind.QUERY:
         return DeviceError("the enclave has not enough memory", hint="raise ram_mib")
-    raise Lost("enclave refuses what it has no say in")
+    raise Lost("enclave refuses a query that only the supervisor may refuse")

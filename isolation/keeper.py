@@ -160,7 +160,7 @@ class Keeper:
         if process is not None:
             process.end()
             self._platform.record("enclave", f"{why}: {process.how_it_ended}")
-        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started anew")
+        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started again")
 
     def used(self) -> int:
         """Labels charged in the copy's epoch."""

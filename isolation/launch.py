@@ -182,4 +182,4 @@ def check_modules(modules: Iterable[str], image: Image) -> None:
     """
     for path in modules:
         if path not in image.files and not path.startswith(ARCHIVE_PATH + "/"):
-            raise DeviceError("the enclave process has imported what was not measured")
+            raise DeviceError("the enclave process has imported code that was not measured")

@@ -24,7 +24,7 @@ def in_a_fork(pair: tuple[socket.socket, socket.socket], work: Callable[[], list
 
     Raises:
         VariegateError: As `work`.
-        DeviceError: The child ended without a word.
+        DeviceError: The child ended without a message.
     """
     ours, theirs = pair
     child = os.fork()

@@ -192,7 +192,7 @@ def supervisor() -> Protection:
         return Protection.when(SUPERVISOR, False, "the supervisor is open to its own user")
     if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
         return Protection.when(SUPERVISOR, False, "the supervisor may leave a core file")
-    return Protection.when(SUPERVISOR, True, "no core file, closed to who lacks CAP_SYS_PTRACE")
+    return Protection.when(SUPERVISOR, True, "no core file, closed to processes without CAP_SYS_PTRACE")
 
 
 def undumpable() -> Protection:

@@ -19,7 +19,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 
 NAME = "memory"
-_ON = "memfd_secret pages: no plain read reaches them; who may write to the process gets them"
+_ON = "memfd_secret pages: no plain read reaches them; whoever may write to the process can get them"
 
 
 class SecretRegion:
@@ -46,7 +46,7 @@ class SecretRegion:
             MisuseError: A size below one, or secret pages required and not asked for.
         """
         if size < 1 or (required and not secret):
-            raise MisuseError("a region has at least one byte, and secret pages that are required are asked for")
+            raise MisuseError("a region has at least one byte, and required secret pages must be asked for")
         self.size = size
         mapped = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         if secret:

@@ -251,4 +251,4 @@ def _measurement(item: Any) -> tuple[str, bytes]:
     match item:
         case [name, value]:
             return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is no pair")
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is not a pair")

@@ -130,7 +130,7 @@ def typed(path: Path, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type
 
 def damaged(path: Path) -> RefusedError:
     """The error for a file whose content is not what we wrote."""
-    return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="put a copy of it back that was kept")
+    return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="restore it from a backup")
 
 
 def _schema(db: sqlite3.Connection) -> list[tuple[Any, ...]]:

@@ -116,5 +116,5 @@ def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:
     raise RefusedError(
         Refusal.ARTEFACT,
         "artefact refused",
-        hint="the device's inner log has the reason; it is not told outwards",
+        hint="the device's log has the reason, which is not public",
     )

@@ -56,7 +56,7 @@ class Metrics:
         )
         name = family("refusals_total", "counter", "Queries that got no label, by reason.")
         lines.extend(f'{name}{{reason="{reason}"}} {count}' for reason, count in sorted(self.refusals.items()))
-        name = family("connections_refused_total", "counter", "Connections that were not let in, by reason.")
+        name = family("connections_refused_total", "counter", "Connections refused, by reason.")
         lines.extend(
             f'{name}{{reason="{reason}"}} {count}' for reason, count in sorted(self.connections_refused.items())
         )

@@ -329,7 +329,7 @@ def test_a_spent_budget_keeps_samples_that_could_not_be_asked_again() -> None:
         with np.load(io.BytesIO(trial.archive())) as samples:
             assert samples["label"].tolist() == [label]
         assert (trial.spent, trial.queries) == (spent, budget)
-        assert ("1 of them not asked again by itself" in text_of(trial)) is spent
+        assert ("1 of them could not be asked again alone" in text_of(trial)) is spent
 
 
 def test_images_that_are_misread_when_clean_are_marked_and_not_counted(

@@ -79,7 +79,7 @@ class HttpOracle:
             raise MisuseError(f"classes and batch must be at least 1, and classes at most {MAX_CLASSES}")
         address, self._path = parsed(url)
         if trust is not None and not address.secured:
-            raise MisuseError("certificates belong to an https:// address")
+            raise MisuseError("certificates are for an https:// address")
         context = (trust or Trust()).context() if address.secured else None
         self._line = Line(address, context, timeout_s)
         self._patience, self._lock = patience, threading.Lock()

@@ -123,7 +123,7 @@ def _lock() -> None:
 def _serve() -> None:
     began = time.monotonic()
     if json.loads(_CHIP.read_text()).get("tcti") != _TPM:
-        raise ValueError("the device's chip is not over this machine's TPM")
+        raise ValueError("the device's chip does not use this machine's TPM")
     command = [sys.executable, "-I", "-B", "-m", "variegate.cli.main", "device", "serve", "/device"]
     device = subprocess.Popen(  # noqa: S603  this package
         [*command, "--host", "0.0.0.0", "--port", str(_PORT), "--evidence"],  # noqa: S104  the machine's only address

@@ -103,7 +103,7 @@ def boot_program(system: Path, boot: Path, command_line: str, work: Path, out: P
         (work / "cmdline").write_text(command_line)
         (work / "osrel").write_text("ID=variegate\n")
     except (OSError, ValueError) as error:
-        raise DeviceError("the kernel's package does not hold what an image needs") from error
+        raise DeviceError("the kernel's package lacks files that an image needs") from error
     parts = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".linux": kernel, ".initrd": initramfs}
     if kernel.stat().st_size > _SECTIONS[".initrd"] - _SECTIONS[".linux"]:
         raise DeviceError("the kernel is larger than its place in the boot program")

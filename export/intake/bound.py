@@ -137,7 +137,7 @@ def _check_total(graph: onnx.GraphProto, limits: Limits) -> None:
     if operator is not None:
         raise RefusedError(
             Refusal.TOO_LARGE,
-            f"the size of what {operator} makes cannot be told in advance",
+            f"the size of what {operator} makes cannot be known in advance",
             hint="export with a fixed image size, and simplify the graph with onnxsim first",
         )
     total = sum(_LARGEST_ITEM * prod(shape) for shape in _known(graph).values())

@@ -274,7 +274,7 @@ def _compared(model: onnx.ModelProto, data: bytes, spec: InputSpec, shape: tuple
         check_parity(expected, runner(images, batch=3))
     except RefusedError as error:
         raise contracts.refused(
-            "the base answers an image differently beside others", "export in eval mode; " + _RE_EXPORT
+            "the base's answer for an image depends on the others of its batch", "export in eval mode; " + _RE_EXPORT
         ) from error
     return expected
 

@@ -35,7 +35,7 @@ def inline_external(tensors: list[TensorProto], folder: Path | None, budget: int
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             if folder is None:
-                raise _refuse("external data has no place here")
+                raise _refuse("external data is not allowed here")
             data = _read(tensor, folder, budget)
             budget -= len(data)
             for field in ("external_data", "data_location"):

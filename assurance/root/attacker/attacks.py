@@ -105,7 +105,7 @@ def carried_out(attack: Attack, victim: Victim) -> Result:
     try:
         result, detail, windows, found = json.loads(said)
     except ValueError:
-        result, detail, windows, found = FAILED, "ended without a word, or too late", 0, {}
+        result, detail, windows, found = FAILED, "ended without a message, or too late", 0, {}
     return Result(attack.name, attack.row, result, detail[:_MOST_DETAIL], windows, seconds, found)
 
 
