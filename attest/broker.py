@@ -1,7 +1,7 @@
 """The key broker: releases a copy's share against good, fresh evidence (background check, RFC 9334 section 5.2).
 
-In terms of RFC 9334 it is relying party and verifier in one. Whatever is wrong, whoever asked gets the same answer;
-the broker's log has the reason.
+In terms of RFC 9334 it is relying party and verifier in one. Every refusal has the same answer; the broker's log has
+the reason.
 """
 
 from __future__ import annotations

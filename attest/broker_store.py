@@ -1,4 +1,4 @@
-"""A broker's books: enrolled devices, who may have what, the revocation list, used nonces, and the log.
+"""A broker's books: enrolled devices, authorisations, the revocation list, used nonces, and the log.
 
 Triggers keep the log append-only against mistakes in a script; whoever owns the file can still replace it.
 """

@@ -1,4 +1,4 @@
-"""The way over HTTP to a broker (`attest.release.Exchange`) and to a device that signs evidence; standard library."""
+"""HTTP client for a broker (`attest.release.Exchange`) and for a device's evidence, with the standard library only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Evidence: what a device says of itself, fresh and signed, as an Entity Attestation Token (RFC 9711).
+"""Evidence: a device's fresh and signed statement about itself, as an Entity Attestation Token (RFC 9711).
 
-The claims are those of RFC 9711 where it has one, and private-use numbers (below -65536, RFC 8392 section 9.1.1)
-where it has none; the folder's README has the CDDL. Nothing more and nothing less than these claims is accepted.
+Claims are those of RFC 9711 or, where it has none, have private-use numbers (below -65536, RFC 8392 section 9.1.1); the
+folder's README has the CDDL. A token must have exactly these claims.
 """
 
 from __future__ import annotations

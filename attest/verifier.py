@@ -1,6 +1,6 @@
-"""The verifier (RFC 9334): appraises evidence against reference values and says which check failed.
+"""The verifier (RFC 9334): compares evidence with reference values and names the checks that failed.
 
-Appraising uses up the nonce, whatever comes out, once an enrolled device has signed for it.
+If an enrolled device has signed the evidence, appraisal uses up its nonce, whatever the result.
 """
 
 from __future__ import annotations

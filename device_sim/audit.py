@@ -1,4 +1,4 @@
-"""The audit log's format: signed entries in a chain, in segments; what an export is; what a verifier finds in one.
+"""The format of the audit log and of an export: signed entries in a chain, in segments.
 
     segment     = record of a head, then records of entries
     record      = length of the rest (2, big-endian) || CBOR [body, signature]
@@ -12,8 +12,8 @@
     export      = CBOR [1, certificate, record of an end, [segment, ...]]
 
 Entries count from 1 without a gap; times are Unix milliseconds. A head names the first entry of each segment kept when
-it was written, its own last: what is older was dropped to make room. `lost` counts the entries that this device
-has found missing so far. The end says how many entries the chip counts, when the export was made.
+it was written, its own segment last; older ones were dropped to make room. `lost` counts the entries that this device
+has found missing so far. The end has the chip's count of entries when the export was made.
 """
 
 from __future__ import annotations

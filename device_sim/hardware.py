@@ -1,4 +1,4 @@
-"""The hardware of a simulated device: what the runtime asks of a platform, over a chip and a disk."""
+"""The hardware of a simulated device: implements the runtime's platform with a chip and a disk."""
 
 from __future__ import annotations
 

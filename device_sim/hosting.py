@@ -1,4 +1,4 @@
-"""Where a device's enclave runs, and the policy file that says so.
+"""Chooses where a device's enclave runs, by its policy file.
 
 policy.toml   in the device's folder, beside `disk` and `fuses`; not secret; measured before every launch
 """

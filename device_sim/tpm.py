@@ -2,9 +2,9 @@
 
 Names of commands and attributes are those of the TCG's TPM 2.0 Library specification, parts 2 and 3.
 
-A `Tpm` is one connection, kept for one operation: a TPM without a resource manager serves one connection at a time,
-and one that went away and came back is found again by the next operation. Every object and session is flushed before
-the connection ends; what a killed process left is flushed by `flush_leftovers`.
+A `Tpm` is a connection for one operation: a TPM without a resource manager serves one connection at a time, and after a
+TPM was restarted the next operation finds it again. Every object and session is flushed before the connection ends;
+`flush_leftovers` flushes those that a killed process left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who may enter: every check of an envelope that needs no secret, in a fixed order.
+"""Admission: every check of an envelope that needs no secret, in a fixed order.
 
-Signatures, device, class, expiry, counter, measurements. Flashing and opening share these rules, so that what
-flashes also boots.
+Signatures, device, class, expiry, counter, measurements. Flashing and opening share these rules, so that an image that
+was flashed also boots.
 """
 
 from __future__ import annotations

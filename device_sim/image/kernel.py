@@ -1,7 +1,6 @@
-"""What is booted: one EFI program that holds kernel, initramfs and command line, measured as a whole by the firmware.
+"""The boot program: one EFI program with kernel, initramfs and command line, measured as a whole by the firmware.
 
-The initramfs does one thing: it puts dm-verity over the root file system, by the hash on the command line, and goes
-there.
+The initramfs only mounts the root file system under dm-verity, with the hash on the command line, and switches to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Programs of the system that images are made and booted with, each named by the Debian package that has it."""
+"""The system's programs that make and boot images, each with the name of its Debian package."""
 
 from __future__ import annotations
 
