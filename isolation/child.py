@@ -1,7 +1,7 @@
 """The enclave process: locks itself down, has a copy loaded into its secret pages, answers queries.
 
-Nothing secret passes through the ordinary memory of the process that serves. A forked loader opens the artefact: it
-reads the device's keys, asks the broker where one is needed, decrypts into the pages that both share, and ends.
+No secret passes through the ordinary memory of the serving process. A forked loader opens the artefact: it reads the
+device's keys, asks the broker if one is needed, decrypts into the pages that both share, and ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of a platform an enclave may use. It may have been taken over, so it gets no more than serving takes."""
+"""The part of a platform that an enclave may use. An attacker may control it, so it gets only what serving needs."""
 
 from __future__ import annotations
 

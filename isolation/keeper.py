@@ -1,4 +1,4 @@
-"""The supervisor's hold on one enclave: starts it, watches it, starts it again within the policy, asks it once."""
+"""Keeps one enclave for the supervisor: starts and watches it, restarts it by the policy, asks each query once."""
 
 from __future__ import annotations
 

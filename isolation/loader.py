@@ -1,4 +1,4 @@
-"""Opens a copy in a forked process that ends, so that the keys it held end with it."""
+"""Opens a copy in a short-lived forked process, so that its keys end with it."""
 
 from __future__ import annotations
 

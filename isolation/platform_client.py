@@ -1,4 +1,4 @@
-"""What lies below the enclave, seen from inside it: the platform's services, asked for over the socket."""
+"""The platform's services as the enclave calls them, over the socket."""
 
 from __future__ import annotations
 

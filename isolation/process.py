@@ -1,4 +1,4 @@
-"""One enclave process, seen from the supervisor: launched, held, asked, and ended."""
+"""One enclave process for the supervisor: launches, traces, asks and ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Binds a TCP address of either family, and knows by which names it may be called."""
+"""Binds a TCP address of either family, and decides which names a request's Host may have."""
 
 from __future__ import annotations
 

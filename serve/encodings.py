@@ -1,4 +1,4 @@
-"""Compressed request bodies, opened within a bound. No I/O."""
+"""Decompresses request bodies up to a limit. No I/O."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What operators may watch: counts, times and room left. Never a score, an input or which label was given.
+"""Metrics for operators: counts, times and free space, but no score, no input and no label.
 
-The exposition is written here: it is a page of text with six counters, and a client library would be one more package
-in the process. `tests/test_serve_metrics.py` reads it back with the official one.
+The text format is written here: it is one page with six counters, and a client library would add a package to the
+process. `tests/test_serve_metrics.py` reads it back with the official one.
 """
 
 from __future__ import annotations
