@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and secret files that nobody else can read."""
+"""Writes files whole or not at all, and secret files that nobody else can read."""
 
 from __future__ import annotations
 

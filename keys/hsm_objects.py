@@ -1,4 +1,4 @@
-r"""The objects in a token that hold a seller's secrets: what they are, how they are made and found again.
+r"""The objects in a token that hold a seller's secrets: defines, makes and finds them.
 
 All objects carry the seller's label, the keys are sensitive and not extractable.
 

@@ -1,4 +1,4 @@
-"""Rotation and revocation as files: changed by one process at a time, in an order that a kill cannot spoil."""
+"""The files of rotation and revocation: changed by one process at a time, in an order that survives a kill."""
 
 from __future__ import annotations
 

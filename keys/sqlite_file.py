@@ -1,4 +1,4 @@
-"""SQLite files that may be damaged or hostile: schema ours to the word, values of our types, errors ours."""
+"""SQLite files that may be damaged or hostile: checks schema and types of values, and raises only errors of ours."""
 
 from __future__ import annotations
 

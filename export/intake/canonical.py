@@ -1,8 +1,7 @@
 """From a guarded ONNX model to the canonical base graph: small passes, each with its rule in its docstring.
 
-Canonical: one input "image", float32 (batch, *layout) in [0, 1]; one output "scores", float32 (batch,
-classes); opset 20; every tensor raw; no name, text or metadata of the seller's. Same model in, same bytes
-out.
+Canonical: one input "image", float32 (batch, *layout) in [0, 1]; one output "scores", float32 (batch, classes); opset
+20; every tensor raw; no name, text or metadata of the seller's. The same model gives the same bytes.
 """
 
 from __future__ import annotations
