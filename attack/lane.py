@@ -1,4 +1,4 @@
-"""One search under way: the points that it waits for, the answers that it gets, and the judgement of what it found."""
+"""A running search: the points for which it waits, its answers, and the check of its sample."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Overshoot: the same perturbation, taken further, x + s (x_adv - x).
+"""Overshoot: scales a perturbation, x + s (x_adv - x).
 
-Assumes that the attacker shows the victim a sample of their own making, and minds distance less than success: a sample
-just over the boundary of one copy may be pushed over that of another.
+Assumes that the attacker values success above a small distance: a sample just over the boundary of one copy may be
+pushed over that of another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands of `variegate attack` accept."""
+"""The options of the commands of `variegate attack`."""
 
 from __future__ import annotations
 

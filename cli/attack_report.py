@@ -1,4 +1,4 @@
-"""`variegate attack report` and `attack evidence`: what came of a campaign, and whether it is what was signed."""
+"""`variegate attack report` and `attack evidence`: writes a campaign's report, and verifies a signed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands of `variegate broker` accept."""
+"""The options of the commands of `variegate broker`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`variegate demo`: three buyers, three cars, one attacker, told in tables and on a page. Needs the demo extra."""
+"""`variegate demo`: three buyers, three cars, one attacker, shown in tables and on a page. Needs the extra `demo`."""
 
 from __future__ import annotations
 

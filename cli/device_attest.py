@@ -1,4 +1,4 @@
-"""`variegate device attest` and `receipt`: what a device signs, and whether a receipt holds."""
+"""`variegate device attest` and `receipt`: asks a device for evidence, and verifies a receipt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`variegate device audit`: verifies a device's audit log, there or from an export with its public identity alone."""
+"""`variegate device audit`: verifies a device's audit log in place, or an export with the public identity alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the commands of `variegate device` turn a device on: isolated as its policy says, its broker within reach."""
+"""Turns a device on for the commands of `variegate device`: isolated by its policy, and with its broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands of `variegate export` accept."""
+"""The options of the commands of `variegate export`."""
 
 from __future__ import annotations
 

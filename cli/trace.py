@@ -1,4 +1,4 @@
-"""`variegate trace`: whose copy were samples made on?"""
+"""`variegate trace`: finds the copy on which samples were made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each chapter says: one table of plain cells, and the words around it."""
+"""The text of each chapter: one table of plain cells, and the words around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks by name, for campaigns' files: `kind`, `profile` and `parameters` to a configured attack and back."""
+"""Attacks by name, for campaign files: converts `kind`, `profile` and `parameters` to a configured attack and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one word to an oracle: how a person names a device on the command line and in a campaign's file."""
+"""Opens an oracle by its address, as given on the command line and in campaign files."""
 
 from __future__ import annotations
 

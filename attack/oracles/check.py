@@ -1,4 +1,4 @@
-"""What a red team finds out first: whether a device answers as an attack supposes."""
+"""Checks before an attack whether a device answers as attacks suppose."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The label socket as an oracle; `docs/label-socket.md` has the protocol.
 
-Written from that document and not from the server's code, so that the two hold each other to it.
+It is written from that document and not from the server's code, so that each tests the other.
 """
 
 from __future__ import annotations

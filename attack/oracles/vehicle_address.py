@@ -1,4 +1,4 @@
-"""What stands behind the question mark of a vehicle's address: its camera and frame rate."""
+"""Reads the part after the question mark of a vehicle's address: its camera and frame rate."""
 
 from __future__ import annotations
 
