@@ -1,4 +1,4 @@
-"""What an attack is, and how one is run: in a process of its own, within its time, told apart by what it obtained."""
+"""Defines an attack, runs it in a process of its own with a time limit, and judges it by the data that it obtained."""
 
 from __future__ import annotations
 
