@@ -1,8 +1,8 @@
 """Train the road-sign network again and measure the packaged one: ``python -m benchmarks.train_world``.
 
-The packaged weights come from ``python -m variegate.device_sim.world.train``. This repeats that training,
-tells whether the same bytes came out, and measures the packaged network on frames that no training saw. It
-writes no weights.
+The packaged weights come from ``python -m variegate.device_sim.world.train``. This repeats that training, reports
+whether it gives the same bytes, and measures the packaged network on frames that were not in any training. It writes no
+weights.
 """
 
 from __future__ import annotations
