@@ -1,1 +1,1 @@
-"""Attacks that the project makes on its own device: what is claimed is tried."""
+"""Attacks of the project on its own device, which test its claims."""

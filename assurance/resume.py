@@ -1,11 +1,12 @@
-"""A campaign killed at random moments and resumed, held byte for byte to one left alone.
+"""A campaign is killed at random moments and resumed, and then compared byte for byte with an uninterrupted one.
 
     python -m assurance.resume [--quick]
 
-Real attacks on copies of the small GTSRB network, through `variegate attack`. SIGKILL hits the whole process group,
-command and workers, at moments drawn uniformly from the start of each run; `resume` goes on with another number of
-workers each time. A campaign that ends before its next kill is compared and another one is begun, until there were
-enough kills. Compared are every shard and the ledger's content, also with a campaign of another number of workers.
+The attacks are real ones on copies of the small GTSRB network, through `variegate attack`. SIGKILL hits the whole
+process group, command and workers, at moments drawn uniformly from the start of each run; `resume` continues with
+another number of workers each time. A campaign that ends before its next kill is compared, and another one is started,
+until there were enough kills. The comparison covers every shard and the ledger's content, also for a campaign with
+another number of workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Root's shell in a device image, driven by a program: commands go in, what they print comes back."""
+"""Root's shell in a device image, controlled by a program: sends commands and returns their output."""
 
 from __future__ import annotations
 

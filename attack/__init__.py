@@ -1,4 +1,4 @@
-"""The red-team harness: attacks that see labels only, campaigns over a fleet, and what their results mean.
+"""The red team's tools: attacks that see labels only, campaigns against a fleet, and reports.
 
 What most people call::
 

@@ -1,9 +1,9 @@
-"""Runs many searches at once over one oracle, in ragged batches, and judges what they found.
+"""Runs many searches at once on one oracle, in ragged batches, and checks their samples.
 
-Each image has its own generator (`search.Attack`), which waits for the answers of the points it yielded. The
-driver gathers the points that wait into the next batch, asks once, and hands the answers out; a search that wants one
-point and one that wants a hundred share a batch, and none waits for the slowest. The answers do not depend on the
-batch, so neither do the results.
+Each image has its own generator (`search.Attack`), which waits for the answers to the points that it yielded. The
+driver collects the waiting points into the next batch, asks once, and distributes the answers. A search with one point
+and a search with a hundred share a batch, and none waits for the slowest. Answers do not depend on the batch, so the
+results do not either.
 """
 
 from __future__ import annotations

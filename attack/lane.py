@@ -1,4 +1,4 @@
-"""One search under way: the points that it waits for, the answers that it gets, and the judgement of what it found."""
+"""A running search: the points for which it waits, its answers, and the check of its sample."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Lane:
             asked += 1
             wanted = self._problem.target
             if label == self._problem.label if wanted is None else label != wanted:
-                self._failure, sample = "the sample was answered otherwise when asked alone", None
+                self._failure, sample = "the sample got another label when asked alone", None
         elif sample is not None and not self._judges_best and hash(sample.tobytes()) not in self._fooling:
             self._failure, sample = "the device's budget was spent before the sample was asked", None
         status = Status.FOUND if sample is not None else Status.FAILED if self._failure else Status.NONE

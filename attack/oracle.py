@@ -1,4 +1,4 @@
-"""What an attack is given: labels of frames, and nothing else."""
+"""The interface of an attack to a device: labels of frames, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of one search, as the harness judged it."""
+"""The checked result of one search."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Overshoot: the same perturbation, taken further, x + s (x_adv - x).
+"""Overshoot: scales a perturbation, x + s (x_adv - x).
 
-Assumes that the attacker shows the victim a sample of their own making, and minds distance less than success: a sample
-just over the boundary of one copy may be pushed over that of another.
+Assumes that the attacker values success above a small distance: a sample just over the boundary of one copy may be
+pushed over that of another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
     if dtype not in {"uint8", "float32"}:
         raise MisuseError(f"frames of dtype {dtype!r} are not supported", hint="choose uint8 or float32")
     if not (np.isfinite(s) and s >= 0):
-        raise MisuseError(f"an overshoot of {s} makes no sense", hint="choose a number from 0 up")
+        raise MisuseError(f"{s} is not a valid overshoot", hint="choose a number from 0 up")
     if clean.ndim > sample.ndim or clean.shape != sample.shape[sample.ndim - clean.ndim :]:
         raise MisuseError(f"a clean image of {clean.shape} does not fit samples of {sample.shape}")
     if s == 1 and str(sample.dtype) == dtype:

@@ -1,11 +1,11 @@
-"""What an attack is: a generator for one image that yields points and is sent back which of them fool the device.
+"""The interface of an attack: a generator for one image that yields points and receives which of them fool the device.
 
     def search(self, problem):
         fooled = yield points      # float32 (n, l) in [0, 1]; bool (n,) comes back
 
-So an attack is written for one image, in sequence, as its paper has it; the driver runs many at once and fills
-batches from whatever points wait, however ragged. An attack sees no oracle, no count and no other image, and so
-depends on none. All its randomness is `problem.rng`.
+So an attack is written for one image, step by step, as in its paper; the driver runs many at once and fills batches
+from all waiting points. An attack sees no oracle, no count and no other image, and so depends on none of them. All its
+random numbers come from `problem.rng`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An attack on some images over one device, that keeps what it has when it is stopped: queries are not bought back."""
+"""An attack on some images with one device. When it is stopped, it keeps its results, because queries cost budget."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Evidence of what a device runs, who checks it, and what is released against it."""
+"""Evidence of the software that a device runs, its verifier, and the key broker that requires it."""

@@ -1,7 +1,7 @@
 """The key broker: releases a copy's share against good, fresh evidence (background check, RFC 9334 section 5.2).
 
-In terms of RFC 9334 it is relying party and verifier in one. Whatever is wrong, whoever asked gets the same answer;
-the broker's log has the reason.
+In terms of RFC 9334 it is relying party and verifier in one. Every refusal has the same answer; the broker's log has
+the reason.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Broker:
         if not self._store.is_allowed(manifest.buyer, manifest.ueid):
             raise RefusedError(Refusal.REVOKED, "buyer is not authorised on this device, or no longer")
         if evidence.ephemeral is None:
-            raise RefusedError(Refusal.EVIDENCE, "evidence holds no key to answer to")
+            raise RefusedError(Refusal.EVIDENCE, "evidence holds no key for the answer")
         share = self._key.share_of(manifest)
         kem, public = evidence.ephemeral
         return hpke_seal(kem, public, release_info(token), share)
@@ -127,7 +127,7 @@ class Broker:
         """That the evidence speaks of this envelope, and the envelope is one that its device may open now."""
         manifest = opened.manifest
         if evidence.root != root.fingerprint:
-            raise RefusedError(Refusal.EVIDENCE, "device pins another seller's root, or another of this one's")
+            raise RefusedError(Refusal.EVIDENCE, "device pins another root, of this seller or another one")
         if manifest.ueid != evidence.ueid:
             raise RefusedError(Refusal.WRONG_DEVICE, "envelope is for another device")
         if evidence.model != opened.digest:

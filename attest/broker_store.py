@@ -1,4 +1,4 @@
-"""A broker's books: enrolled devices, who may have what, the revocation list, used nonces, and the log.
+"""A broker's books: enrolled devices, authorisations, the revocation list, used nonces, and the log.
 
 Triggers keep the log append-only against mistakes in a script; whoever owns the file can still replace it.
 """
@@ -287,7 +287,7 @@ class BrokerStore:
             except RefusedError as error:
                 if error.refusal is not Refusal.SIGNATURE:
                     raise self.database.damaged() from None
-                hint = "give the root that the broker was made for: its books hold what came after"
+                hint = "give the root with which the broker was made: its books hold the later ones"
                 raise RefusedError(error.refusal, "books do not follow from this root", hint=hint) from None
             if chain[-1].serial != serial:
                 raise self.database.damaged()

@@ -1,4 +1,4 @@
-"""The way over HTTP to a broker (`attest.release.Exchange`) and to a device that signs evidence; standard library."""
+"""HTTP client for a broker (`attest.release.Exchange`) and for a device's evidence, with the standard library only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Way:
         self._timeout_s = timeout_s
         self._context = _context(what, ca, certificate, key) if secured else None
         if not secured and (ca, certificate, key) != (None, None, None):
-            raise MisuseError(f"certificates belong to a {what} at https://")
+            raise MisuseError(f"certificates are for a {what} at https://")
 
     def ask(self, method: str, path: str, body: bytes = b"", *, limit: int) -> tuple[int, float | None, bytes]:
         """One request.
@@ -135,7 +135,7 @@ class BrokerClient:
                 answer = cbor.decode(data, limit=MAX_ANSWER_BYTES)
                 if isinstance(answer, bytes):
                     return answer
-        raise DeviceError("the key broker gives no answer of its protocol")
+        raise DeviceError("the key broker's answer does not follow the protocol")
 
 
 def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: float = EVIDENCE_TIMEOUT_S) -> bytes:
@@ -157,11 +157,11 @@ def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: 
     if status == _TOO_MANY:
         raise LimitError("the device gives no more evidence now", retry_after_s=wait)
     if status != _OK or len(data) > MAX_EVIDENCE_BYTES:
-        raise DeviceError("the device gives no evidence", hint="it is to serve with --evidence")
+        raise DeviceError("the device gives no evidence", hint="start its server with --evidence")
     try:
         said = claimed(data)
     except RefusedError:
-        raise DeviceError("the device answers with something that is no evidence") from None
+        raise DeviceError("the device's answer is not evidence") from None
     if said.nonce != nonce:
         raise DeviceError("the device answers with evidence for another nonce")
     return data
@@ -190,7 +190,7 @@ def _address(what: str, url: str) -> tuple[str, int, bool]:
     if parts.scheme not in ("https", "http") or not host or not plain:
         raise MisuseError(f"the {what}'s URL is not valid", hint=hint)
     if parts.scheme == "http" and not _is_here(host):
-        raise MisuseError(f"a {what} on another machine is spoken to over https only", hint=hint)
+        raise MisuseError(f"a {what} on another machine is reached over https only", hint=hint)
     secured = parts.scheme == "https"
     return host, port or (443 if secured else 80), secured
 

@@ -4,8 +4,8 @@
     protected  CBOR {1: -19 (Ed25519, RFC 9864), 4: kid, 16: typ}
     signed     CBOR ["Signature1", protected, h'', payload]
 
-`typ` (RFC 9596) keeps kinds of token apart: explicit typing, as RFC 8725 section 3.11 asks of JWTs. External data
-stays empty, so that a verifier of plain CWTs or COSE needs to know nothing of us.
+`typ` (RFC 9596) keeps kinds of token apart: explicit typing, as RFC 8725 section 3.11 asks of JWTs. External data is
+empty, so that any verifier of plain CWTs or COSE can check the token.
 """
 
 from __future__ import annotations

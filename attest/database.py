@@ -1,4 +1,4 @@
-"""One SQLite file for threads and processes at once, whose every failure is ours."""
+"""One SQLite file for several threads and processes; every failure is an error of ours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Evidence: what a device says of itself, fresh and signed, as an Entity Attestation Token (RFC 9711).
+"""Evidence: a device's fresh and signed statement about itself, as an Entity Attestation Token (RFC 9711).
 
-The claims are those of RFC 9711 where it has one, and private-use numbers (below -65536, RFC 8392 section 9.1.1)
-where it has none; the folder's README has the CDDL. Nothing more and nothing less than these claims is accepted.
+Claims are those of RFC 9711 or, where it has none, have private-use numbers (below -65536, RFC 8392 section 9.1.1); the
+folder's README has the CDDL. A token must have exactly these claims.
 """
 
 from __future__ import annotations
@@ -245,18 +245,18 @@ def _measurement(item: Any) -> tuple[str, bytes]:
     match item:
         case [name, value]:
             return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "token holds a measurement that is no pair")
+    raise RefusedError(Refusal.MALFORMED, "token holds a measurement that is not a pair")
 
 
 def _protection(item: Any) -> ProtectionClaim:
     match item:
         case [name, str(state), reason] if state in STATES:
             return ProtectionClaim(_text(name), state, _text(reason, least=0, most=MAX_REASON))
-    raise RefusedError(Refusal.MALFORMED, "token holds a protection that is none")
+    raise RefusedError(Refusal.MALFORMED, "token holds a protection that is not valid")
 
 
 def _ephemeral(item: Any) -> Ephemeral:
     match item:
         case [str(kem), public] if kem in _KEM_PUBLIC_BYTES:
             return Ephemeral(kem, _bytes(public, _KEM_PUBLIC_BYTES[kem]))
-    raise RefusedError(Refusal.MALFORMED, "token holds a key-agreement key that is none")
+    raise RefusedError(Refusal.MALFORMED, "token holds a key-agreement key that is not valid")

@@ -1,7 +1,7 @@
-"""Names that stand for several protections, for whoever requires them: a device's policy and a verifier's.
+"""Names of groups of protections, for the policies of devices and verifiers.
 
-`host` asks whether the machine stops root from reaching other processes at all. One gap is enough for root, so the
-group is worth something as a whole only.
+`host` means that the machine stops root from reaching other processes. One gap is enough for root, so only the whole
+group is of use.
 """
 
 from __future__ import annotations

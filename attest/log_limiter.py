@@ -1,4 +1,4 @@
-"""Thins the lines of a log that costs nothing to cause, so that nobody fills a disk by way of it."""
+"""Limits log lines that others can cause at no cost, so that nobody fills the disk with them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Nonces that a verifier gives out and takes back once.
+"""Nonces that a verifier gives out and accepts once.
 
     nonce    random (16) || expiry, ms since 1970 (8, big-endian) || mac (16)
     mac      HKDF-Expand(key, "variegate/1/nonce/" || random || expiry, 16)
 
-A nonce given out is not stored: whoever asks for many fills nothing. One taken back is, until it could no longer be
-taken, and only after an enrolled device has signed for it. Key and used nonces lie in the verifier's own file, so that
-a restart forgets nothing.
+A nonce is not stored when it is given out, so that requests for many fill nothing. A used nonce is stored until it
+expires, and only if an enrolled device has signed for it. Key and used nonces are in the verifier's own file, so that a
+restart forgets nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a verifier holds evidence against: reference values and rules, in a TOML file.
+"""A verifier's policy: reference values and rules for evidence, in a TOML file.
 
 schema = 1
 profiles = ["tag:variegate.example,2026:simulated-device"]   # kinds of device accepted, by name

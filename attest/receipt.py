@@ -1,4 +1,4 @@
-"""Receipts: a device's signature under what it was shown and what it answered."""
+"""Receipts: a device's signature of the frames it was shown and the labels it answered."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     enclave -> broker   evidence (nonce, ephemeral public key, measurements, model), envelope
     broker  -> enclave  HPKE to the ephemeral key of share, info = "variegate/1/release/" || SHA-256(evidence)
 
-The host between the two sees tokens and ciphertext. The ephemeral private key lives in the process that opens the copy
-and ends with it.
+The host between the two sees only tokens and ciphertext. The ephemeral private key lives in the process that opens the
+copy and ends with it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The verifier (RFC 9334): appraises evidence against reference values and says which check failed.
+"""The verifier (RFC 9334): compares evidence with reference values and names the checks that failed.
 
-Appraising uses up the nonce, whatever comes out, once an enrolled device has signed for it.
+If an enrolled device has signed the evidence, appraisal uses up its nonce, whatever the result.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Appraisal:
         """
         if self.evidence is None or not self.good:
             failed = "; ".join(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
-            raise RefusedError(Refusal.EVIDENCE, f"evidence is not good: {failed}")
+            raise RefusedError(Refusal.EVIDENCE, f"evidence fails these checks: {failed}")
         return self.evidence
 
 
@@ -181,7 +181,9 @@ class Verifier:
         revoked = self._revocations().contains(evidence.ueid)
         yield Check("revocation", not revoked, "device is revoked" if revoked else "not revoked")
         off = evidence.issued_at - self._clock()
-        yield Check("clock", abs(off) <= policy.clock_skew_s, f"the device's clock is {off:+.0f} s from here")
+        yield Check(
+            "clock", abs(off) <= policy.clock_skew_s, f"the device's clock differs from this one by {off:+.0f} s"
+        )
         yield Check("profile", evidence.profile in policy.profiles, evidence.profile)
         closed = evidence.debug is not DebugStatus.ENABLED
         yield Check("debug", closed or policy.debug, evidence.debug.name.lower().replace("_", " "))
@@ -199,7 +201,7 @@ class Verifier:
         if value is None:
             return Check(title, False, "not measured")
         if accepted is None:
-            return Check(title, False, f"{value.hex()}, and no reference value to hold it against")
+            return Check(title, False, f"{value.hex()}, which has no reference value")
         if name == tokens.ROOT and value not in accepted:
             same = frozenset(self._roots())
             return Check(title, value in same and not same.isdisjoint(accepted), value.hex())

@@ -2,10 +2,10 @@
 
     python -m benchmarks.accuracy [--quick]
 
-For each network and rewriter: calibrate on the head of the test set (the base was not trained on it), seal and
-flash copies onto simulated devices, and let each device answer the whole test set. The reference for a copy is
-torch alone: the torch module, softmax and the rewriter's torch rendering. A label that differs is explained by
-the margin between the reference's two best scores.
+For each network and rewriter it calibrates on the head of the test set (the base was not trained on it), seals and
+flashes copies onto simulated devices, and lets each device answer the whole test set. The reference for a copy is torch
+alone: the torch module, softmax and the rewriter's torch rendering. For each label that differs, the margin between the
+reference's two best scores is given.
 """
 
 from __future__ import annotations

@@ -1,24 +1,25 @@
-"""Our attacks against ART and Foolbox: same attack, same cap of queries, same network, same run.
+"""Our attacks compared with ART's and Foolbox's: same attack, same limit of queries, same network, same run.
 
     python -m benchmarks.attack [--quick] [--out FILE]
 
-Every measurement is a process of its own with one thread (`benchmarks.attack_worker`); within a repeat the candidates
-follow each other, and ratios are of one repeat. All attacks get the same starting pictures and are stopped at the same
-query; the toolkits by an exception from inside. Time spent on judging their points and on mending their dtypes is left
-out of theirs, and in ours the driver's own judging is left in.
+Every measurement is a process of its own with one thread (`benchmarks.attack_worker`). Within a repeat the candidates
+run one after another, and each ratio is of one repeat. All attacks get the same starting pictures and are stopped at
+the same query, the toolkits by an exception from inside. The toolkits' time excludes the judging of their points and
+the conversion of their dtypes; our time includes the driver's own judging.
 
-Speed is that of HopSkipJump. `vs_art_*` has ART's black-box estimator over the same onnxruntime session as ours, and
-our profile `art-1.20`: ART has no estimator for ONNX, so that its whole lead or lag is its own work beside the forward
-pass. `vs_art_torch_*` has ART's torch estimator over the torch module, the other way in which its users have it.
-`vs_foolbox_*` has Foolbox's PyTorchModel over the torch module, as it has no model for ONNX, and
-`vs_foolbox_same_forward_*` has it over our session, inside a torch module that does nothing else.
-`forward_share_*` is the time inside `session.run` over the time of the whole search, for our HopSkipJump (`corrected`);
-`of_raw_*` is its queries per second over those of the bare session with batches of 128. `own_us_*` is the time of one
-query beside the forward pass. Queries per second are of a core: over the seconds that the process computed, as the
-machine may have had other work; only `two_processes_speedup_*` and shares are of the clock.
+Speed is that of HopSkipJump. `vs_art_*` compares our profile `art-1.20` with ART's black-box estimator, on the same
+onnxruntime session: ART has no estimator for ONNX, so the difference is its own work beside the forward pass.
+`vs_art_torch_*` uses ART's torch estimator with the torch module, as ART's users also do. `vs_foolbox_*` uses Foolbox's
+PyTorchModel with the torch module, because Foolbox has no model for ONNX; `vs_foolbox_same_forward_*` uses it with our
+session, inside a torch module that does nothing else. `forward_share_*` is the time inside `session.run` over the time
+of the whole search, for our HopSkipJump (`corrected`); `of_raw_*` is its queries per second over those of the bare
+session with batches of 128. `own_us_*` is the time of one query beside the forward pass. Queries per second are those
+of a core, by processor time, because the machine may have other work; only `two_processes_speedup_*` and shares use the
+clock.
 
-`median_l2_2000_*` are medians over images of the nearest frame asked that fools, ResNet-20, 2,000 queries, at each
-toolkit's default settings (ART's GeoDA with a tolerance of 1e-3, as its 0.1 is wider than the result).
+`median_l2_2000_*` are medians over images of the distance of the nearest fooling frame that was asked, for ResNet-20,
+2,000 queries and each toolkit's default settings (ART's GeoDA with a tolerance of 1e-3, because its 0.1 is wider than
+the result).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.attack_worker FOLDER CANDIDATE FIRST COUNT QUERIES
 
-Sets everything up, prints `ready`, waits for a line, attacks, and prints one JSON object. It imports no more than the
-candidate needs, so that its peak memory is the candidate's. Candidates are `raw` (the network alone),
+It prepares everything, prints `ready`, waits for a line, attacks, and prints one JSON object. It imports only what the
+candidate needs, so that its peak memory is that of the candidate. Candidates are `raw` (the network alone),
 `ours:<attack>:<profile>`, `art:<attack>` and `foolbox:hopskipjump` over the same onnxruntime session, and
 `art_torch:<attack>` and `foolbox_torch:hopskipjump` over the torch module.
 """

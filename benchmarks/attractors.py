@@ -1,11 +1,11 @@
-"""What interleaved supports cost in protection: QIM at one B, d and beta, from dense messages to the finest grid.
+"""The loss of protection by interleaved supports: QIM at one B, d and beta, from dense messages to the finest grid.
 
     python -m benchmarks.attractors [--quick]
 
-A search by labels alone (HopSkipJump) on one GTSRB copy, for images that three copies read rightly; the
-sample found is then scaled by an overshoot s and shown to the two other copies. Rows differ in the grid only, so that
-equal replication means that the cheap convolution gives nothing away. A study of one design choice on one network; the
-worth of the protection is another matter.
+HopSkipJump searches by labels alone on one GTSRB copy, for images that three copies read rightly. Each sample is scaled
+by an overshoot s and shown to the two other copies. Rows differ in the grid only, so equal replication means that the
+cheap convolution does not weaken the protection. This studies one design choice on one network, not the strength of the
+protection.
 """
 
 from __future__ import annotations

@@ -1,26 +1,26 @@
-"""Which rewriter keeps samples from replicating at every overshoot up to 3, for half a point of accuracy.
+"""Finds the rewriter whose samples replicate least at every overshoot up to 3, for half a point of accuracy.
 
     python -m benchmarks.calibration [--quick] [--out FILE] [--state FILE] [--subject NAME]
 
-For each dataset four stages, each narrower and dearer:
+There are four stages for each dataset, each with fewer candidates and more work:
 
 1. **accuracy**: every candidate over ten copies on the whole test set, from the base's probabilities.
-2. **screen**: those that may be worth it (loss up to `NEAR_POINTS`) are searched a little, by one attack.
-3. **search**: of those within `ALLOWED_POINTS` the best of each form of QIM, and the best of the rest, are searched by
-   three attacks with several budgets, and what was found is shown to other copies of the same base, scaled by every
+2. **screen**: candidates with a loss up to `NEAR_POINTS` are attacked by one attack with few queries.
+3. **search**: of those within `ALLOWED_POINTS`, the best of each form of QIM and the best of the rest are attacked by
+   three attacks with several budgets. The samples are shown to other copies of the same base, scaled by every
    overshoot.
-4. **confirm**: the chosen one is searched on other images, in a fleet of one base and in one dealt out over several
-   bases that were trained apart.
+4. **confirm**: the chosen one is attacked on other images, in a fleet of one base and in a fleet of several bases that
+   were trained independently.
 
-A candidate's figure is its **worst** replication over attacks, budgets and overshoots: the bar is that even this is at
-most `ALLOWED_REPLICATION`. A search that never comes down to the attractors ends on the base's own boundary, and
-what it finds there fools every copy. So attractors must also be found, and a weak search or a small budget counts
-against a setting like a strong one. Images are read rightly by all copies: rates are net of clean errors.
-The setting whose worst at the full budget is the least is chosen: at the shortest budget settings differ by less than
-their intervals. Beside it stands the worst of samples found within an L2 of 1: what is left when searches that got
-stuck far away, at little more than another picture, do not count.
+A candidate's figure is its **worst** replication over attacks, budgets and overshoots; it should be at most
+`ALLOWED_REPLICATION`. A search that never reaches the attractors ends on the base's own boundary, and its samples fool
+every copy. So the attractors must also be easy to find, and a weak search or a small budget counts against a setting
+like a strong one. All copies read the images rightly: rates are net of clean errors. The setting with the least worst
+replication at the full budget is chosen, because at the shortest budget settings differ by less than their intervals. A
+second figure is the worst replication of samples within an L2 of 1. It leaves out searches that ended far away, near
+another picture.
 
-Rows that are done are kept in --state; a run that is stopped goes on from there.
+Finished rows are kept in --state; a stopped run continues from there.
 """
 
 from __future__ import annotations

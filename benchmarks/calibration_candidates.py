@@ -1,4 +1,4 @@
-"""Part of `benchmarks.calibration`: the settings that are tried, named for figures."""
+"""Part of `benchmarks.calibration`: the settings that are tried, with their names in figures."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.campaign_bases --out FOLDER
 
-The campaigns of `benchmarks/configs` name them `bases/<network>.onnx`, seen from the campaign's file; to run one by
-`variegate attack run`, write them beside it. They come from the zoo and are not committed.
+The campaigns of `benchmarks/configs` name them `bases/<network>.onnx`, relative to the campaign's file; to run one with
+`variegate attack run`, write them beside it. They are made from the zoo and are not committed.
 """
 
 from __future__ import annotations

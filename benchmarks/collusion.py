@@ -1,20 +1,20 @@
-"""Attacks that go past one sample on one copy, by labels alone, on GTSRB: colluders, smoothed oracles, several tries.
+"""Attacks with more than one sample on one copy, by labels alone, on GTSRB: colluders, smoothed oracles, several tries.
 
     python -m benchmarks.collusion [--quick] [--out FILE] [--workers N]
 
-Two fleets: squared QIM on one base, and dealt out over three (copy i has base i mod 3); permutation falls to one
-attacker.
-The first copies are the colluders', the last four the victims'. HopSkipJump asks 8,000 labels of each device:
+There are two fleets of squared QIM: on one base, and on three (copy i has base i mod 3). Permutation is left out
+because one attacker defeats it. The first copies are the colluders', the last four the victims'. HopSkipJump asks 8,000
+labels of each device:
 
-- `alone`: by the first copy.
-- `vote`, `all`: by k colluders, on the answer of most of their copies, or for what fools all of them.
-- `mean`, `median`: of k samples that were found apart, taken as far as it needs to fool most of the k copies.
-- `smoothed`: seven votes under noise for each label, on four times the queries.
+- `alone`: on the first copy.
+- `vote`, `all`: on k colluders' copies; a point counts as fooling if it fools most of them, or all of them.
+- `mean`, `median`: of k samples that were found separately, scaled until it fools most of the k copies.
+- `smoothed`: seven votes under noise for each label, with four times the queries.
 - tries: the `alone` sample at several overshoots, shown one after the other.
 
-What was found is scaled by s and shown to the victims. A figure `gtsrb_<fleet>_<method>_k<colluders>_s<s>` is the
-share of pairs of a sample and a victim that is fooled, of the samples that fool most of their makers' copies at that
-s, on images that victim and colluders read rightly. Each image is one cluster of its interval.
+The samples are scaled by s and shown to the victims. A figure `gtsrb_<fleet>_<method>_k<colluders>_s<s>` is the share
+of pairs of sample and victim in which the victim is fooled. It covers samples that fool most of their makers' copies at
+that s, on images that victim and colluders read rightly. Intervals treat each image as one cluster.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Whether our profile `art-1.20` is ART 1.20.1: median L2 against queries, same network, images and caps.
+"""Tests whether our profile `art-1.20` is equivalent to ART 1.20.1: median L2 against queries, on the same network.
 
     python -m benchmarks.equivalence [--quick] [--attack NAME] [--cache DIR] [--out FILE]
 
-ART with its defaults, and ours, on a small GTSRB network in float32, images that it reads rightly, untargeted. At each
-mark the iterate counts that the attack would return if it ended there. Randomness differs, so medians are compared, and
-many images are needed: the log ratio of ours to ART's, with a bootstrap over images, paired. Equivalence is shown at a
-mark when the 90 % interval lies within log 1.1 on either side of 0, which is two one-sided tests at 5 %. With `--cache`
-an attack that was run before is not run again; with `--attack` the others are left out.
+ART with its defaults and our attacks run untargeted on a small GTSRB network in float32, with the same limits, on
+images that it reads rightly. They are compared at fixed numbers of queries, the marks; at each mark the iterate is
+taken that the attack would return if it ended there. Random numbers differ, so medians over many images are compared:
+the log ratio of ours to ART's, with a paired bootstrap over images. Equivalence at a mark is shown if the 90 % interval
+lies within log 1.1 on either side of 0, which is two one-sided tests at 5 %. `--cache` skips an attack that was run
+before; `--attack` leaves out the others.
 """
 
 from __future__ import annotations

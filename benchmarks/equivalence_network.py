@@ -1,4 +1,4 @@
-"""A network small enough for millions of queries: GTSRB at 16 x 16 pixels, trained in seconds by whoever needs it."""
+"""A network small enough for millions of queries: GTSRB at 16 x 16 pixels, trained in seconds when needed."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How fast copies are made: single files and envelopes, on one core, against three named peers.
+"""Speed of export: single files and envelopes, on one core, compared with three named peers.
 
     python -m benchmarks.export [--quick]
 
-(a) `torch.onnx.export` (its present exporter, `dynamo=True`) of the whole copy again for each buyer; (b) AES-256-GCM of
-the same bytes and nothing else; (c) training a copy, from the committed result of `benchmarks.train_gtsrb`. Copies are
-made as for a fleet: keys, parity check, sealing, signing, files written and flushed, rows in the registry.
-`*_in_memory` leave out files and registry. All ways take turns in every round.
+The peers are (a) `torch.onnx.export` (its present exporter, `dynamo=True`) of the whole copy again for each buyer; (b)
+AES-256-GCM of the same bytes and nothing else; (c) training a copy, from the committed result of
+`benchmarks.train_gtsrb`. Copies are made as for a fleet: keys, parity check, sealing, signing, files written and
+flushed, rows in the registry. `*_in_memory` leave out files and registry. All alternate in every round.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Searches on one copy and replays what was found on others, all in this process: what the calibration study asks.
+"""Searches on one copy and replays its samples on others, all in this process, for the calibration study.
 
     searched = search(template, images, truth, HopSkipJump.corrected(), Effort(queries=8_000, budgets=(2_000, 8_000)))
 
-The campaign engine does the same at scale, with a ledger; a study of many settings wants numbers in memory.
+The campaign engine does the same at scale, with a ledger; a study of many settings needs only numbers in memory.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Table 2: how often a sample found on one copy fools another, for every kind of copy, attack and profile.
+"""Table 2: the rate at which samples found on one copy fool another, for every kind of copy, attack and profile.
 
     python -m benchmarks.replication [SET] [--quick] [--out FILE] [--folder FOLDER] [--only NAME ...]
 
 Runs the committed campaigns of `benchmarks/configs` through the campaign engine and reads their shards. A figure is
-`<dataset>_<kind>_<attack>_net_s<overshoot>`, as in `gtsrb_qim_hsj_net_s1`: the share of pairs of a sample and another
-copy of its fleet, both right on the clean image, in which the sample, scaled by the overshoot, fools its own copy and
-the other, of those in which it fools its own. Kinds ending in `_training` have several independently trained bases,
-dealt out to the copies; the others have one. Attacks ending in `_art` are those of the profile `art-1.20`.
+`<dataset>_<kind>_<attack>_net_s<overshoot>`, as in `gtsrb_qim_hsj_net_s1`. It covers pairs of a sample and another copy
+of its fleet, where both copies are right on the clean image and the sample, scaled by the overshoot, fools its own
+copy. The figure is the share of these pairs in which it fools the other copy too. Kinds ending in `_training` have
+several independently trained bases, divided among the copies; the others have one. Attacks ending in `_art` are those
+of the profile `art-1.20`.
 
 With --only, the rows of the set's other campaigns are those of the committed result, and `raw.kept` names their commit.
-With --folder, campaigns are kept there, and a run that was stopped goes on. An image of a cell is attacked by one
-copy of the fleet, each copy in turn, so a cell has as many samples as the campaign has images.
+With --folder, campaigns are kept there, and a stopped run continues. Each image of a cell is attacked on one copy of
+the fleet, each copy in turn, so a cell has as many samples as the campaign has images.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Speed of a copy against the bare base in onnxruntime, and of the runtime's own path.
+"""Speed of a copy compared with the bare base in onnxruntime, and of the runtime's own path.
 
     python -m benchmarks.runtime [--quick]
 
 Everything runs on one thread, alternating within the run, over five sets of sessions. The bare base takes float32
-images and gives logits; a copy gives a label. The figures `overhead_*` are those of the copy as shipped, for uint8
-frames, against the bare base fed with floats that are ready: the strictest comparison. `overhead_float_*` have the copy
-for float32 frames, and `overhead_label_only_*` the base with nothing but an ArgMax. `path_us` is `Enclave.classify`
-(checks, expiry, budget) less a run of the same session, under a budget so large that reservations of 1,024 come seldom;
-every reservation is a flush of the device's counter, timed as `reserve_us`, and a budget below 65,536 is reserved in
-smaller blocks.
+images and gives logits; a copy gives a label. The figures `overhead_*` compare the copy as shipped, for uint8 frames,
+with the bare base on ready floats: the strictest comparison. `overhead_float_*` use the copy for float32 frames,
+`overhead_label_only_*` the base with only an ArgMax. `path_us` is the time of `Enclave.classify` (checks, expiry,
+budget) minus a run of the same session, under a budget so large that reservations of 1,024 are rare. Every reservation
+flushes the device's counter, timed as `reserve_us`; a budget below 65,536 is reserved in smaller blocks.
 """
 
 from __future__ import annotations

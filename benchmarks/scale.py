@@ -1,12 +1,11 @@
-"""A million queries over a fleet through a Dask cluster of separate processes, and whether the ledger is right.
+"""A million queries on a fleet through a Dask cluster of separate processes, with a check of the ledger.
 
     python -m benchmarks.scale [--quick]
 
-HopSkipJump on QIM copies of the small GTSRB network, one for each device, in worker processes that hold the copies
-(`variegate attack run --dask`); a device's sealing and isolation have no part in it. Each unit compares the labels that
-its copy was asked for with those that its searches account for. Afterwards the ledger is held to every shard, units and
-queries are counted again by SQL, and samples drawn at random are shown to the copies again: `ledger_errors` counts all
-that differs.
+HopSkipJump runs on QIM copies of the small GTSRB network, one for each device, in worker processes that hold the copies
+(`variegate attack run --dask`); the copies are neither sealed nor isolated. Each unit compares its copy's count of
+labels with the sum of its searches. Afterwards the ledger is compared with every shard, units and queries are counted
+again by SQL, and random samples are shown to the copies again: `ledger_errors` counts all differences.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""What isolation and HTTP cost: the enclave process against bare onnxruntime, the server against a constant.
+"""Cost of isolation and HTTP: the enclave process compared with bare onnxruntime, the server with a constant.
 
     python -m benchmarks.serve [--quick]
 
-A ResNet-20 with QIM, sealed and flashed. `bare` is an onnxruntime session of the very same graph and tensors in this
-process, one thread, fed with the same arrays. `isolated` is `classify_batch` of an enclave process with all protections
-but secret pages; `secret` has those, too. Two sessions of one graph differ by some per cent, so everything is taken
-over several sets of processes and sessions, alternating within each. At batch 1 the figure is a difference in
-microseconds, at batch 64 a ratio. Frames go to the enclave through shared memory; `shared_memory_vs_inline_*` compares
-that, at batch 1, with frames inside of the packet. A batch of 64 does not fit into one.
+A ResNet-20 with QIM, sealed and flashed. `bare` is an onnxruntime session of the same graph and tensors in this
+process, with one thread and the same arrays. `isolated` is `classify_batch` of an enclave process with all protections
+except secret pages; `secret` has these too. Two sessions of one graph differ by some per cent, so everything is
+measured over several sets of processes and sessions, alternating within each. At batch 1 the figure is a difference in
+microseconds, at batch 64 a ratio. Frames reach the enclave through shared memory; `shared_memory_vs_inline_*` compares
+this, at batch 1, with frames in the packet. A batch of 64 does not fit into a packet.
 
-HTTP: the same server with the same client, one connection kept alive, binary tensors, against an application on that
-server which reads the body and returns constant labels; beside it the label socket. Behind both is the enclave with
-every protection. What HTTP adds beyond the constant's cost and the enclave's own median is given apart.
+For HTTP, the device's server is compared with an application on the same server that reads the body and returns
+constant labels. The client is the same, with one kept connection and binary tensors. The label socket is measured too.
+Behind both is the enclave with every protection. The time that HTTP adds beyond the constant's cost and the enclave's
+own median is a separate figure.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""HTTP in front of a copy, against the same server returning a constant: the parts that `benchmarks.serve` times.
+"""HTTP in front of a copy, and the same server with a constant answer: the parts that `benchmarks.serve` times.
 
     python -m benchmarks.serve_http constant                 # prints its port, serves until stdin ends
     python -m benchmarks.serve_http device FOLDER [--in-process] [--socket PATH]
 
-The baseline is what a bare server in the manner of Triton costs: uvicorn as it comes, with the same parser, an app
-that reads the request's body and answers labels that were written beforehand. What a device's server takes beyond it is
-parsing, limits, fairness, the thread hop and the enclave itself. Every server is a process of its own; clients keep
-their connection.
+The baseline is a bare server in the manner of Triton: unchanged uvicorn with the same parser, and an app that reads the
+request's body and answers with fixed labels. The additional time of a device's server is parsing, limits, fairness, the
+change of thread and the enclave itself. Every server is a process of its own; clients keep their connection.
 """
 
 from __future__ import annotations

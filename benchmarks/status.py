@@ -1,10 +1,10 @@
-"""Which figures were made from other source than today's.
+"""Lists the figures that were made from other source than today's.
 
     python -m benchmarks.status [--json] [--derive]
 
 A result names the files that its command needed, each with a digest of what the file does (`testbed.source`). It is
-current when today's files do the same. Results from before that have the files of the commit that they name: `--derive`
-wrote these once, and marks them as derived.
+current if today's files do the same. Older results did not name their files: `--derive` added those of the commit that
+each result names, and marks them as derived.
 """
 
 from __future__ import annotations

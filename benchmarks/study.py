@@ -2,10 +2,11 @@
 
     python -m benchmarks.study [--quick] [--out FILE] [--rows FOLDER]
 
-Ten copies of one base for each kind (permutation with the paper's alpha 0.8; the calibrated QIM), GTSRB and CIFAR-10;
-two of them are always the victims. Rates are net: of samples that fool most of their makers' own copies, on images
-that victim and colluders read rightly. Figures are named `<dataset>_<kind>_<method>_k<colluders>`. Numbers of images
-are modest: see the intervals in `raw`. Wilson's takes pairs for independent, though two victims share each sample.
+There are ten copies of one base for each kind (permutation with the paper's alpha 0.8; the calibrated QIM), for GTSRB
+and CIFAR-10; two copies are always the victims. Rates are net: they cover samples that fool most of their makers' own
+copies, on images that victim and colluders read rightly. Figures are named `<dataset>_<kind>_<method>_k<colluders>`.
+Numbers of images are small: see the intervals in `raw`. Wilson's interval treats pairs as independent, although two
+victims share each sample.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Copies as torch modules: scores with gradients, for whoever opened a device up, and for study.
+"""Copies as torch modules: scores with gradients, for studies of an attacker who has opened a device.
 
-Assumes that the attacker holds base, rewriter and seeds, which the enclave keeps from them: what is measured here is
-a bound on what labels alone can give.
+Assumes that the attacker has base, rewriter and seeds, which the enclave keeps secret: the results are a bound for
+attacks by labels alone.
 
 **Gradients.** A lattice's error |u - round(u)| keeps its exact derivative: it is piecewise linear, round has the
-derivative 0 wherever it has one, and so the error has the triangle wave's slope of +-1. Nothing is smoothed. The
-rounding of pixels to bytes alone is passed straight through (Bengio, Leonard and Courville 2013), for its exact
+derivative 0 wherever it has one, and so the error has the triangle wave's slope of +-1. Nothing is smoothed. Only the
+rounding of pixels to bytes uses a straight-through estimate (Bengio, Leonard and Courville 2013), because its exact
 derivative, 0, would hide the rewriter from the attacker.
 """
 

@@ -2,13 +2,13 @@
 
 Two models share adversarial samples if, at the same image, their losses rise in the same direction (Tramèr et al.
 2017). At each image, g_i is the gradient by the pixels of -log of the output for the image's class, and a pair of
-copies gives cos(g_i, g_j). The hypotheses say which pairs:
+copies gives cos(g_i, g_j). The hypotheses concern these pairs:
 
-- **H1** two independently trained bases, not rewritten: as different as training makes them;
-- **H2** two copies rewritten from one base: what rewriting alone adds;
+- **H1** two independently trained bases, not rewritten: the effect of training alone;
+- **H2** two copies rewritten from one base: the effect of rewriting alone;
 - **H3** two copies rewritten from two bases: training and rewriting.
 
-A protection works in this measure when its cosines are as near 0 as those of H1, or nearer.
+By this measure a protection works if its cosines are at least as near 0 as those of H1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How outputs change under attack (Zhang et al. 2023, figure 4): the base's part F = p and the rewriter's part G = R.
+"""Changes of outputs under attack (Zhang et al. 2023, figure 4): the base's part F = p and the rewriter's part G = R.
 
-For a sample that takes an attacker's copy from class y to class t, the change of F and of G for both classes is what
-the attack bought with. Between copies of one base F is shared, and changes alike; what was bought with G stays with
-the attacker's copy, for the victim's G has other keys. So a sample carries over as far as F paid for it.
+A sample that takes an attacker's copy from class y to class t changes F and G for both classes. Copies of one base
+share F, so F changes equally on the victim. The change of G helps only on the attacker's copy, because the victim's G
+has other keys. So a sample replicates as far as it depends on F.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of the studies, and how they are written: Parquet under `study/` in a campaign's folder."""
+"""Rows of the studies, written as Parquet under `study/` in a campaign's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of `benchmarks.study`: figures 3 and 4, with the copies opened up."""
+"""Part of `benchmarks.study`: figures 3 and 4, with white-box copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The red team's figures for the README: what `benchmarks.tables` puts there behind those of the product."""
+"""The red team's tables, which `benchmarks.tables` writes after those of the product."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Train the small GTSRB network: ``python -m benchmarks.train_gtsrb``.
 
-The full run trains on every image of the training file and looks at the test set once, at the end; to compare
-settings use ``--validate``, which holds out every fifth track instead. A seed fixes the weights on one machine
-with one number of threads; another machine or number of threads adds floats in another order. Where other
-work shares the cores, set OMP_WAIT_POLICY=passive: the result is the same, many times sooner.
+The full run trains on every image of the training file and uses the test set once, at the end. To compare settings use
+``--validate``, which holds out every fifth track instead. A seed determines the weights on one machine with one number
+of threads; another machine or number of threads adds floats in another order. If other work shares the cores, set
+OMP_WAIT_POLICY=passive: the result is the same, many times sooner.
 """
 
 from __future__ import annotations

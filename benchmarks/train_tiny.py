@@ -1,7 +1,7 @@
 """Train the tiny GTSRB networks: ``python -m benchmarks.train_tiny``.
 
-Several networks of one architecture, independent of each other: each seed gives first weights, an order and an
-augmentation of its own. The full run trains on every image and looks at the test set once for each network;
+These are several independent networks of one architecture: each seed gives first weights, an order and an augmentation
+of its own. The full run trains on every image and uses the test set once for each network;
 ``--validate`` holds out every fifth track instead. As in ``benchmarks.train_gtsrb``, a seed fixes the weights on one
 machine with one number of threads, and there is no label smoothing, which harms copies.
 """

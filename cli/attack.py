@@ -69,7 +69,7 @@ def _worked(args: argparse.Namespace, campaign: Path, **more: bool) -> int:
             ended = runner.run(campaign, workers=args.workers, engine=engine, watch=live.show, tell=note, **more)
     except KeyboardInterrupt:
         # The command's own words would be to run it again, and a folder is made once.
-        note(f"\nvariegate: interrupted; variegate attack resume {campaign} goes on")
+        note(f"\nvariegate: interrupted; to continue: variegate attack resume {campaign}")
         return _INTERRUPTED
     facts = {**asdict(ended), "failed": dict(ended.failed), "redone": dict(ended.redone)}
     emit(facts, args.json, lambda: _ended_text(ended))
@@ -143,10 +143,10 @@ def _plan_text(made: Any) -> str:
     ]
     labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
     choosing = sum(one.choosing_queries for one in made.fleets)
-    before = f", and at most {choosing} before to choose images" if choosing else ""
+    before = f", and before that at most {choosing} to choose images" if choosing else ""
     workers = f"with {made.workers} worker" + ("s" if made.workers != 1 else "")
     long = f"hours {workers} {_UNKNOWN}" if made.hours is None else f"about {made.hours:.2f} h {workers}"
-    last = f"{made.images} images, at most {labels} labels{before}, {long}; attacks' own work comes on top"
+    last = f"{made.images} images, at most {labels} labels{before}, {long}; without the attacks' own work"
     if made.choose == "right-by-all":
         last += f"\nrun refuses the campaign if fewer than {made.images} images are read rightly by every copy"
     return f"{table(rows, header)}\n{last}"
@@ -162,8 +162,8 @@ def _ended_text(ended: runner.Ended) -> str:
 def _verdict_text(found: Any) -> str:
     lines = [*map(printable, found.differences)]
     if found.mixed:
-        lines.append(f"done by more than one software, so results are a mixture: {found.mixed} differs")
-    words = "is of devices, which were not asked: --ask-devices opens what the campaign names"
+        lines.append(f"units were done by different software, so results are a mixture: {found.mixed} differs")
+    words = "has devices, which were not asked: --ask-devices opens those that the campaign names"
     lines += [f"fleet {name} {words}" for name in found.not_asked]
     asked = f"{found.samples} samples and {found.replays} replays asked again"
     lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")

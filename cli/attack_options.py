@@ -1,4 +1,4 @@
-"""What the commands of `variegate attack` accept."""
+"""The options of the commands of `variegate attack`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE, _CAMPAIGN = "the campaign's TOML file", "a campaign's folder, as `run` ma
 
 def plan(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack plan`."""
-    line = "what a campaign will cost: queries, core-hours, disk; attacks nothing"
+    line = "estimate a campaign's cost: queries, core-hours, disk; attacks nothing"
     p = command(commands, "plan", line, "variegate attack plan gtsrb.toml")
     p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
     add_json_option(p)
@@ -26,7 +26,7 @@ def plan(commands: Any) -> argparse.ArgumentParser:
 def run(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack run`."""
     example = "variegate attack run gtsrb.toml --out gtsrb\n  variegate attack run gtsrb.toml --out gtsrb --workers 8"
-    p = command(commands, "run", "run a campaign; may be killed at any moment, and resumed", example)
+    p = command(commands, "run", "run a campaign; it may be killed at any moment and resumed", example)
     p.add_argument("file", type=Path, metavar="FILE", help=_FILE)
     p.add_argument("--out", type=Path, required=True, metavar="CAMPAIGN", help="folder to make")
     _engine(p)
@@ -35,14 +35,14 @@ def run(commands: Any) -> argparse.ArgumentParser:
 
 def resume(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack resume`."""
-    p = command(
-        commands, "resume", "go on with a campaign, and try failed units again", "variegate attack resume gtsrb"
-    )
+    p = command(commands, "resume", "continue a campaign, and try failed units again", "variegate attack resume gtsrb")
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
-    help_software = "go on although versions or the attacks' source differ from those that began; results are a mixture"
+    help_software = (
+        "continue with other versions or another source of the attacks than at the start; results are a mixture"
+    )
     p.add_argument("--any-software", action="store_true", help=help_software)
     help_redo = (
-        "do units whose shards are lost or changed again, and ask their devices again; without it they are refused"
+        "repeat units whose shards are lost or changed, and ask their devices again; without it they are refused"
     )
     p.add_argument("--redo-damaged", action="store_true", help=help_redo)
     _engine(p)
@@ -51,13 +51,13 @@ def resume(commands: Any) -> argparse.ArgumentParser:
 
 def verify(commands: Any) -> argparse.ArgumentParser:
     """Options of `attack verify`."""
-    line = "hold ledger and shards to one another, and show stored samples to the copies again"
+    line = "compare ledger and shards, and show stored samples to the copies again"
     p = command(commands, "verify", line, "variegate attack verify gtsrb --sample 100")
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
     p.add_argument(
         "--sample", type=whole(0, MOST), metavar="N", help="images to show again, drawn at random (default: all)"
     )
-    help_devices = "open the addresses and folders of devices that the campaign names, too; for a campaign of your own"
+    help_devices = "also open the campaign's device addresses and folders; for a campaign of your own"
     p.add_argument("--ask-devices", action="store_true", help=help_devices)
     add_json_option(p)
     return p
@@ -69,7 +69,7 @@ def query(commands: Any) -> argparse.ArgumentParser:
     example = 'variegate attack query gtsrb "SELECT fleet, attack, median(distance) FROM samples GROUP BY ALL"'
     p = command(commands, "query", line, example)
     p.add_argument("campaign", type=Path, metavar="CAMPAIGN", help=_CAMPAIGN)
-    p.add_argument("sql", metavar="SQL", help="one SELECT, as DuckDB has it")
+    p.add_argument("sql", metavar="SQL", help="one SELECT statement of DuckDB")
     add_json_option(p)
     return p
 
@@ -82,7 +82,7 @@ def schema(commands: Any) -> argparse.ArgumentParser:
 def _engine(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=whole(0, MOST), metavar="N", help="processes (default: the file's); 0 for none"
+        "--workers", type=whole(0, MOST), metavar="N", help="worker processes (default: the file's); 0: none"
     )
     where.add_argument(
         "--dask", metavar="ADDRESS", help="a Dask scheduler, tcp://HOST:PORT, whose workers do the units"

@@ -1,4 +1,4 @@
-"""`variegate attack report` and `attack evidence`: what came of a campaign, and whether it is what was signed."""
+"""`variegate attack report` and `attack evidence`: writes a campaign's report, and verifies a signed one."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def add_commands(commands: Any) -> None:
     verify = command(
         below,
         "verify",
-        "verify a report's signature, and that every file is the one that was signed",
+        "verify a report's signature, and that no file differs from the signed one",
         "variegate attack evidence verify gtsrb-report --root seller.root",
     )
     verify.add_argument("folder", type=Path, metavar="DIR", help="a report's folder, with evidence/ in it")
-    help_root = "public keys of whoever shall have signed, as `variegate keys root` writes them"
+    help_root = "public keys of the expected signer, as `variegate keys root` writes them"
     verify.add_argument("--root", type=Path, required=True, metavar="FILE", help=help_root)
     add_json_option(verify)
     verify.set_defaults(run=_verify)

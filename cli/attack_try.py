@@ -47,7 +47,7 @@ _INTERRUPTED, _STATUS_INTERRUPTED = "interrupted", 130
 
 def add_command(commands: Any) -> None:
     """Adds `try` to the group's commands."""
-    line = "attack one device by its labels, and show what comes of it"
+    line = "attack one device by its labels, and show the result"
     p = command(commands, "try", line, _EXAMPLE)
     p.add_argument("devices", metavar="DEVICE", nargs="+", help=f"{FORMS}; several for --attack colluders or partner")
     p.add_argument(
@@ -59,17 +59,19 @@ def add_command(commands: Any) -> None:
         "--queries", type=whole(0, MOST), default=2000, metavar="N", help="labels for each image (default: 2000)"
     )
     p.add_argument(
-        "--count", type=whole(0, MOST), default=10, metavar="N", help="images, from the file's first (default: 10)"
+        "--count", type=whole(0, MOST), default=10, metavar="N", help="images, from the start of the file (default: 10)"
     )
-    p.add_argument("--seed", type=whole(0, MOST), default=0, metavar="N", help="of all randomness (default: 0)")
+    p.add_argument(
+        "--seed", type=whole(0, MOST), default=0, metavar="N", help="seed of all random numbers (default: 0)"
+    )
     p.add_argument(
         "--wait", type=float, default=60.0, metavar="S", help="longest wait for a rate, in seconds (default: 60)"
     )
-    p.add_argument("--out", type=Path, metavar="NPZ", help="write what was found, also of a trial that is stopped")
+    p.add_argument("--out", type=Path, metavar="NPZ", help="write the samples, also of a trial that is stopped")
     add_json_option(p)
     tls = p.add_argument_group("TLS")
-    tls.add_argument("--ca", type=Path, metavar="PEM", help="who signs the device's certificate (the system's, else)")
-    tls.add_argument("--cert", type=Path, metavar="PEM", help="client certificate, if it asks for one")
+    tls.add_argument("--ca", type=Path, metavar="PEM", help="CA of the device's certificate (default: the system's)")
+    tls.add_argument("--cert", type=Path, metavar="PEM", help="client certificate, if one is required")
     tls.add_argument("--key", type=Path, metavar="PEM", help="its key")
     p.set_defaults(run=_try)
 
@@ -136,7 +138,7 @@ def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> N
         if args.out is not None and (error is None or trial.outcomes):
             write_atomic(args.out, trial.archive(), mode=_MODE)
             if error is not None:
-                note(f"wrote what there is to {args.out}")
+                note(f"wrote the results so far to {args.out}")
     finally:
         if args.json or error is None:
             emit(_summary(args, trial, error), args.json, lambda: text_of(trial))
@@ -157,9 +159,9 @@ def _images(path: Path, count: int) -> tuple[NDArray[Any], NDArray[np.int64] | N
             return images, None
     true = read_npz(data, ("y",), str(path))["y"]
     if true.shape != (len(images),) or not np.issubdtype(true.dtype, np.integer):
-        raise RefusedError(Refusal.MALFORMED, f"y of {path} is not one class for each image")
+        raise RefusedError(Refusal.MALFORMED, f"y of {path} does not have one class for each image")
     if true.min() < 0 or true.max() >= MAX_CLASSES:
-        raise RefusedError(Refusal.MALFORMED, f"y of {path} holds what are no classes")
+        raise RefusedError(Refusal.MALFORMED, f"y of {path} holds values that are not classes")
     return images, true[:count].astype(np.int64)
 
 
@@ -223,10 +225,10 @@ def _rows(trial: Trial) -> list[tuple[object, ...]]:
 def _cut_short(trial: Trial) -> Iterator[str]:
     """What the device's budget kept from being done."""
     if trial.spent:
-        yield "the device's budget ended it early"
+        yield "the device's budget ended the trial early"
     alone = sum(one.sample is not None and one.label is None for one in trial.judged)
     if alone:
-        yield f"{alone} of them not asked again by itself"
+        yield f"{alone} of them could not be asked again alone"
     left = len(trial.frames) - len(trial.outcomes)
     if left:
         yield f"{left} not begun"

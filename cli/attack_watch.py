@@ -1,4 +1,4 @@
-"""Shows where a campaign stands: a live table on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a campaign: a live table on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 

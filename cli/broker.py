@@ -70,7 +70,7 @@ def _new(args: argparse.Namespace) -> int:
         _remove(folder)
         raise
     note(f"wrote {folder}; broker {key.public.id.hex()}, for the seller with root {root.fingerprint.hex()}")
-    note("copies sealed for it open no more once its key is lost: keep a copy of broker.key")
+    note("if its key is lost, copies sealed for it cannot be opened: keep a copy of broker.key")
     return 0
 
 
@@ -110,7 +110,7 @@ def _deny(args: argparse.Namespace) -> int:
         count = store.deny(args.buyer, ueid)
     if not count:
         raise MisuseError("there was no such authorisation", hint=f"variegate broker list {args.folder}")
-    note(f"took back {count}; what was released before stays released")
+    note(f"withdrew {count}; copies released before stay released")
     return 0
 
 
@@ -118,7 +118,7 @@ def _revoked(args: argparse.Namespace) -> int:
     with _books(args.folder) as store:
         root = store.roots(_root(args.folder))[-1]
         found = store.revoke(read_capped(args.list, limit=MAX_STATEMENT_BYTES), root)
-    note(f"took over list {found.serial}: {len(found.ueids)} devices")
+    note(f"accepted list {found.serial}: {len(found.ueids)} devices")
     return 0
 
 
@@ -126,7 +126,7 @@ def _follow(args: argparse.Namespace) -> int:
     with _books(args.folder) as store:
         root = store.follow(read_capped(args.statement, limit=MAX_STATEMENT_BYTES), _root(args.folder))
     note(f"{args.folder} serves the seller with root {root.fingerprint.hex()}")
-    note("copies under the roots before stay good where a device has opened them; nothing new counts under those")
+    note("copies under earlier roots stay valid on devices that have opened them; no new copy is valid under those")
     return 0
 
 
@@ -184,7 +184,7 @@ def _serve(args: argparse.Namespace) -> int:
     from variegate.serve.tls import TlsFiles  # noqa: PLC0415
 
     if (args.certificate is None) != (args.key is None) or (args.client_ca and args.certificate is None):
-        raise MisuseError("--certificate and --key belong together, and --client-ca to both")
+        raise MisuseError("--certificate and --key need each other, and --client-ca needs both")
     tls = args.certificate and TlsFiles(certificate=args.certificate, key=args.key, client_ca=args.client_ca)
     policy, root = _read_policy(args.folder), _root(args.folder)
     key = BrokerKey.load(check_key_file(args.folder / KEY), passphrase_reader(args.passphrase_file)())

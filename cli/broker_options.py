@@ -1,4 +1,4 @@
-"""What the commands of `variegate broker` accept."""
+"""The options of the commands of `variegate broker`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_LINE = (1 << 63) - 1
 def new(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker new`."""
     p = _command(commands, "new", "make a broker: a key and empty books", "variegate broker new broker --root s.root")
-    p.add_argument("--root", type=Path, required=True, metavar="FILE", help="whose copies it shall serve")
+    p.add_argument("--root", type=Path, required=True, metavar="FILE", help="root of the seller whose copies it serves")
     p.add_argument("--kem", choices=KEM_NAMES, default=KEM_HYBRID, help="key agreement (default: %(default)s)")
     add_passphrase_option(p)
     return p
@@ -26,10 +26,12 @@ def new(commands: Any) -> argparse.ArgumentParser:
 def policy(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker policy`."""
     example = "variegate broker policy broker token.eat --device camera7.json"
-    p = _command(commands, "policy", "write down a good device's measurements as those to expect", example)
+    p = _command(
+        commands, "policy", "write a good device's measurements into policy.toml, as reference values", example
+    )
     p.add_argument("token", type=Path, metavar="TOKEN", help="evidence of a device that you know to be good")
     p.add_argument("--device", type=Path, required=True, metavar="JSON", help="its public identity")
-    p.add_argument("--add", action="store_true", help="take its measurements besides those in policy.toml")
+    p.add_argument("--add", action="store_true", help="add its measurements to those in policy.toml")
     return p
 
 
@@ -47,7 +49,7 @@ def allow(commands: Any) -> argparse.ArgumentParser:
 
 def deny(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker deny`."""
-    p = _command(commands, "deny", "take authorisations back", "variegate broker deny broker --buyer acme")
+    p = _command(commands, "deny", "withdraw authorisations", "variegate broker deny broker --buyer acme")
     p.add_argument("--buyer", required=True, help="buyer id")
     p.add_argument("--ueid", metavar="HEX", help="only on this device (default: on all)")
     return p
@@ -55,29 +57,33 @@ def deny(commands: Any) -> argparse.ArgumentParser:
 
 def revoked(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker revoked`."""
-    p = _command(commands, "revoked", "take over a signed list of revoked devices", "variegate broker revoked broker r")
+    p = _command(commands, "revoked", "accept a signed list of revoked devices", "variegate broker revoked broker r")
     p.add_argument("list", type=Path, metavar="LIST", help="as `variegate keys revoke` writes it")
     return p
 
 
 def follow(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker follow`."""
-    line = "serve the seller's next root; copies that devices have opened stay good under the one before"
+    line = "accept the seller's next root; copies under the old one stay valid on devices that have opened them"
     p = _command(commands, "follow", line, "variegate broker follow broker to2.root")
-    p.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote; before devices follow it")
+    p.add_argument(
+        "statement", type=Path, help="statement of `variegate keys rotate`; accept it before devices follow it"
+    )
     return p
 
 
 def listing(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker list`."""
-    p = _command(commands, "list", "who is allowed what", "variegate broker list broker --json")
+    p = _command(commands, "list", "list the authorisations", "variegate broker list broker --json")
     add_json_option(p)
     return p
 
 
 def log(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker log`."""
-    p = _command(commands, "log", "what was released and refused, and why", "variegate broker log broker --after 100")
+    p = _command(
+        commands, "log", "list releases and refusals, with the reasons", "variegate broker log broker --after 100"
+    )
     p.add_argument(
         "--after",
         type=whole(0, _MAX_LINE, "the number of a line"),
@@ -91,9 +97,7 @@ def log(commands: Any) -> argparse.ArgumentParser:
 
 def challenge(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker challenge`."""
-    p = _command(
-        commands, "challenge", "a nonce to ask a device for evidence with", "variegate broker challenge broker"
-    )
+    p = _command(commands, "challenge", "make a nonce for a request for evidence", "variegate broker challenge broker")
     add_json_option(p)
     return p
 
@@ -103,10 +107,10 @@ def appraise(commands: Any) -> argparse.ArgumentParser:
     p = _command(
         commands,
         "appraise",
-        "hold evidence against policy.toml, and say which check failed; uses up its nonce",
+        "compare evidence with policy.toml, and name each failed check; uses up its nonce",
         "variegate broker appraise broker token.eat",
     )
-    p.add_argument("token", type=Path, metavar="TOKEN", help="what the device answered to `challenge`")
+    p.add_argument("token", type=Path, metavar="TOKEN", help="the device's evidence for a nonce of `challenge`")
     add_json_option(p)
     return p
 
@@ -114,11 +118,11 @@ def appraise(commands: Any) -> argparse.ArgumentParser:
 def serve(commands: Any) -> argparse.ArgumentParser:
     """Options of `broker serve`."""
     p = _command(commands, "serve", "serve devices over HTTP", "variegate broker serve broker --port 8443")
-    p.add_argument("--host", default="127.0.0.1", help="address or name to listen on, and to be named as (%(default)s)")
+    p.add_argument("--host", default="127.0.0.1", help="address or name to listen on, accepted as Host (%(default)s)")
     p.add_argument("--port", type=int, default=8443, help="0 takes any free one (%(default)s)")
     p.add_argument("--certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
     p.add_argument("--key", type=Path, metavar="PEM", help="its key")
-    p.add_argument("--client-ca", type=Path, metavar="PEM", help="let in only clients with a certificate of this one")
+    p.add_argument("--client-ca", type=Path, metavar="PEM", help="accept only clients with a certificate of this CA")
     add_passphrase_option(p)
     return p
 

@@ -1,4 +1,4 @@
-"""How the command speaks to people: results on stdout, everything else on stderr, secrets never shown."""
+"""Input and output of the commands: results on stdout, everything else on stderr, secrets never shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`variegate demo`: three buyers, three cars, one attacker, told in tables and on a page. Needs the demo extra."""
+"""`variegate demo`: three buyers, three cars, one attacker, shown in tables and on a page. Needs the extra `demo`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter
     defaults = Options()
     parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), metavar="FOLDER", help="for page and pictures (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        metavar="FOLDER",
+        help="folder for page and pictures (%(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="write into a folder that is not an earlier demo's")
     parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="of all but the keys, which are new each time (%(default)s)"
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        help="seed of all but the keys, which are new each time (%(default)s)",
     )
     parser.add_argument("--signs", type=int, default=defaults.signs, help="signs to attack (%(default)s)")
     parser.add_argument("--queries", type=int, default=defaults.queries, help="labels for each sign (%(default)s)")

@@ -56,7 +56,7 @@ def _add_making(commands: _Commands) -> None:
     new.set_defaults(run=_new)
 
     example = "variegate device identity camera7 --out camera7.json"
-    identity = _command(commands, "identity", "write the public identity that the seller seals for", example)
+    identity = _command(commands, "identity", "write the public identity, for which the seller seals copies", example)
     identity.add_argument("--out", type=Path, required=True, metavar="PATH", help="JSON file; must not be there yet")
     identity.set_defaults(run=_identity)
 
@@ -72,8 +72,8 @@ def _add_making(commands: _Commands) -> None:
     write.set_defaults(run=_flash)
 
     example = "variegate device follow camera7 to2.root"
-    follow = _command(commands, "follow", "trust the seller's next root", example)
-    follow.add_argument("statement", type=Path, help="what `variegate keys rotate` wrote")
+    follow = _command(commands, "follow", "follow a rotation: trust the seller's next root", example)
+    follow.add_argument("statement", type=Path, help="statement of `variegate keys rotate`")
     follow.set_defaults(run=_follow)
 
 
@@ -82,7 +82,7 @@ def _add_asking(commands: _Commands) -> None:
     classify = _command(commands, "classify", "print one label for each image", example)
     help_images = "PNG or JPEG (needs Pillow), or .npy of one frame (C, H, W) or many (N, C, H, W)"
     classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=help_images)
-    help_receipt = "write the device's signature under frames and labels there; for one file of images"
+    help_receipt = "write a receipt, the device's signature of frames and labels; for one file of images"
     classify.add_argument("--receipt", type=Path, metavar="PATH", help=help_receipt)
     add_broker_options(classify)
     add_json_option(classify)
@@ -93,23 +93,25 @@ def _add_asking(commands: _Commands) -> None:
 
 
 def _add_showing(commands: _Commands) -> None:
-    status = _command(commands, "status", "what a device holds", "variegate device status camera7 --json")
+    status = _command(commands, "status", "show a device's state", "variegate device status camera7 --json")
     add_json_option(status)
     status.set_defaults(run=_status)
 
-    log = _command(commands, "log", "the log, with the reasons of refusals", "variegate device log camera7")
+    log = _command(commands, "log", "print the log, with the reasons of refusals", "variegate device log camera7")
     add_json_option(log)
     log.set_defaults(run=_log)
 
-    line = "boot, and say what protects the enclave: each protection on, off or unavailable"
+    line = "boot, and list each protection of the enclave: on, off or unavailable"
     protections = _command(commands, "protections", line, "variegate device protections camera7")
     add_broker_options(protections)
     add_json_option(protections)
     protections.set_defaults(run=_protections)
 
     example = "variegate device attest camera7 --nonce $(variegate broker challenge broker) --out camera7.eat"
-    what = "the device's folder; or, of a device that serves with --evidence, its http:// or https:// address"
-    attest = _command(commands, "attest", "sign evidence of what the device runs", example, what=what, kind=str)
+    what = "the device's folder, or the http:// or https:// address of a device that serves with --evidence"
+    attest = _command(
+        commands, "attest", "sign evidence of the software that the device runs", example, what=what, kind=str
+    )
     device_attest.add_attest(attest)
 
     example = "variegate device receipt frames.receipt --identity camera7.json --frames frames.npy"

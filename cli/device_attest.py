@@ -1,4 +1,4 @@
-"""`variegate device attest` and `receipt`: what a device signs, and whether a receipt holds."""
+"""`variegate device attest` and `receipt`: asks a device for evidence, and verifies a receipt."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ _MAX_FRAMES_BYTES = 1 << 30
 
 def add_attest(parser: argparse.ArgumentParser) -> None:
     """Fills the parser of `attest`, which has `folder` already."""
-    parser.add_argument("--nonce", type=_nonce, required=True, metavar="HEX", help="the verifier's, 8 to 64 bytes")
+    parser.add_argument(
+        "--nonce", type=_nonce, required=True, metavar="HEX", help="the verifier's nonce, 8 to 64 bytes"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="token; must not be there yet")
-    parser.add_argument("--ca", type=Path, metavar="PEM", help="of an https:// device: who signs its certificate")
+    parser.add_argument("--ca", type=Path, metavar="PEM", help="CA of the certificate of an https:// device")
     add_broker_options(parser)
     parser.set_defaults(run=_attest)
 
@@ -31,7 +33,7 @@ def add_attest(parser: argparse.ArgumentParser) -> None:
 def add_receipt(parser: argparse.ArgumentParser) -> None:
     """Fills the parser of `receipt`, which has `folder` already: here, the receipt's file."""
     parser.add_argument("--identity", type=Path, required=True, metavar="PATH", help="the device's public identity")
-    parser.add_argument("--frames", type=Path, metavar="NPY", help="the frames (N, C, H, W) that it should speak of")
+    parser.add_argument("--frames", type=Path, metavar="NPY", help="frames (N, C, H, W) that the receipt must be for")
     add_json_option(parser)
     parser.set_defaults(run=_receipt)
 

@@ -1,4 +1,4 @@
-"""`variegate device audit`: verifies a device's audit log, there or from an export with its public identity alone."""
+"""`variegate device audit`: verifies a device's audit log in place, or an export with the public identity alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to the group's parser, which has `folder` already."""
-    help_identity = "the device's public identity, as the seller has it; needed for an export, else the chip is asked"
+    help_identity = "the device's public identity, from the seller; an export needs it (default: from the chip)"
     parser.add_argument("--identity", type=Path, metavar="PATH", help=help_identity)
-    help_export = "write the signed log there as well, to be verified elsewhere; must not be there yet"
+    help_export = "also write the signed log there, for verification elsewhere; must not be there yet"
     parser.add_argument("--export", type=Path, metavar="PATH", help=help_export)
     add_json_option(parser)
     parser.set_defaults(run=_audit)

@@ -25,10 +25,10 @@ def add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="IMAGE", help="folder to make; must not be there yet"
     )
-    help_policy = 'its policy.toml in the image (default: its own); require = ["host"], strict = true are for here'
+    help_policy = 'policy.toml for the image (default: its own); require = ["host"], strict = true belong here'
     parser.add_argument("--policy", type=Path, metavar="PATH", help=help_policy)
     parser.add_argument(
-        "--root-shell", action="store_true", help="whoever boots it gets a root shell, too; measured like the rest"
+        "--root-shell", action="store_true", help="add a root shell for whoever boots the image; it is measured"
     )
     add_json_option(parser)
     parser.set_defaults(run=_image)
@@ -41,7 +41,7 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="state of the swtpm that the device was made over",
+        help="state folder of the swtpm with which the device was made",
     )
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 for HTTP (default: %(default)s)")
     parser.add_argument("--shell", type=Path, metavar="SOCKET", help="make this Unix socket, with root's shell on it")
@@ -50,7 +50,7 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
         type=whole(_LEAST_MIB, _MOST_MIB, "MiB"),
         default=1536,
         metavar="MIB",
-        help="of the machine (default: %(default)s)",
+        help="memory of the machine (default: %(default)s)",
     )
     parser.set_defaults(run=_boot)
 
@@ -72,7 +72,7 @@ def _image(args: argparse.Namespace) -> int:
         "ueid": facts.ueid,
     }
     emit(found, args.json, lambda: table([(f"{name.replace('_', ' ')}:", str(value)) for name, value in found.items()]))
-    note(f"its first boot binds the device's key to it: {args.folder} does not open from then on")
+    note(f"its first boot binds the device's key to it: {args.folder} no longer opens after that")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How the commands of `variegate device` turn a device on: isolated as its policy says, its broker within reach."""
+"""Turns a device on for the commands of `variegate device`: isolated by its policy, and with its broker."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from variegate.runtime.port import LabelPort
 
 def add_broker_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--broker` and the options of the way there, for commands that open a copy."""
-    parser.add_argument("--broker", metavar="URL", help="key broker, for copies that are released against evidence")
-    parser.add_argument("--broker-ca", type=Path, metavar="PEM", help="who signs its certificate (the system's, else)")
-    parser.add_argument("--broker-cert", type=Path, metavar="PEM", help="client certificate, if it asks for one")
+    parser.add_argument("--broker", metavar="URL", help="key broker, for copies that depend on one")
+    parser.add_argument("--broker-ca", type=Path, metavar="PEM", help="CA of its certificate (default: the system's)")
+    parser.add_argument("--broker-cert", type=Path, metavar="PEM", help="client certificate, if one is required")
     parser.add_argument("--broker-key", type=Path, metavar="PEM", help="its key")
 
 

@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--socket", type=Path, metavar="PATH", help="also serve the label socket (docs/label-socket.md)"
     )
     parser.add_argument(
-        "--socket-mode", choices=_MODE_DIGITS, default="600", help="who may use it, as a file mode (default: 600)"
+        "--socket-mode", choices=_MODE_DIGITS, default="600", help="file mode of the socket (default: 600)"
     )
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address for --metrics-port (default: %(default)s)")
     parser.add_argument(
@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate and its chain")
     tls.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, not encrypted, mode 600")
     tls.add_argument(
-        "--tls-client-ca", type=Path, metavar="PEM", help="let in only clients whose certificate it signed"
+        "--tls-client-ca", type=Path, metavar="PEM", help="accept only clients with a certificate of this CA"
     )
     tls.add_argument("--tls-min", choices=("1.2", "1.3"), default="1.2", help="oldest version (default: 1.2)")
     bounds = parser.add_argument_group("limits", "sizes in bytes, times in seconds")

@@ -1,6 +1,6 @@
 """`variegate export`: a release from a base model, and sealed copies for buyers.
 
-Reading a registry loads neither onnx nor torch: what other commands do is imported when they run.
+Reading a registry loads neither onnx nor torch: the code of the other commands is imported when they run.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.parameters is not None:
         rewriter = _read_parameters(args.parameters, args.rewriter, base.contract)
     elif validation is None:
-        note("no --validation: default parameters, and what they cost in accuracy is not known")
+        note("no --validation: default parameters; their cost in accuracy is not known")
     with Progress("rewriters tried") as line:
 
         def tried(candidate: Tried) -> None:
@@ -76,7 +76,7 @@ def _prepared(out: Path, release: Release) -> str:
         steps = ", ".join(f"{step:.3g}" for step in rewriter.real_steps(release.template.contract))
         rows.append(("attractors", f"B = {rewriter.messages} messages for each class, d = {steps}"))
         if calibration is not None:
-            rows.append(("noise", f"8 grey levels of it turn {100 * calibration.turned:.1f} % of the base's labels"))
+            rows.append(("noise", f"8 grey levels change {100 * calibration.turned:.1f} % of the base's labels"))
     if calibration is not None:
         last = calibration.tried[-1]
         rows.append(("accuracy", f"{100 * last.accuracy:.2f} % over {calibration.copies} copies"))

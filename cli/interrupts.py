@@ -1,4 +1,4 @@
-"""Ctrl-C while a device is asked: it breaks off a question or a wait at once, a search only at its next question."""
+"""Ctrl-C during queries: it ends a query or a wait at once, but a search only at its next query."""
 
 from __future__ import annotations
 

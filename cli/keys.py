@@ -46,7 +46,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_passphrase_option(bring)
     bring.set_defaults(run=_import)
 
-    show = command(commands, "show", "public parts and fingerprint of a key", "variegate keys show seller.key --json")
+    show = command(
+        commands, "show", "show the public parts and fingerprint of a key", "variegate keys show seller.key --json"
+    )
     show.add_argument("path", help="key file, pkcs11: URI, device identity, seller root or revocation list")
     add_passphrase_option(show)
     add_json_option(show)
@@ -66,7 +68,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     root.set_defaults(run=_root)
 
     example = "variegate keys rotate seller.key --out seller2.key --statement to2.root --revoked revoked.list"
-    line = "new signing keys under the same master secret; where it was stopped, the same command goes on"
+    line = "make new signing keys under the same master secret; after a stop the same command continues"
     turn = command(commands, "rotate", line, example)
     turn.add_argument("path", metavar="OLD", help=f"{_SELLER}, so far")
     _add_seller_out(turn, "key file to write, same passphrase")
@@ -80,9 +82,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     example = "variegate keys revoke seller.key --revoked revoked.list --ueid 01ab..."
     revoke = command(commands, "revoke", "make or extend the signed list of revoked devices", example)
     revoke.add_argument("path", metavar="SELLER", help=_SELLER)
-    revoke.add_argument(
-        "--revoked", type=Path, required=True, metavar="FILE", help="the list; extended when it is there"
-    )
+    revoke.add_argument("--revoked", type=Path, required=True, metavar="FILE", help="the list; extended if it exists")
     revoke.add_argument("--ueid", nargs="+", required=True, metavar="HEX", help="devices, 66 digits each")
     add_passphrase_option(revoke)
     revoke.set_defaults(run=_revoke)
@@ -163,7 +163,7 @@ def _rotate(args: argparse.Namespace) -> int:
     old = secrets.seller(args.path)
     new, resumed = rotate(old, args.out, secrets.of(args.out), statement=args.statement, revoked=args.revoked)
     if resumed:
-        note(f"{args.out} was there already, with the keys that come next: went on from there")
+        note(f"{args.out} was there already, with the next keys: continued from there")
     note(f"wrote {args.out} and {args.statement}; new root {new.root.fingerprint.hex()}")
     note(f"keep {args.path} until every device and broker has followed")
     return 0

@@ -25,8 +25,8 @@ GROUPS = {
     "broker": ("release keys to devices that prove what they run", "variegate.cli.broker"),
     "device": ("provision, flash and query a simulated device", "variegate.cli.device"),
     "attack": ("run campaigns of attacks on fleets, and report them", "variegate.cli.attack"),
-    "trace": ("find whose copy adversarial samples were made on", "variegate.cli.trace"),
-    "demo": ("a walk through everything, in a minute", "variegate.cli.demo"),
+    "trace": ("find the copy on which adversarial samples were made", "variegate.cli.trace"),
+    "demo": ("show the whole story in a minute", "variegate.cli.demo"),
     "completion": ("print what makes a shell complete commands and options", "variegate.cli.completion"),
 }
 """Name -> one-line help, and the module whose `add_commands(parser)` fills the group."""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.__stdout__ is not None:  # it is None when the command was started without one
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nvariegate: interrupted; run again to go on", file=sys.stderr)
+        print("\nvariegate: interrupted; run again to continue", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         _give_up_stdout()
@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="variegate",
         description="Ships every buyer of a neural classifier a different sealed copy.",
-        epilog="Each group explains itself: variegate keys --help",
+        epilog="Help for a group: variegate keys --help",
     )
     parser.add_argument("--version", action="version", version=f"variegate {version('variegate')}")
     groups = parser.add_subparsers(metavar="GROUP")

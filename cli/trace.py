@@ -1,4 +1,4 @@
-"""`variegate trace`: whose copy were samples made on?"""
+"""`variegate trace`: finds the copy on which samples were made."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _EXAMPLE = "variegate trace release/ --seller seller.key --registry registry.sql
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Fills the command's own parser: it has no commands below it."""
     parser.epilog = f"example:\n  {_EXAMPLE}"
-    parser.add_argument("release", type=Path, metavar="RELEASE", help="folder of the release that the copies are of")
+    parser.add_argument("release", type=Path, metavar="RELEASE", help="release folder of the copies")
     parser.add_argument("--seller", required=True, metavar="KEY", help="the seller's key file or pkcs11: URI")
-    parser.add_argument("--registry", type=Path, required=True, metavar="DB", help="who has a copy")
+    parser.add_argument("--registry", type=Path, required=True, metavar="DB", help="registry of the copies")
     parser.add_argument(
         "--samples",
         type=Path,
@@ -41,7 +41,7 @@ def _trace(args: argparse.Namespace) -> int:
     release = Release.load(args.release)
     samples = forensics.read_samples(args.samples, release)
     if not samples:
-        raise MisuseError("there is no sample to trace by", hint="a sample counts when its two labels differ")
+        raise MisuseError("there is no sample to trace", hint="a sample counts when its two labels differ")
     if not args.registry.exists():
         raise MisuseError(f"there is no registry at {args.registry}")
     with Registry(args.registry, read_only=True) as registry:
@@ -70,7 +70,7 @@ def _text(verdict: Verdict, samples: int) -> str:
     best = verdict.corrected(verdict.suspects[0])
     chance = f"an innocent buyer among {len(verdict.suspects)} looks as bad with probability {best:.1e}"
     if verdict.accused is None:
-        last = f"no accusation: {chance}, and {THRESHOLD:g} is asked; more samples of the same attacker may help"
+        last = f"no accusation: {chance}; it must be below {THRESHOLD:g}; more samples of the attacker may help"
     else:
         last = f"accused: {verdict.accused}; {chance} ({samples} samples)"
     return f"{table(rows, ('place', 'buyer', 'p', 'p x N'))}\n{last}"

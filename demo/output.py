@@ -1,4 +1,4 @@
-"""The demo's folder: what may be overwritten, and in which order it is written."""
+"""The demo's folder: decides which files may be overwritten, and writes them in a safe order."""
 
 from __future__ import annotations
 

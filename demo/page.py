@@ -87,8 +87,8 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Variegate: three buyers, three cars</title><style>{_STYLE}</style></head>\n<body><main>\n"
         "<h1>Three buyers, three cars, one attacker</h1>\n"
-        '<p class="lead">Every buyer gets a different sealed copy of one network. What an attacker finds on her own '
-        "car is shown to the others, and the seller looks whose copy it was made on.</p>\n"
+        '<p class="lead">Every buyer gets a different sealed copy of one network. An attacker shows samples of her '
+        "own car to the others, and the seller finds the copy on which they were made.</p>\n"
         f'<p class="headline">{escape(headline)}</p>\n'
         + "\n".join(parts)
         + f"\n<footer><p>Made with <code>{escape(made_with)}</code>. Keys are new in every run, so figures vary.</p>"

@@ -1,4 +1,4 @@
-"""The pictures: clean, adversarial, difference, what a car reads, and all of it on one sheet."""
+"""The pictures: clean, adversarial, difference, the sign that a car reads, and a sheet of all."""
 
 from __future__ import annotations
 

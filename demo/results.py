@@ -1,4 +1,4 @@
-"""What the attack came to for each sign."""
+"""The result of the attack for each sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The story, chapter by chapter. It computes and returns data; printing and pages are others' work."""
+"""The story, chapter by chapter. It returns data; other modules print it and write the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each chapter says: one table of plain cells, and the words around it."""
+"""The text of each chapter: one table of plain cells, and the words around it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def export(model: Model) -> Chapter:
     return Chapter(
         "export",
         "The seller exports a network",
-        f"A network that reads {len(SIGNS)} road signs, {c.base_accuracy:.1%} right on {c.images} fresh frames. "
-        "Nothing is trained: every copy is this network with attractors of its own behind it. Calibration takes the "
+        f"The network reads {len(SIGNS)} road signs, {c.base_accuracy:.1%} of {c.images} fresh frames rightly. "
+        "Nothing is trained: every copy is this network followed by attractors of its own. Calibration takes the "
         f"strongest that cost at most {c.allowed_points:g} points ({c.copies} copies each).",
         ("messages", "grid", "steps", "beta", "accuracy", "points lost", ""),
         tuple(rows),
@@ -86,7 +86,7 @@ def delivery(fleet: Fleet) -> Chapter:
     return Chapter(
         "delivery",
         "Three buyers, three cars",
-        "Each car gets a copy sealed to it alone; a car gives labels and nothing else.",
+        "Each car gets a copy that only this car can open. A car returns only labels.",
         ("car", "buyer", "sealed copy", "flashed", ""),
         tuple(rows),
         f"B's copy flashed on car A: “{fleet.wrong_car.outward}”. Car A's inner log says why: {fleet.wrong_car.inner}.",
@@ -114,7 +114,7 @@ def drive(
         "",
         ("reader", "read rightly", "agrees with the bare network", "read rightly when photographed again"),
         tuple(rows),
-        f"All four say the same of {together:.1%} of the signs. In the last column each frame was printed and the car "
+        f"All four agree on {together:.1%} of the signs. In the last column each frame was printed and the car "
         f"drove past it: a photograph from another place in another light changes {turned:.1%} of the labels.",
     )
 
@@ -153,12 +153,12 @@ def read(attacked: Sequence[Attacked], photographed: Mapping[str, int]) -> Chapt
     return Chapter(
         "read",
         "She shows the signs to the other cars",
-        "The same bytes, with no camera between: the attacker's best case.",
+        "The cars get the same bytes without a camera: the attacker's best case.",
         ("sign", "it shows", "car A", "car B", "car C", "bare network"),
         tuple(rows),
         f"Of {len(found)} signs made on car A, these fool: {counts}. Printed and photographed by a car that drives "
         f"past, they fool: {', '.join(f'{name} {count}' for name, count in photographed.items())}; a photograph may be "
-        f"misread for itself, too.",
+        f"misread by itself, too.",
     )
 
 
@@ -177,10 +177,10 @@ def curves(found: Mapping[str, Replay]) -> Chapter:
         "The perturbation is stretched by s before it is shown. Numbers are signs that fool the car.",
         ("made on", "shown to", *(f"s = {s:g}" for s in OVERSHOOTS)),
         tuple(rows),
-        "Without Variegate every car is the bare network: what fools one fools all at s = 1, by construction. With it, "
-        "a sample made on car A sits in attractors that only A has; pushed out of them it may fail on A too. What "
-        "crosses the boundary of the base, as samples made on the bare network do, can fool any copy: Variegate does "
-        "not stop that. With so few signs these are examples, not rates.",
+        "Without Variegate every car is the bare network: a sample that fools one fools all at s = 1. With Variegate "
+        "a sample made on car A lies in attractors that only A has; pushed out of them it may fail on A too. Samples "
+        "beyond the base's own boundary, such as those made on the bare network, can fool any copy: Variegate does "
+        "not stop them. With so few signs these are examples, not rates.",
     )
 
 
@@ -223,9 +223,9 @@ def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
     return Chapter(
         "trace",
         "The seller reads the attractors",
-        f"A copy has attractors of its own: places near every image that pull a search in. {count} buyers are "
-        f"registered, three with cars. For each one's attractors, re-derived from the master secret: p is the "
-        f"probability that an innocent copy fits the samples as well, p x N that any of all N does. The law is exact. "
+        f"Near every image a copy has attractors of its own, in which a search ends. {count} buyers are "
+        f"registered, three with cars. The attractors of each are derived again from the master secret. p is the "
+        f"probability that an innocent copy fits the samples as well, p x N that any of all N does. Both are exact. "
         f"A buyer is accused if p x N < {THRESHOLD:g}.",
         ("place", "buyer", "p", "p x N", ""),
         tuple(rows),
@@ -252,8 +252,8 @@ def finding(verdict: Verdict, guilty: str) -> str:
     chance = _p(verdict.corrected(verdict.suspects[0]))
     if verdict.accused is None:
         return (
-            f"The seller accuses nobody: an innocent buyer would look as bad with probability {chance}, and less than "
-            f"{THRESHOLD:g} is asked. More samples would say more."
+            f"The seller accuses nobody: an innocent buyer would look as bad with probability {chance}; an accusation "
+            f"needs less than {THRESHOLD:g}. More samples may help."
         )
     right = "rightly" if verdict.accused == guilty else "WRONGLY"
     return (

@@ -8,7 +8,7 @@ What most people call::
         label = port.classify(image)
 
 "car" is a device's folder, as `variegate device new` makes it and `variegate device flash` fills it; `image` is a frame
-as its copy takes it, uint8 (C, H, W). Labels are all that comes out.
+as its copy takes it, uint8 (C, H, W). The port returns only labels.
 """
 
 from typing import TYPE_CHECKING

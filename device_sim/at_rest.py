@@ -1,4 +1,4 @@
-"""Encryption at rest: what the disk holds is of no use without this device's chip.
+"""Encryption at rest: without this device's chip the content of the disk is of no use.
 
 AES-256-XTS (IEEE 1619-2018) for each 512-byte sector under a key that only this chip has, below the artefact's own
 encryption: a key that opens the components of a cohort, leaked by another device, does not open this disk.
@@ -7,8 +7,8 @@ encryption: a key that opens the components of a cohort, leaked by another devic
     a file of n > 0 bytes is n + 512 bytes long on the disk: whole sectors, the last one filled up with zeros, and
     zeros after it; a sector of nothing but zeros was never written, and reads as zeros
 
-XTS hides and does not authenticate: that is for the hash tree, the signatures and the audit log's chain. It shows
-whoever sees two states of the disk which 16-byte blocks differ, and the lengths of files.
+XTS encrypts but does not authenticate: the hash tree, the signatures and the audit log's chain do that. Whoever sees
+two states of the disk can see which 16-byte blocks differ, and the lengths of files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The audit log's format: signed entries in a chain, in segments; what an export is; what a verifier finds in one.
+"""The format of the audit log and of an export: signed entries in a chain, in segments.
 
     segment     = record of a head, then records of entries
     record      = length of the rest (2, big-endian) || CBOR [body, signature]
@@ -12,8 +12,8 @@
     export      = CBOR [1, certificate, record of an end, [segment, ...]]
 
 Entries count from 1 without a gap; times are Unix milliseconds. A head names the first entry of each segment kept when
-it was written, its own last: what is older was dropped to make room. `lost` counts the entries that this device
-has found missing so far. The end says how many entries the chip counts, when the export was made.
+it was written, its own segment last; older ones were dropped to make room. `lost` counts the entries that this device
+has found missing so far. The end has the chip's count of entries when the export was made.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def certified(data: bytes, ueid: bytes, signing_public: bytes) -> bytes:
             if not ed25519_verify(signing_public, signature, _to_certify(ueid, public)):
                 raise RefusedError(Refusal.SIGNATURE, "the log's key is not certified by the device's own")
             return public
-    raise RefusedError(Refusal.MALFORMED, "the log's certificate is not one")
+    raise RefusedError(Refusal.MALFORMED, "the log's certificate is not valid")
 
 
 def moment(time_ms: int) -> str:
@@ -284,7 +284,7 @@ def parse_export(data: bytes) -> tuple[bytes, bytes, list[bytes]]:
             and all(isinstance(segment, bytes) for segment in segments)
         ):
             return by, end, segments
-    raise RefusedError(Refusal.MALFORMED, "this is no exported audit log")
+    raise RefusedError(Refusal.MALFORMED, "this is not an exported audit log")
 
 
 def _to_certify(ueid: bytes, public: bytes) -> bytes:

@@ -4,10 +4,10 @@ An entry is durable on the disk first, then the chip counts it: it burns the ent
 
     audit-head = number (8, big-endian) || SHA-256 of the entry's body; no value before the first
 
-A power cut between the two leaves the log one entry ahead, which the next start adopts: the device signs an entry only
-after the one that the chip counted, so there is nothing else that it can follow on. A log that is behind the chip, or
-that ends in another entry than the chip counted, has lost entries, whoever did it. The device goes on all the same:
-with a new segment whose head counts what is missing, and an entry that says so.
+A power cut between the two leaves the log one entry ahead. The next start adopts this entry: it must follow the one
+that the chip counted, because the device signs no other. A log that is behind the chip, or ends in an entry other than
+the counted one, has lost entries. The device then continues with a new segment, whose head has the number of lost
+entries, and an entry that records the loss.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ class AuditLog:
         newest = max(heads, key=lambda head: head.number)
         found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
         if found is None:
-            raise DeviceError("the device's disk does not read the same twice", hint="give the device a blank disk")
+            raise DeviceError(
+                "the device's disk gives different data when read twice", hint="give the device a blank disk"
+            )
         return found
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:

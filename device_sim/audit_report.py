@@ -1,4 +1,4 @@
-"""What a verifier finds in an exported audit log, with nothing but the device's public identity."""
+"""Verifies an exported audit log with the device's public identity alone."""
 
 from __future__ import annotations
 

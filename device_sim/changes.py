@@ -1,4 +1,4 @@
-"""Changes to a disk that are not durable yet: to a file's bytes, and to names."""
+"""Changes to a disk that are not durable yet: of files' bytes and of names."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a device asks of its chip, and which chip a folder has: one of files, or one over a TPM 2.0.
+"""The interface of a device to its chip, and the choice of chip for a folder: one of files, or one over a TPM 2.0.
 
     chip.json   {"schema": 1, "tcti": "swtpm:path=/run/x.sock"}; where there is none, the chip is of files
                 "launch": the launch digest that the chip was made under, hexadecimal, when its folder was moved to a
                 machine that it is still to be bound to
 
-The description is no secret and nothing is believed of it: another TPM does not unseal what this one sealed, and what
-was bound does not open under any other launch.
+The description is not secret, and security does not depend on it: another TPM does not unseal this one's secrets, and a
+bound chip does not open under any other launch.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
         MisuseError: The folder cannot be written.
     """
     if not (folder / _DESCRIPTION).exists():
-        raise DeviceError("the device's chip is of files: who has them has its key", hint="device new --tpm")
+        raise DeviceError(
+            "the device's chip is a folder of files: whoever has them has its key", hint="device new --tpm"
+        )
     _described(folder / _DESCRIPTION)
     _describe(folder, tcti, launch_digest(measured))
 

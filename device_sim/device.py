@@ -1,6 +1,6 @@
 """A simulated device: boots one of two images, puts a new one on trial, confirms it.
 
-Confirming is the order of events that neither bricks nor lets an old image back:
+The steps of a confirmation, in an order that neither bricks the device nor lets an old image back:
 
     1. the image on trial boots and passes its self-test
     2. the boot record says `passed`
@@ -8,9 +8,9 @@ Confirming is the order of events that neither bricks nor lets an old image back
     4. the chip notes the image's digest as the confirmed one, and forgets the root before a rotation
     5. the boot record makes it the confirmed one
 
-Before 2 the chip notes the digest of what passed, and 3 happens for nothing else: the record is the disk's, and
-whoever holds the disk writes it. A power cut before 2 leaves the old image, whose counter was not touched. From 2 on,
-the next boot does what is left of 3 to 5, each of which may be done twice.
+Before 2 the chip notes the digest of the image that passed, and 3 is done only for this digest, because whoever has the
+disk can write the boot record. A power cut before 2 leaves the old image and an unchanged counter. After 2 the next
+boot finishes 3 to 5, each of which may be done twice.
 """
 
 from __future__ import annotations

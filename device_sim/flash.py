@@ -1,10 +1,10 @@
-"""Flashing: an artefact goes into the inactive slot, leaf by leaf, is tried, and is confirmed.
+"""Flashing: writes an artefact into the inactive slot leaf by leaf, tries it, and confirms it.
 
-Cheap checks come first, and nothing is written before they pass. The confirmed slot is never touched. Every
-step may be done twice: called again after a power cut, it keeps the chunks that are there and goes on.
+Cheap checks come first, and nothing is written before they pass. The confirmed slot is never touched. Every step may be
+done twice: called again after a power cut, it keeps the chunks that are there and continues.
 
-A file that lies here is read whole and checked, also where the device holds its chunks already: who is told that a file
-was installed may give it to others. Another source is asked only for what is missing, since that is what it is for.
+A local file is read and checked completely, even if the device has its chunks already: someone who learns that a file
+was installed may pass the file on. Any other source is asked only for the missing chunks, to save the transfer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The chip: counters that only rise, and burnt-in secrets. Restoring the device's disk does not restore it.
+"""The chip: counters that only rise, and burnt-in secrets. A restored disk does not reset them.
 
     lock        held (flock) while the device is on: one process at a time
     counters    records of 64 bytes, written in place into zeros, each durable before `advance` returns
@@ -6,7 +6,7 @@
 
     record = SHA-256(value || name)[:8] || value (8, big-endian) || name (48, padded with zeros)
 
-A record that power or a kill tore can only be the last: it was never acknowledged, and the next one replaces it.
+Only the last record can be torn by a power cut or a kill: it was never acknowledged, and the next one replaces it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hardware of a simulated device: what the runtime asks of a platform, over a chip and a disk."""
+"""The hardware of a simulated device: implements the runtime's platform with a chip and a disk."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Hardware:
         policy = policy_of(folder)
         host = InProcess(policy) if host is None else host
         if policy.strict and host.policy != policy:
-            raise MisuseError("the device's policy is strict: no other is taken in its place")
+            raise MisuseError("the device's policy is strict: no other may replace it")
         fuses = open_chip(folder / "fuses", host.measurements)
         try:
             return cls(fuses, Storage(folder / "disk", fault=fault), clock, host)

@@ -1,4 +1,4 @@
-"""Where a device's enclave runs, and the policy file that says so.
+"""Chooses where a device's enclave runs, by its policy file.
 
 policy.toml   in the device's folder, beside `disk` and `fuses`; not secret; measured before every launch
 """
@@ -40,7 +40,7 @@ class InProcess:
         """
         if self.policy.strict:
             raise DeviceError(
-                "the device's policy is strict: it takes an isolated enclave", hint="see policy.toml of the device"
+                "the device's policy is strict: it requires an isolated enclave", hint="see policy.toml of the device"
             )
         return Enclave.open(artefact, platform)
 

@@ -1,4 +1,4 @@
-"""What was measured at launch: the code that opens artefacts. Simulated: the code measures itself."""
+"""Measurement of the code that opens artefacts. It is simulated: the code measures itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps a hostile client from wearing out the disk through the log: repeats are counted, floods are lumped."""
+"""Keeps hostile clients from wearing out the disk through the log: repeats are counted, floods are summed up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two slots and the boot record that says which one counts.
+"""Two slots, and the boot record that says which one is confirmed.
 
     a.envelope  a.component  b.envelope  b.component
     boot        two copies of the record, 4096 bytes apart, the newer one written over the older
@@ -6,8 +6,8 @@
     copy = SHA-256(body) || length of body (2, big-endian) || body
     body = deterministic CBOR [generation, confirmed, trial, tries, passed]
 
-The record lies on the disk and is believed in nothing that matters: every image is checked in full before it runs,
-and the chip holds the digests of what passed its self-test and of what was confirmed.
+The record is on the disk, and security does not depend on it: every image is checked in full before it runs, and the
+chip holds the digests of the image that passed its self-test and of the confirmed one.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Slots:
         self.storage.write(_FILE, record.generation % 2 * _COPY_BYTES, record.to_bytes())
         self.storage.fsync(_FILE)
         if self.record() != record:  # forged to be the last generation, or worn out
-            raise DeviceError("the device's boot record does not take a change", hint="give the device a blank disk")
+            raise DeviceError("the device's boot record cannot be changed", hint="give the device a blank disk")
         return record
 
     def envelope(self, slot: str) -> bytes:

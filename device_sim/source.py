@@ -1,6 +1,6 @@
-"""Where an artefact to flash comes from: memory, files or a network, streamed. All of it is hostile.
+"""Sources of artefacts to flash: memory, files or a network, as a stream. All input is treated as hostile.
 
-An envelope may come alone: its component is then one that a slot of the device holds already.
+An envelope may come alone, if a slot of the device holds its component already.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Counted:
         try:
             data = self._source.read(part)
         except OSError as error:
-            raise DeviceError("the artefact stopped coming", hint="flash again: what came is kept") from error
+            raise DeviceError("the artefact stopped coming", hint="flash again: the received part is kept") from error
         self.moved += len(data)
         return data
 

@@ -1,9 +1,9 @@
 """A disk that can lose power between any two operations.
 
-Files live in one real folder. What was not synced stays in memory: `fsync` carries a file's bytes to the
-real file, `fsync_dir` makes creations, renames and removals real, so a killed process loses what a power cut
-would. A `Fault` cuts the power at a chosen operation and lets a random part of the unsynced changes reach the disk
-first, sector by sector and in any order, as a real disk may.
+Files live in one real folder. Unsynced changes stay in memory: `fsync` writes a file's bytes to the real file,
+`fsync_dir` makes creations, renames and removals real. So a killed process loses the same data as in a power cut. A
+`Fault` cuts the power at a chosen operation and lets a random part of the unsynced changes reach the disk first, sector
+by sector and in any order, as a real disk may.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Names of commands and attributes are those of the TCG's TPM 2.0 Library specification, parts 2 and 3.
 
-A `Tpm` is one connection, kept for one operation: a TPM without a resource manager serves one connection at a time,
-and one that went away and came back is found again by the next operation. Every object and session is flushed before
-the connection ends; what a killed process left is flushed by `flush_leftovers`.
+A `Tpm` is a connection for one operation: a TPM without a resource manager serves one connection at a time, and after a
+TPM was restarted the next operation finds it again. Every object and session is flushed before the connection ends;
+`flush_leftovers` flushes those that a killed process left.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ class Tpm:
             # Not chained: the library's traceback holds what was sealed.
             raise kind(f"the TPM did not {action}: {error}", hint="is it on, and reachable?") from None
         except (ValueError, TypeError, OverflowError):
-            raise DeviceError(f"the TPM did not {action}: what the device kept for it is damaged") from None
+            raise DeviceError(f"the TPM did not {action}: the data that the device keeps for it is damaged") from None
 
 
 def _selection(*pcrs: int) -> str:

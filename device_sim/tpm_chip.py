@@ -3,7 +3,7 @@
     lock        held (flock) while the device is on
     state       `tpm_state.State`: everything, encrypted, numbered, replaced whole
 
-Three NV counters of the TPM say which state counts. An update is
+Three NV counters of the TPM decide which state is valid. An update is
 
     1. for a rise of the security counter: the root secret is sealed again, for `raises` one higher
     2. the state `number + 1` is durable in the folder, in place of the one before
@@ -11,14 +11,14 @@ Three NV counters of the TPM say which state counts. An update is
     4. `updates` goes up
     5. `updates` and `openings` are read back, and only now the caller is answered
 
-A kill before 2 leaves the old state; from 2 on the next opening finds the new one, at most one `raises` and some
-`updates` ahead of the TPM, and completes it. So a state counts while it is not behind `updates`. A state that was
-written and never answered for could then count beside a later one with the same number; so an opening first raises
-`openings`, which stops every other process at 5, and then takes its state over under a number two above `updates`,
-past all that was ever written.
+A kill before 2 leaves the old state. After 2 the next opening finds the new one, at most one `raises` and some
+`updates` ahead of the TPM, and completes the update. So a state is valid while it is not behind `updates`. A state that
+was written but never acknowledged could then be valid beside a later one with the same number. So an opening first
+raises `openings`, which stops every other process at 5, and then writes its state under a number two above `updates`,
+past every state ever written.
 
-A chip that is bound opens only on a machine that booted what this one had booted, and only until `close`d to
-the rest of the machine (`close_boot`): the TPM then unseals for nobody, root included, before the machine starts again.
+A bound chip opens only on a machine with the same boot, and only until `close_boot` closes it to the rest of the
+machine: then the TPM unseals for nobody, root included, until the machine starts again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from variegate.runtime.admission import SECURITY_COUNTER
 _STATE = "state"
 _MOST_AHEAD = 2
 """What a state may be ahead of `updates`: an opening writes it so, see above."""
-_RESTORED = "put back the state that the device wrote last, if it is still there"
+_RESTORED = "restore the state that the device wrote last, if it still exists"
 
 
 class TpmChip:

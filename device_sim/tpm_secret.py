@@ -1,7 +1,8 @@
-"""The short-lived process that a TPM's root secret is unsealed in: `python -m variegate.device_sim.tpm_secret`.
+"""A short-lived process that unseals a TPM's root secret: `python -m variegate.device_sim.tpm_secret`.
 
-One `Job` comes on its standard input and one answer goes to its standard output, a pipe that the asking process hands
-on or reads. So the root secret, and what is kept under it, are never in the memory of the process that serves.
+It reads one `Job` from its standard input and writes one answer to its standard output, a pipe that the other process
+reads or passes on. So the root secret, and the secrets encrypted under it, are never in the memory of the serving
+process.
 
     root     32 random bytes, sealed (`tpm.Policy`)
     state    HKDF(root, "variegate/1/tpm/state"): encrypts the chip's state (`tpm_state`)
@@ -109,7 +110,9 @@ class Job:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise DeviceError(f"the TPM did not answer in {_TIMEOUT_S:.0f} s", hint="who else uses it?") from None
+            raise DeviceError(
+                f"the TPM did not answer in {_TIMEOUT_S:.0f} s", hint="does another program use it?"
+            ) from None
         except OSError as error:
             raise DeviceError(f"the unsealing process did not start: {error.strerror}") from error
         if done.returncode == _REFUSED:

@@ -1,14 +1,14 @@
-"""What a chip over a TPM keeps in a file: counters and burnt values, encrypted, authenticated, numbered. No I/O here.
+"""The state file of a chip over a TPM: counters and burnt values, encrypted, authenticated, numbered. No I/O here.
 
     file    CBOR [format, raises, [updates, openings, raises], [private, public], salt (32, random), ciphertext]
     inside  CBOR [number, session, [[name, value], ...], [[name, bytes], ...], [[name, bytes], ...]]
 
     ciphertext = AES-256-GCM under HKDF-Expand(key, context || salt), nonce zero; beside it, CBOR of what precedes it
 
-The format is 1, or 2 for a chip that is bound to what its machine boots.
+The format is 1, or 2 for a chip that is bound to its machine's boot.
 
-The key comes out of the TPM (`tpm_secret`); which sealed object to ask it for stands in the file itself. So the file's
-head is first read as hostile, then its object is unsealed, and what that gives must open the rest.
+The key comes from the TPM (`tpm_secret`), which needs the sealed object from the file itself. So the file's head is
+read as hostile, its object is unsealed, and the resulting key must open the rest.
 """
 
 from __future__ import annotations
@@ -198,4 +198,4 @@ def _blobs(items: list[object]) -> dict[str, bytes]:
 
 
 def _damaged() -> DeviceError:
-    return DeviceError("the chip's state is damaged", hint="put back the state that the device wrote last")
+    return DeviceError("the chip's state is damaged", hint="restore the state that the device wrote last")

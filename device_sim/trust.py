@@ -1,4 +1,4 @@
-"""The seller's root as a device pins it, and how a confirmed image outlives a rotation of that root."""
+"""The seller's root that a device pins, and how a confirmed image survives a rotation of that root."""
 
 from __future__ import annotations
 

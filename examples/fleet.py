@@ -1,4 +1,4 @@
-"""A fleet: copies for every line of a list, an envelope each, entered in a registry."""
+"""A fleet: a copy for every line of a list, each an envelope, entered in a registry."""
 
 from pathlib import Path
 

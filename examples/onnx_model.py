@@ -1,4 +1,4 @@
-"""An ONNX file as other frameworks write them: channels last, bytes in, probabilities out."""
+"""An ONNX file of another framework: channels last, bytes as input, probabilities as output."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ What most people call::
     copies = export.copies(release, seller, {"acme": device})
     Path("acme.vgc").write_bytes(copies["acme"].to_bytes())
 
-`images` are frames as devices pass them, uint8 (N, C, H, W); `seller` is a `keys.Seller`, and `device` the public
+`images` are frames in the devices' format, uint8 (N, C, H, W); `seller` is a `keys.Seller`, and `device` the public
 identity of acme's device.
 """
 

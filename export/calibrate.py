@@ -1,8 +1,8 @@
 """Calibration: the strongest rewriter that costs no more accuracy than the seller allows.
 
-Candidates are tried from strong to weak on a validation set, each over several copies with keys of their own, and
-the first whose mean loss plus its standard error is within the allowance is taken. The base answers the validation
-set once; after that a copy costs only its tail.
+Candidates are tried from strong to weak on a validation set, each with several copies under keys of their own. The
+first one is taken whose mean loss plus its standard error is within the allowance. The base runs once on the validation
+set; for each copy only the rewriter runs again.
 """
 
 from __future__ import annotations

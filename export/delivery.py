@@ -1,4 +1,4 @@
-"""Copies for some buyers, without a registry: what a demo, a notebook or a test hands out. Fleets are `fleet`'s."""
+"""Copies for some buyers without a registry, for demos, notebooks and tests. For fleets see `fleet`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Copies for a whole fleet: in parallel, resumable, each registered once its file is safe.
+"""Copies for a whole fleet: in parallel, resumable, each registered once its file is on the disk.
 
 Sequence numbers and security counters are reserved in the registry before anything is signed. A batch of orders is
 sealed under one ML-DSA signature, its files are written and flushed, its rows are added to the registry, and only then
-do the files get their names. Whatever is killed in between leaves no file outside the registry, and is made again.
+do the files get their names. A kill in between leaves no file outside the registry, and the copy is made again.
 """
 
 from __future__ import annotations

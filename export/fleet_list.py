@@ -56,7 +56,7 @@ def read_list(path: Path) -> list[FleetLine]:
     if not out:
         raise MisuseError(f"{path}: the list is empty", hint="give each device a line")
     if len({(w.device.ueid, w.epoch) for w in out}) != len(out):
-        raise MisuseError(f"{path}: a device stands in it twice for one epoch")
+        raise MisuseError(f"{path}: a device is in it twice for one epoch")
     return out
 
 

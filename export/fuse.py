@@ -1,8 +1,8 @@
 """One graph from the base and a rewriter: image in, int64 label out, the buyer's tensors left out.
 
-The base was traced once; a copy is this template plus the tensors that a seed expands to. So nothing is
-re-traced or simplified for a buyer, and all copies of a release share one graph, to the byte. Weights and
-the buyer's tensors stand beside the graph.
+The base is traced once; a copy is this template plus the tensors expanded from a seed. So nothing is traced or
+simplified again for a buyer, and all copies of a release share one graph, to the byte. Weights and the buyer's tensors
+are stored outside the graph.
 
     image -> [Cast, Div 255 for uint8] -> [Transpose for NHWC] -> base -> [Softmax] -> rewriter -> ArgMax -> label
 """

@@ -1,4 +1,4 @@
-"""Which copies a fleet still lacks, and what each is numbered by."""
+"""Finds the copies that a fleet still lacks, and gives them their numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The folder that copies are handed out from: each file there is whole, on the disk, and in the registry.
+"""The output folder of an export: each file in it is whole, on the disk, and in the registry.
 
 A file is written in a private folder within it and gets its name by a rename, which follows no link. Whoever may write
-the output folder can take files away or put others there, move the private folder too, and put a link in its place. So
-both folders are opened once and used by their descriptors: the exporter writes nowhere but in them.
+the output folder can remove or add files, and can replace the private folder by a link. So both folders are opened once
+and used through their descriptors, and the exporter writes nowhere else.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _locked(out: int) -> tuple[str, int]:
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _names(lock):
-                raise MisuseError(f"another user changes the output folder: {name} is not what was made")
+                raise MisuseError(f"another user changes the output folder: {name} was replaced")
             write_new(_MARK, b"", folder=lock)
             undo.pop_all()
             return name, lock

@@ -1,8 +1,8 @@
-"""Parity: a copy is held to its reference before it is sealed.
+"""Parity: compares the labels of a copy with those of its reference before the copy is sealed.
 
-A release is checked once in full: the fused graph, loaded as a device loads it, against base and rewriter computed
-apart. Every copy is then checked on its own keys through the tail graph, whose nodes are the copy's own. Labels
-that differ where the reference's two best scores are closer than `TIE` are ties; any other difference refuses.
+A release is checked once in full: the fused graph, loaded as on a device, against base and rewriter calculated
+separately. Every copy is then checked with its own keys in the tail graph, which has the copy's own nodes. If labels
+differ and the reference's two best scores are closer than `TIE`, this is a tie; any other difference is refused.
 """
 
 from __future__ import annotations

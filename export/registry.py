@@ -1,12 +1,12 @@
-"""Who got what: an append-only SQLite registry, which also knows the newest revocation list. No seed, no key.
+"""Copies and their buyers: an append-only SQLite registry, with the newest revocation list. No seed, no key.
 
-Numbers of copies are reserved here before anything is signed, so that exports at once never give one twice; a copy
-that came of them is entered when its file is whole. They are also at least the time in microseconds, so that of two
-registries of one seller, one lost or each beside its own release, a later export is above an earlier one of either:
-as long as no clock is set back, and no two exports for one device fall into the same microseconds.
+Numbers of copies are reserved here before anything is signed, so that exports at the same time get different numbers; a
+copy is entered when its file is whole. Numbers are at least the time in microseconds. So if a seller has two
+registries, because one was lost or each is beside its own release, a later export has higher numbers than an earlier
+one, as long as no clock is set back and no two exports for one device fall into the same microseconds.
 
-Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history; whoever owns the file
-can still replace it, so keep it where you keep your books.
+Triggers refuse UPDATE and DELETE, so that a mistake in a script cannot rewrite history. Whoever owns the file can still
+replace it: keep it as safe as your books.
 """
 
 from __future__ import annotations

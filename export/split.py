@@ -1,7 +1,7 @@
-"""Takes the weights out of a graph: they travel beside it, where a device can use them as they lie.
+"""Takes the weights out of a graph: they are stored beside it, where a device can use them in place.
 
-What stays are small tensors and short integer ones, such as shapes and axes: onnxruntime reads them while it
-infers shapes, and they hold no more than the graph itself tells.
+Small tensors and short integer ones stay, such as shapes and axes: onnxruntime reads them while it infers shapes, and
+they reveal no more than the graph itself.
 """
 
 from __future__ import annotations

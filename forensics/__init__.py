@@ -1,4 +1,4 @@
-"""The investigator's side: whose copy was a bad sample made on?
+"""The investigator's side: finds the copy on which an adversarial sample was made.
 
 What most people call::
 
@@ -8,8 +8,8 @@ What most people call::
     verdict = forensics.trace(release, seller, samples, forensics.registered(registry, release))
     print(verdict.accused, verdict.corrected(verdict.suspects[0]))
 
-`release` is what the copies are of, `seller` its keys, and `registry` the seller's `export.registry.Registry`.
-`verdict.accused` is None when nobody can be named.
+`release` is the copies' release, `seller` its keys, and `registry` the seller's `export.registry.Registry`.
+`verdict.accused` is None if nobody can be accused.
 """
 
 from variegate.forensics.attractors import THRESHOLD, Sample, Suspect, Verdict

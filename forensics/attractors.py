@@ -1,20 +1,20 @@
-"""Tracing: whose copy was a bad sample made on?
+"""Tracing: finds the copy on which an adversarial sample was made.
 
-On the boundary that an attacker searches, p_t + beta e_t = p_a + beta e_a: the sample leans on the copy's own
-attractors, towards those of the wrong class a and away from those of the true class t. So under the guilty copy's keys
-the errors of a are small and those of t large. Under any other copy's keys they are nothing in particular:
-the dithers are uniform and independent of all that the attacker did.
+On the boundary that an attacker searches, p_t + beta e_t = p_a + beta e_a: the sample is near the copy's own attractors
+of the wrong class a and far from those of the true class t. So with the guilty copy's keys the errors of a are small
+and those of t large. With any other copy's keys they are random: the dithers are uniform and independent of everything
+that the attacker did.
 
-**The null is exact.** For one message with step D, a uniform dither makes err / D uniform on the lattice {0, 1/D,
-.., 1/2}, both ends with weight 1/D, the others with 2/D, whatever image and signs are. The statistic
+**The null is exact.** For one message with step D, a uniform dither makes err / D uniform on the lattice {0, 1/D, ..,
+1/2}, both ends with weight 1/D, the others with 2/D, for every image and all signs. The statistic
 
     T = sum_h err_{a,h} / D_h + sum_h (1/2 - err_{t,h} / D_h)
 
-is a sum of independent such terms, and its tail is a convolution on that lattice: no approximation. T looks at the
-adversarial image alone: clean and adversarial errors under the same dither depend on each other.
+is a sum of independent such terms, and its tail is calculated by convolution on that lattice, without approximation. T
+uses the adversarial image alone: clean and adversarial errors under the same dither depend on each other.
 
-**Several samples** add up. A class's dithers count once, at the first sample that names the class, so that the terms
-stay independent and the null stays exact.
+**Several samples** are added up. The dithers of a class count once, at the first sample with that class, so that the
+terms stay independent and the null stays exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a serving enclave gives, held against what the supervisor knows.
+"""Checks every answer of a serving enclave against the supervisor's own knowledge.
 
-It may have been taken over, so that nothing but labels that were charged may come out of it: not in a token, not in
-the words of an error. What it signs is known beforehand to the byte, the signature apart.
+An attacker may control the enclave, so only charged labels may come out of it: nothing else in a token or in the words
+of an error. The supervisor knows the content of what the enclave signs beforehand, to the byte; only the signature is
+new.
 """
 
 from __future__ import annotations
@@ -117,4 +118,4 @@ def passed_on(kind: int, error: VariegateError) -> VariegateError:
         return RefusedError(error.refusal, words[error.refusal])
     if isinstance(error, DeviceError) and kind == Kind.QUERY:
         return DeviceError("the enclave has not enough memory", hint="raise ram_mib")
-    raise Lost("enclave refuses what it has no say in")
+    raise Lost("enclave refuses a query that only the supervisor may refuse")

@@ -1,13 +1,12 @@
-"""Weights where onnxruntime uses them as they lie.
+"""Arranges weights so that onnxruntime uses them in place.
 
-When onnxruntime loads a graph it reorders the filters of convolutions for this CPU, into memory of its own. That
-makes a network twice as fast, and leaves its weights wherever onnxruntime likes. So the reordering is learnt first,
-from a graph whose weights are markers, each number another: what onnxruntime makes of the markers says which weight
-goes where. The weights are then put there, in memory of ours, and the graph that onnxruntime made is loaded with
-nothing left to change.
+When onnxruntime loads a graph, it reorders the filters of convolutions for this CPU, in memory of its own. That makes a
+network twice as fast, but its weights are then outside our pages. So the reordering is first learnt from a graph whose
+weights are markers, each a different number: the optimised graph shows where each weight belongs. The weights are then
+written there, in our own memory, and the optimised graph is loaded without further changes.
 
-Where the markers do not come out whole (a fusion that calculates, a type that cannot be marked), the graph is taken
-as it is: right all the same, and slower.
+If the markers do not survive (because a fusion calculates, or a type cannot be marked), the graph is used as it is:
+correct, but slower.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""First code of an enclave process: run as `__main__` of the sealed archive, before anything of ours is imported.
+"""The first code of an enclave process: runs as `__main__` of the sealed archive, before any import of our code.
 
-Started with `-I -S -B -X pycache_prefix=<nowhere>` and an empty environment: no variable, no site folder, no
-`.pth` file, no `sitecustomize`, no cached byte code. The libraries are found by name in one folder, and nothing
-else is.
+Started with `-I -S -B -X pycache_prefix=<nowhere>` and an empty environment: no variable, no site folder, no `.pth`
+file, no `sitecustomize`, no cached byte code. Only libraries are found outside the archive, by name in one folder.
 
 usage: <archive> socket site
 """

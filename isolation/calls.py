@@ -1,7 +1,7 @@
-"""Which system calls the enclave may make: found by running it, one call at a time.
+"""The system calls that the enclave may make. The list was found by running it, one call at a time.
 
-Serving takes receiving and sending on the inherited socket, private memory, locks, time and an end. Calls that
-libraries try in passing fail with `EPERM`; everything else ends the process.
+Serving needs receiving and sending on the inherited socket, private memory, locks, time and exit. Calls that libraries
+try in passing fail with `EPERM`; all others end the process.
 """
 
 from __future__ import annotations

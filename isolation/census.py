@@ -1,7 +1,7 @@
-"""Every thread of the machine as `/proc` shows it: what it may do, and whether it can write to `/proc/sys`.
+"""Reads from `/proc` the rights of every thread of the machine, and whether it can write to `/proc/sys`.
 
-Rights belong to threads, not to processes, so every thread is looked at; those of the kernel run no foreign code and
-are left out, and so are those that have ended and wait to be asked for.
+Rights belong to threads, not to processes, so every thread is examined. Kernel threads run no foreign code and are left
+out, as are zombies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The enclave process: locks itself down, has a copy loaded into its secret pages, answers queries.
 
-Nothing secret passes through the ordinary memory of the process that serves. A forked loader opens the artefact: it
-reads the device's keys, asks the broker where one is needed, decrypts into the pages that both share, and ends.
+No secret passes through the ordinary memory of the serving process. A forked loader opens the artefact: it reads the
+device's keys, asks the broker if one is needed, decrypts into the pages that both share, and ends.
 """
 
 from __future__ import annotations
@@ -154,17 +154,17 @@ class _Process:
             case Kind.EVIDENCE, [bytes(nonce), int(time_ns), int(security), int(used)]:
                 self._below.update(time_ns / wire.NS, security, used)
                 return wire.pack(Kind.DONE, self._says.evidence(nonce))
-        raise Lost("supervisor asks for something else")
+        raise Lost("supervisor sent an unknown packet")
 
     def _query(self, packet: bytes) -> bytes:
         if len(packet) != wire.QUERY_LAYOUT.size:
-            raise Lost("query of another length")
+            raise Lost("query has the wrong length")
         _, number, now, security, count, receipt = wire.QUERY_LAYOUT.unpack(packet)
         if not math.isfinite(now):
-            raise Lost("query at no time")
+            raise Lost("query has no valid time")
         if number <= self._asked:
             # The supervisor's numbers rise: somebody else has asked over a duplicate of its socket.
-            raise Lost("query of an old number")
+            raise Lost("query has an old number")
         self._asked = number
         self._below.update(now, security)
         spec = self._enclave.frames
@@ -188,7 +188,7 @@ class _Process:
         if missing:
             listed = "; ".join(missing)[:_MOST_LISTED]
             raise DeviceError(
-                f"the device's policy requires what is not on: {listed}",
+                f"the device's policy requires protections that are not on: {listed}",
                 hint="with strict = false in its policy.toml, `variegate device protections` lists all",
             )
 
@@ -205,7 +205,7 @@ def _mapped(descriptor: int) -> mmap.mmap:
     try:
         return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     except (OSError, ValueError):
-        raise DeviceError("the enclave was given something else than memory") from None
+        raise DeviceError("a descriptor given to the enclave is not memory") from None
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""What of a platform an enclave may use. It may have been taken over, so it gets no more than serving takes."""
+"""The part of a platform that an enclave may use. An attacker may control it, so it gets only what serving needs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EnclavePlatform:
     def record(self, event: str, detail: str) -> None:
         """Writes a line of the device's log; beyond `MAX_RECORDS`, and once the copy is open, it is dropped."""
         if event not in EVENTS:
-            raise Lost("enclave would write what it has no say in")
+            raise Lost("enclave would write an event that only the supervisor may write")
         if self.serving:
             return  # the number of lines tells something, too: the supervisor writes its own
         self._records += 1
@@ -67,4 +67,4 @@ class EnclavePlatform:
 
     def _opening(self) -> None:
         if self.serving:
-            raise Lost("enclave asks for a broker when its copy is open")
+            raise Lost("enclave asks for a broker although its copy is open")

@@ -1,7 +1,7 @@
-"""How much evidence a device gives: the signature of each token is the enclave's own, for a nonce of the asker's.
+"""Limits the evidence that a device gives, because the enclave chooses each token's signature.
 
-Nobody can tell a signature that carries something from one that does not, so that what was taken over could tell labels
-that nothing counted. Evidence is asked for rarely; this bounds it.
+A signature can hide data without a trace, so an enclave under an attacker's control could reveal uncounted labels in
+it. Evidence is needed rarely, so a limit does no harm.
 """
 
 from __future__ import annotations

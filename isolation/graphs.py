@@ -1,8 +1,7 @@
-"""As much of ONNX's wire format as a device needs: initialisers out of a graph and into one, and what uses them.
+"""The part of ONNX's wire format that a device needs: reads a graph's initialisers and their users, and adds some.
 
-ONNX is a protocol buffer (protobuf.dev/programming-guides/encoding). Two facts keep this small: fields that are
-not looked at are copied as they stand, and the concatenation of two messages is their merger, so that initialisers
-are added by appending.
+ONNX is a protocol buffer (protobuf.dev/programming-guides/encoding). Two facts keep this small: unused fields are
+copied unchanged, and the concatenation of two messages is their merger, so that initialisers are added by appending.
 """
 
 from __future__ import annotations

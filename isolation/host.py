@@ -1,4 +1,4 @@
-"""The supervisor's side: charges queries, shows them to the enclave, and lets out what was to be answered."""
+"""The supervisor's side: charges queries, passes them to the enclave, and returns only checked answers."""
 
 from __future__ import annotations
 

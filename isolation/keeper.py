@@ -1,4 +1,4 @@
-"""The supervisor's hold on one enclave: starts it, watches it, starts it again within the policy, asks it once."""
+"""Keeps one enclave for the supervisor: starts and watches it, restarts it by the policy, asks each query once."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Keeper:
         if process is not None:
             process.end()
             self._platform.record("enclave", f"{why}: {process.how_it_ended}")
-        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started anew")
+        return DeviceError(f"the enclave {why}; this query got no label", hint="ask again: it is started again")
 
     def used(self) -> int:
         """Labels charged in the copy's epoch."""

@@ -1,8 +1,8 @@
-"""Files of the kernel's under `/proc` and `/sys`, read so that nothing laid over one of them is taken for it.
+"""Reads the kernel's files under `/proc` and `/sys` so that a file mounted over one is not mistaken for it.
 
-Root mounts anything over anything, in a namespace of its own too: one file of `/proc` over another, so that neither the
-kind of file system nor what `/proc/self/mountinfo` says by its name is evidence. What is read is found from the folder
-that was opened first, and the kernel is told to cross no mount on the way.
+Root can mount anything over anything, also in a namespace of its own: for example one file of `/proc` over another. So
+neither the kind of file system nor `/proc/self/mountinfo`, opened by its name, is evidence. Each file is opened
+relative to the folder that was opened first, and the kernel is told to cross no mount on the way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is measured before an enclave is launched, and the sealed image that it runs from.
+"""The measurement before an enclave is launched, and the sealed image from which it runs.
 
-Our own code is read once: the bytes that are hashed are the bytes that run, from a sealed memory file. The
-interpreter and the libraries are hashed where they lie, right before the launch; who can swap one of their files
-between the two can run what was not measured. A device keeps them on a verified, read-only file system.
+Our own code is read once: the hashed bytes are those that run, from a sealed memory file. The interpreter and the
+libraries are hashed in their files right before the launch; whoever swaps a file between hash and launch runs
+unmeasured code. A device keeps them on a verified, read-only file system.
 """
 
 from __future__ import annotations
@@ -182,4 +182,4 @@ def check_modules(modules: Iterable[str], image: Image) -> None:
     """
     for path in modules:
         if path not in image.files and not path.startswith(ARCHIVE_PATH + "/"):
-            raise DeviceError("the enclave process has imported what was not measured")
+            raise DeviceError("the enclave process has imported code that was not measured")

@@ -1,4 +1,4 @@
-"""Opens a copy in a forked process that ends, so that the keys it held end with it."""
+"""Opens a copy in a short-lived forked process, so that its keys end with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_a_fork(pair: tuple[socket.socket, socket.socket], work: Callable[[], list
 
     Raises:
         VariegateError: As `work`.
-        DeviceError: The child ended without a word.
+        DeviceError: The child ended without a message.
     """
     ours, theirs = pair
     child = os.fork()

@@ -1,7 +1,7 @@
-"""What a process gives up before it touches a secret: each step says whether it worked, and why not.
+"""Locks a process down before it handles a secret; each step reports whether it worked, or why not.
 
-All steps are for good and pass on to forks. Those that the kernel applies to one thread (Landlock, seccomp,
-capabilities) are only worth something in a process that has one, so `lock_down` insists.
+All steps are final and apply to forks too. Landlock, seccomp and capabilities apply to one thread only, so `lock_down`
+refuses to run in a process with more than one.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def supervisor() -> Protection:
         return Protection.when(SUPERVISOR, False, "the supervisor is open to its own user")
     if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
         return Protection.when(SUPERVISOR, False, "the supervisor may leave a core file")
-    return Protection.when(SUPERVISOR, True, "no core file, closed to who lacks CAP_SYS_PTRACE")
+    return Protection.when(SUPERVISOR, True, "no core file, closed to processes without CAP_SYS_PTRACE")
 
 
 def undumpable() -> Protection:

@@ -1,8 +1,8 @@
-"""Whether this machine stops root from reaching other processes at all: the protections of the group `host`.
+"""The protections of the group `host`: whether this machine stops root from reaching other processes.
 
-They are the kernel's and not ours: read anew whenever an enclave starts, from inside it and before it gives up its
-rights, and never assumed. What cannot be read does not count as on. Nothing is changed here; who locks a machine does
-that before anything else runs on it. The folder's README says what each one stops.
+The kernel provides them. They are read at each start of an enclave, from inside it and before it gives up its rights. A
+protection that cannot be read does not count as on. Nothing is changed here; a machine must be locked before anything
+else runs on it. The folder's README says what each protection stops.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Memory for keys and weights that the kernel itself takes out of its map of all memory.
+"""Memory for keys and weights that the kernel removes from its own map of all memory.
 
-`memfd_secret(2)`: no `/proc/PID/mem`, `process_vm_readv`, core file or other access on behalf of another process
-reaches such pages, whoever asks. Who may write to the rest of the process makes it copy them out by itself. The
-descriptor is closed right after the mapping, since `pidfd_getfd(2)` would give it to root; Python's `mmap` keeps a
+No `/proc/PID/mem`, `process_vm_readv`, core file or other access for another process reaches pages of
+`memfd_secret(2)`, not even root's. But whoever may write to the rest of the process can make it copy them out. The
+descriptor is closed right after the mapping, because `pidfd_getfd(2)` would give it to root. Python's `mmap` keeps a
 duplicate, so the mapping is made without it.
 """
 
@@ -19,7 +19,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.runtime.enclave import Protection, ProtectionState
 
 NAME = "memory"
-_ON = "memfd_secret pages: no plain read reaches them; who may write to the process gets them"
+_ON = "memfd_secret pages: no plain read reaches them; whoever may write to the process can get them"
 
 
 class SecretRegion:
@@ -46,7 +46,7 @@ class SecretRegion:
             MisuseError: A size below one, or secret pages required and not asked for.
         """
         if size < 1 or (required and not secret):
-            raise MisuseError("a region has at least one byte, and secret pages that are required are asked for")
+            raise MisuseError("a region has at least one byte, and required secret pages must be asked for")
         self.size = size
         mapped = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         if secret:

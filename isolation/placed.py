@@ -1,11 +1,11 @@
-"""A copy laid out in memory of the caller's, and the engine that uses it there.
+"""A copy in the caller's memory, and the engine that uses it in place.
 
     loader      open_copy(artefact, platform, allocate)    decrypts, and lays the copy out in `allocate`'s memory
     server      PlacedCopy.from_region(manifest, region)   finds it there
                 PlacedEngine(copy)                         uses it there
 
-Nothing of a weight or keyed tensor is copied while it serves, so that a process which never saw a key can answer, and
-what protects that memory protects the copy.
+While it serves, no weight or keyed tensor is copied. So a process that never had a key can answer, and the protection
+of that memory protects the copy.
 """
 
 from __future__ import annotations

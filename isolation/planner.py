@@ -1,8 +1,8 @@
-"""Asks onnxruntime how it would lay out a network's weights, in a process apart from the weights.
+"""Asks onnxruntime for its layout of a network's weights, in a process without the weights.
 
-onnxruntime answers that by writing a file, which the locked-down loader cannot. So a helper is forked before the
-lockdown: it is shown the graph and the names and shapes of the weights (`arrange` puts markers in their place),
-never a weight, message or key; it answers once and ends.
+onnxruntime answers by writing a file, which the locked-down loader must not do. So a helper is forked before the
+lockdown. It receives the graph and the names and shapes of the weights (`arrange` puts markers in their place), but no
+weight, message or key; it answers once and ends.
 
     request   length (4, big-endian) || CBOR [graph, [[name, dtype, shape], ...]]
     answer    length (4, big-endian) || graph; nothing when onnxruntime could not be asked

@@ -1,4 +1,4 @@
-"""What lies below the enclave, seen from inside it: the platform's services, asked for over the socket."""
+"""The platform's services as the enclave calls them, over the socket."""
 
 from __future__ import annotations
 
@@ -280,5 +280,5 @@ def answer(platform: object, values: list[Any]) -> bytes:
             except VariegateError as error:
                 return wire.failure(error)
             except (ArithmeticError, ValueError, TypeError) as error:  # of values that no sound enclave sends
-                raise Lost("enclave asks for what cannot be") from error
-    raise Lost("enclave asks for something else")
+                raise Lost("enclave asks with values that are not valid") from error
+    raise Lost("enclave asks for an unknown call")

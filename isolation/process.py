@@ -1,4 +1,4 @@
-"""One enclave process, seen from the supervisor: launched, held, asked, and ended."""
+"""One enclave process for the supervisor: launches, traces, asks and ends it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Process:
         if self.foreign:
             raise DeviceError(
                 "another process traces the enclave: nothing is opened in it",
-                hint="end that process; a device that is to be debugged has debug = true in its policy",
+                hint="end that process; to debug a device, set debug = true in its policy",
             )
 
     def _loaded(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""Clears what a run leaves on the stack.
+"""Clears the weights that a run leaves on the stack.
 
 onnxruntime multiplies matrices out of small packed panels, up to 64 KiB of weights at a time, which it keeps on the
-stack and never clears. They lie below the frame that called it, where nothing else may be when no call is running.
+stack and never clears. They lie below the caller's stack frame, where no other data is in use between calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A copy in the secret pages, and the key that signs for the device behind it.
+"""A copy in the secret pages, followed by the device's signing key.
 
-region = what `placed.open_copy` lays down || 32 bytes: the device's Ed25519 seed
+region = the layout of `placed.open_copy` || 32 bytes: the device's Ed25519 seed
 """
 
 from __future__ import annotations

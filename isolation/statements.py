@@ -1,4 +1,4 @@
-"""What an enclave signs with the device's key: evidence of what it is, and receipts of what it answered."""
+"""The two statements that an enclave signs with the device's key: evidence of its software, receipts of its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few calls of Linux that Python does not wrap, through the C library that is already loaded.
+"""Linux system calls that Python does not wrap, through the C library that is already loaded.
 
 Numbers are those of the kernel's generic table, which x86-64 and aarch64 share from 424 on.
 """

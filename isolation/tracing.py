@@ -1,11 +1,11 @@
-"""The supervisor holds ptrace over the enclave, so that nobody else can: a process has one tracer at most.
+"""The supervisor traces the enclave, so that nobody else can: a process has at most one tracer.
 
-The enclave runs at full speed: it stops for signals and forks only, never for system calls, and goes on at once.
-When the supervisor ends, however it ends, the kernel kills what it holds.
+The enclave runs at full speed: it stops only for signals and forks, never for system calls, and continues at once. When
+the supervisor ends for any reason, the kernel kills the traced process.
 
-Rules of ptrace that shape this file: every request comes from the thread that seized; `waitpid` of another thread would
-steal the stops. So a thread of its own does both, and nobody else waits for the child: start it with
-`os.posix_spawn`, not `subprocess.Popen`, which waits behind its owner's back.
+ptrace has two rules: every request must come from the tracing thread, and `waitpid` in another thread would take its
+stops. So one thread of its own does both, and nobody else waits for the child: start it with `os.posix_spawn`, not with
+`subprocess.Popen`, which waits for its children by itself.
 """
 
 from __future__ import annotations

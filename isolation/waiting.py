@@ -1,8 +1,8 @@
-"""Waiting for the other side without falling asleep, when it is about to speak.
+"""Polls for the other side's packet instead of sleeping, when it is due.
 
-A core that has gone to sleep takes tens of microseconds to run again, in a virtual machine above all, and starts with
-cold caches. Where the other side's next packet is due at once, it is looked for again and again for a short time. What
-is found here is only that something came: time limits, errors and the packet itself are the business of who reads it.
+A sleeping core takes tens of microseconds to run again, above all in a virtual machine, and starts with cold caches. If
+the next packet is due, this polls for it for a short time. It only finds out that a packet came; the reader handles
+time limits, errors and the packet itself.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def error_of(values: list[Any]) -> VariegateError:
         Lost: There is none.
     """
     if not all(text.isprintable() and len(text) <= _MAX_TEXT for text in values if isinstance(text, str)):
-        raise Lost("packet is no error for people")
+        raise Lost("packet holds an error that cannot be shown")
     match values:
         case ["RefusedError", str(refusal), str(message), None | str() as hint, None] if refusal in list(Refusal):
             return RefusedError(Refusal(refusal), message, hint=hint)

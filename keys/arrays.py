@@ -1,6 +1,6 @@
-"""Arrays from .npz and .npy files that may be damaged or hostile: nothing is unpickled, or unpacks to more than told.
+"""Arrays from .npz and .npy files that may be damaged or hostile; without pickles, and with a limit on their size.
 
-What an archive's directory and an array's header say of their sizes are claims: no memory is taken for more than is
+Sizes in an archive's directory and in an array's header are only claims: no memory is reserved beyond the data that is
 there, and no more is read than was claimed.
 """
 

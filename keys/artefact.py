@@ -1,12 +1,12 @@
-r"""One file for one buyer, and what is inside a component.
+r"""The artefact, one file for one buyer, and the payload of a component.
 
 artefact file   "vgcopy\0\1" || envelope length (4, big-endian) || envelope || component
 payload         head length (4) || graph length (4) || head || ONNX graph || constants
 head            deterministic CBOR [2, keyed tensors, canary frames, [[name, dtype, dimensions], ...]]
 constants       each from the next multiple of 64 bytes, counted from the payload's start; zeros between
 
-The graph holds no weights: they are the constants, and stand where onnxruntime can use them as they lie. Where each
-begins follows from the order, so that a head cannot make two overlap.
+The graph holds no weights: they are the constants, placed so that onnxruntime can use them in place. Their order
+determines where each begins, so that a head cannot make two overlap.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A key broker's keys, and how a copy is sealed so that it opens only with the broker's help.
+"""A key broker's keys, and the sealing of a copy so that it opens only with the broker's help.
 
-share     64 random bytes, one for each envelope; what is sealed to the device is (CEK || seed) XOR share
+share     64 random bytes, one for each envelope; (CEK || seed) XOR share is sealed to the device
 release   [broker's key id, HPKE to the broker's key of share], in the manifest;
           info = "variegate/1/share/" || SHA-256(the same manifest without its release)
 
-The device holds one half and the broker the key to the other, so neither opens a copy alone. Sealing needs the
+The device has one half and the broker the key to the other, so neither can open a copy alone. Sealing needs the
 broker's public key only, and the broker keeps nothing for each copy.
 """
 

@@ -1,9 +1,9 @@
 """Deterministic CBOR (RFC 8949 section 4.2.1) with small unsigned map keys, decoded strictly.
 
-`cbor2` does the coding. Before it sees hostile bytes a scan lets only the small subset pass that the formats
-use: no tags (cbor2 would build dates, regular expressions and big numbers from them), no floats, no
-indefinite lengths, bounded depth, a bounded number of items (an empty list is one byte, and 56 when it is built). After
-decoding, encoding again must give the same bytes.
+`cbor2` does the coding. A scan first refuses hostile bytes outside the small subset that the formats use: no tags
+(cbor2 would build dates, regular expressions and big numbers from them), no floats, no indefinite lengths, bounded
+depth, a bounded number of items (an empty list is one byte, and 56 when it is built). After decoding, encoding again
+must give the same bytes.
 """
 
 from __future__ import annotations

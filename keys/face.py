@@ -1,4 +1,4 @@
-"""What a package shows at its top, imported when it is first asked for: parts of it load libraries of 100 MB."""
+"""The names that a package offers, each imported at its first use, because some load libraries of 100 MB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and secret files that nobody else can read."""
+"""Writes files whole or not at all, and secret files that nobody else can read."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def refuse_shared(folder: Path) -> None:
         folder = folder.absolute()
         mode = folder.stat().st_mode
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
-            message = f"others may write {folder}, and could move away what is made in it"
+            message = f"others may write {folder}, and could move files that are made in it"
             raise MisuseError(message, hint=f"chmod go-w {folder}, or name a folder elsewhere")
 
 

@@ -1,9 +1,9 @@
-"""The seller's secrets in an HSM: what a `Seller` holds in memory, held by a PKCS#11 token and used there.
+"""The seller's secrets in an HSM: a PKCS#11 token holds and uses them, instead of a `Seller` in memory.
 
-The master secret is used through HKDF only, and the token holds its extract. The expansion of 32 bytes is one HMAC
-(RFC 5869 section 2.3: T(1) = HMAC(PRK, info || 1)), so what is derived equals what `Seller` derives from the same
-master secret. Tokens with ML-DSA (PKCS#11 v3.2) are rare yet: that seed is protected at rest by the token, and is in
-this process's memory while one signature is made.
+The master secret is used through HKDF only, and the token holds its extract. The expansion of 32 bytes is one HMAC (RFC
+5869 section 2.3: T(1) = HMAC(PRK, info || 1)), so derived keys equal those of `Seller` with the same master secret.
+Tokens with ML-DSA (PKCS#11 v3.2) are still rare: the token protects that seed at rest, and the seed is in this
+process's memory during a signature.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The objects in a token that hold a seller's secrets: what they are, how they are made and found again.
+r"""The objects in a token that hold a seller's secrets: defines, makes and finds them.
 
 All objects carry the seller's label, the keys are sensitive and not extractable.
 
@@ -218,6 +218,6 @@ def raw_point(point: bytes) -> bytes:
 def _one(token: HsmToken, label: str, template: _Template, what: str) -> Any:
     found = token.find(label, template)
     if len(found) != 1:
-        hint = "it was not made by this program, or not to its end"
+        hint = "this program did not make it, or did not finish it"
         raise RefusedError(Refusal.KEY, f"object {label} has {len(found)} of one {what}", hint=hint)
     return found[0]

@@ -156,7 +156,7 @@ def _serial(token: Any) -> str:
 
 def _ours(error: exceptions.PKCS11Error, what: str) -> VariegateError:
     if isinstance(error, _LOST):
-        return DeviceError(f"the HSM was lost when it should {what}", hint="connect it and run again")
+        return DeviceError(f"the HSM was lost and did not {what}", hint="connect it and run again")
     if isinstance(error, _CANNOT):
         return DeviceError(f"the HSM cannot {what}")
     return DeviceError(f"the HSM failed to {what} ({type(error).__name__})")

@@ -1,4 +1,4 @@
-"""A device's secret identity: who it is, what it signs with, what keys are sealed to.
+"""A device's secret identity: its name, its signing key, and the key to which copies are sealed.
 
 secret     CBOR [1, ueid, device class, Ed25519 seed, KEM name, KEM seed]
 """

@@ -6,8 +6,8 @@ r"""Secrets in a file under a passphrase.
     key       HKDF-Expand-SHA256(stretched, "variegate/1/keyfile/" || kind, 32)
     sealed    AES-256-GCM of the secret, nonce zero, associated data = magic || header
 
-The salt is fresh for every file written, hence the key, hence the fixed nonce. A passphrase that is wrong and
-a file that is damaged cannot be told apart, so both are refused in the same words.
+The nonce is fixed because each file has a fresh salt, and so a fresh key. A wrong passphrase and a damaged file cannot
+be distinguished, so both are refused in the same words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The manifest: what an artefact is and what its device may do with it (after RFC 9124's elements).
+"""The manifest: describes an artefact and its permitted use on its device (after RFC 9124's elements).
 
-Deterministic CBOR, a map with integer keys. Strict: no key more, none less, but for `release`, which is there only
-when a copy depends on a key broker, and `allow_downgrade`, which is there only when it is true.
+It is deterministic CBOR, a map with integer keys, and must have exactly the keys of the format. `release` is present
+only when a copy depends on a key broker, and `allow_downgrade` only when it is true.
 """
 
 from __future__ import annotations
@@ -251,4 +251,4 @@ def _measurement(item: Any) -> tuple[str, bytes]:
     match item:
         case [name, value]:
             return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is no pair")
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is not a pair")

@@ -1,9 +1,9 @@
-"""A key in an HSM by name: the part of RFC 7512 that says which token, which object, and which module reaches it.
+"""The name of a key in an HSM: the part of RFC 7512 that names the token, the object and the module.
 
     pkcs11:token=seller;object=acme?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/run/seller.pin
 
-Of the path's attributes `token` and `object` must be there and `serial` may; of the query's, `module-path` must be
-there and `pin-source` may. Any other is refused rather than ignored, so that no key is opened that was not meant.
+The path must have `token` and `object`, and may have `serial`; the query must have `module-path`, and may have
+`pin-source`. Any other attribute is refused and not ignored, so that no wrong key is opened.
 """
 
 from __future__ import annotations

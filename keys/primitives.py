@@ -1,7 +1,7 @@
-"""Every cryptographic primitive that Variegate uses, and none of its own.
+"""Every cryptographic primitive that Variegate uses; none is its own.
 
-Names follow the RFCs. Inputs that come from outside are bytes of any content and length; a primitive that
-fails on them raises `RefusedError` and says nothing of the secret side.
+Names follow the RFCs. Inputs from outside may be bytes of any content and length; a primitive that fails on them raises
+`RefusedError` and reveals nothing about secrets.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ r"""The public half of a device's identity, which it gives the seller.
 JSON, see `DevicePublic.to_json`; signed by the device's own Ed25519 key over
 "variegate/1/device-identity/" || CBOR [1, ueid, device class, signing key, KEM name, KEM key].
 
-The self-signature shows that the file is whole and that its maker holds the signing key. That this key belongs
-to a certain device is for enrolment to establish: compare `fingerprint` with what the device itself shows.
+The self-signature shows that the file is whole and that its maker holds the signing key. Enrolment must establish that
+this key belongs to a certain device: compare `fingerprint` with the one that the device itself shows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A recipe: which keyed tensors a copy needs, and how each is expanded from the sealed seed.
+"""A recipe: the keyed tensors that a copy needs, and the expansion of each from the sealed seed.
 
-The shared component holds the graph with these tensors left out. The seller and the device expand the same
-recipe from the same seed, so the two cannot differ, and a new rewriter needs no new code on a device as long
-as it is made of these generators.
+The shared component holds the graph without these tensors. Seller and device expand the same recipe from the same seed,
+so the results cannot differ. A new rewriter needs no new code on a device if it uses these generators.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How the seller's root changes on devices, and how devices are revoked.
+"""Rotation of the seller's root on devices, and revocation of devices.
 
     root statement      signed with the old keys, context "variegate/1/root",
                         payload CBOR [1, serial, new root (1,984 bytes)]
     revocation list     context "variegate/1/revocation", payload CBOR [1, serial, [ueid, ...]], sorted, no repeats
 
-Both carry a serial that only grows; a device keeps the last one it accepted and refuses replays.
+Both have a serial that only grows; a device keeps the last one it accepted and refuses replays.
 """
 
 from __future__ import annotations

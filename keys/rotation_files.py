@@ -1,4 +1,4 @@
-"""Rotation and revocation as files: changed by one process at a time, in an order that a kill cannot spoil."""
+"""The files of rotation and revocation: changed by one process at a time, in an order that survives a kill."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _begun(old: SellerKeys, out: str, passphrase: Passphrase) -> SellerKeys | No
             raise
     # The master secret itself is not for comparing: an HSM does not give it out.
     if found.serial != old.serial + 1 or found.buyer_seed("variegate", 0) != old.buyer_seed("variegate", 0):
-        raise MisuseError(f"{out} is there already", hint="it does not hold the keys that come next; choose another")
+        raise MisuseError(f"{out} is there already", hint="it does not hold the next keys; choose another")
     return found
 
 
@@ -170,5 +170,5 @@ def _verified(path: Path, *roots: SellerRoot) -> Revocations:
         return Revocations.verify(data, roots[0], 0)
     except RefusedError as error:
         if error.refusal is Refusal.SIGNATURE:
-            error.hint = "where the keys were rotated, `variegate keys rotate` with --revoked signs the list again"
+            error.hint = "after a rotation, `variegate keys rotate` with --revoked signs the list again"
         raise

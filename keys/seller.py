@@ -1,4 +1,4 @@
-"""The seller's secrets: the master secret that every buyer's copy comes from, and the signing keys."""
+"""The seller's secrets: the master secret, from which every buyer's seed is derived, and the signing keys."""
 
 from __future__ import annotations
 

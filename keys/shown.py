@@ -1,4 +1,4 @@
-"""Strangers' text as a terminal can show it: none of it moves the cursor, rings, hides or turns other text round."""
+"""Makes foreign text safe for a terminal: it cannot move the cursor, ring, hide or reverse other text."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
                   [protected, {}, nil, signature],       ML-DSA-65 over a batch, [size, root], detached
                   size, index, [hash, ...] ]             where the payload stands in that batch
 
-An ML-DSA signature for each statement would bound the speed of a fleet's export, so one such signature covers a
-batch: its payload is the size and the root of an RFC 9162 (section 2.1) hash tree whose leaves are the
-payloads, and each statement carries its own path. A statement alone is a batch of one. Nothing is trusted
-less: a payload counts only when its own Ed25519 signature and the ML-DSA signature over its tree both hold.
+One ML-DSA signature for each statement would limit the speed of a fleet's export, so one covers a batch. It signs the
+size and the root of an RFC 9162 (section 2.1) hash tree whose leaves are the payloads, and each statement has its own
+path. A single statement is a batch of one. This loses no security: a payload is valid only if its own Ed25519 signature
+and the ML-DSA signature of its tree are both valid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SQLite files that may be damaged or hostile: schema ours to the word, values of our types, errors ours."""
+"""SQLite files that may be damaged or hostile: checks schema and types of values, and raises only errors of ours."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def typed(path: Path, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type
 
 def damaged(path: Path) -> RefusedError:
     """The error for a file whose content is not what we wrote."""
-    return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="put a copy of it back that was kept")
+    return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="restore it from a backup")
 
 
 def _schema(db: sqlite3.Connection) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Keyed streams: permutations, messages and dithers from a buyer's seed, the same in every language.
+"""Keyed streams: permutations, messages and dithers from a buyer's seed, equal in every implementation.
 
 A stream is named by a label. Its bytes are the ChaCha20 keystream (zero nonce, counter from 0) under
 HKDF-Expand-SHA256(seed, "variegate/1/stream/" || label, 32). The folder's README gives each generator byte

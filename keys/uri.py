@@ -1,4 +1,4 @@
-"""Where a key lives, as a URI, so that an HSM can stand where a file stands.
+"""The place of a key as a URI, so that an HSM can replace a file.
 
     file:seller.key    file:/srv/seller.key    file:///srv/seller.key    seller.key
     pkcs11:token=seller;object=acme?module-path=/usr/lib/softhsm/libsofthsm2.so

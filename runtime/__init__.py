@@ -1,6 +1,6 @@
-"""What a device runs: opens a sealed copy and answers with one integer per image. Imports keys only.
+"""The code that runs on a device: opens a sealed copy and answers with one integer per image. Imports keys only.
 
-What a device's own code calls::
+A device's own code calls::
 
     from variegate import runtime
 

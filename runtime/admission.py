@@ -1,7 +1,7 @@
-"""Who may enter: every check of an envelope that needs no secret, in a fixed order.
+"""Admission: every check of an envelope that needs no secret, in a fixed order.
 
-Signatures, device, class, expiry, counter, measurements. Flashing and opening share these rules, so that what
-flashes also boots.
+Signatures, device, class, expiry, counter, measurements. Flashing and opening share these rules, so that an image that
+was flashed also boots.
 """
 
 from __future__ import annotations
@@ -116,5 +116,5 @@ def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:
     raise RefusedError(
         Refusal.ARTEFACT,
         "artefact refused",
-        hint="the device's inner log has the reason; it is not told outwards",
+        hint="the device's log has the reason, which is not public",
     )

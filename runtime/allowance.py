@@ -1,7 +1,7 @@
-"""What a device may still answer: the query budget and the rate.
+"""The query budget and the rate of a device.
 
-The budget is a monotonic counter of the hardware. Queries are reserved on it in blocks *before* any is
-answered, so a crash, a restart or a restored backup can lose queries and never regain one.
+The budget is a monotonic counter of the hardware. Queries are reserved on it in blocks *before* any is answered, so a
+crash, a restart or a restored backup can only lose queries.
 """
 
 from __future__ import annotations

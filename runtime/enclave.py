@@ -1,7 +1,7 @@
-"""The enclave: a sealed copy goes in, labels come out, and nothing else.
+"""The enclave: takes a sealed copy and returns labels, nothing else.
 
-Order of opening: length caps, signatures, device, class, expiry, counter, measurements, hash tree, unseal,
-decrypt, load. It works on bytes held in memory, so that nothing is checked in one state and used in another.
+Order of opening: length caps, signatures, device, class, expiry, counter, measurements, hash tree, unseal, decrypt,
+load. It works on bytes in memory, so that the bytes that are checked are the bytes that are used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network in onnxruntime: loaded from memory, keyed tensors put in, labels out."""
+"""Runs the network in onnxruntime, with graph, keyed tensors and weights from memory."""
 
 from __future__ import annotations
 

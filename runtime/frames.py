@@ -1,4 +1,4 @@
-"""Frames from a caller: what a manifest accepts."""
+"""Checks a caller's frames against the manifest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Opening a copy: every check in a fixed order, then keys, then plaintext.
 
-Order: length caps, signatures, device, class, expiry, counter, measurements, hash tree, unseal, decrypt, expand.
-What comes out is a `Copy`: a graph, and all that the graph lacks.
+Order: length caps, signatures, device, class, expiry, counter, measurements, hash tree, unseal, decrypt, expand. The
+result is a `Copy`: a graph with its keyed tensors and weights.
 """
 
 from __future__ import annotations

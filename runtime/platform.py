@@ -1,7 +1,7 @@
-"""What the runtime asks of the hardware below it.
+"""The interface of the runtime to the hardware.
 
-The simulated device implements this; a TEE or an FPGA's processor would. The runtime trusts it for these
-things and for nothing else.
+The simulated device implements it; a TEE or an FPGA's processor could. The runtime trusts it for these things and for
+nothing else.
 """
 
 from __future__ import annotations

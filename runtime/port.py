@@ -1,4 +1,4 @@
-"""Where labels come out, whatever runs behind it: this process, or an isolated one."""
+"""The interfaces for labels, from an enclave in this process or in an isolated one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Labels over the network: the Open Inference Protocol in front of a device."""
+"""Serves a device's labels over the network with the Open Inference Protocol."""

@@ -1,7 +1,7 @@
-"""What a client is told when it gets no label: one table from our errors to HTTP and to the label socket.
+"""The answers without a label: one table from our errors to HTTP and to the label socket.
 
-Nothing of the device's state leaves here but: try later, never again, or not at this device now. Texts are fixed, save
-for those about the client's own frames and the limits.
+They tell a client only to try later, never again, or not at this device now. Texts are fixed, except for those about
+the client's own frames and the limits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The ASGI application: a handful of fixed paths in front of one label port.
+"""The ASGI application: some fixed paths in front of one label port.
 
-Written against ASGI itself: a dozen fixed paths need no framework, which would be one more package in the process and
-more time for every query.
+It uses ASGI directly: a dozen fixed paths need no framework, which would add a package, and time to every query.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Binds a TCP address of either family, and knows by which names it may be called."""
+"""Binds a TCP address of either family, and decides which names a request's Host may have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bound(host: str, port: int) -> socket.socket:
         number = (error.errno or 0) if isinstance(error, OSError) else 0
         # Below zero are getaddrinfo's own numbers.
         reason = os.strerror(number).lower() if number > 0 else "no such address"
-        hint = "another program may have the port" if number == errno.EADDRINUSE else None
+        hint = "another program may use the port" if number == errno.EADDRINUSE else None
         raise MisuseError(f"cannot listen on {host} port {port}: {reason}", hint=hint) from None
 
 

@@ -1,4 +1,4 @@
-"""A key broker over HTTP: two paths, CBOR bodies, one answer to whatever is refused.
+"""A key broker over HTTP: two paths, CBOR bodies, one answer for every refusal.
 
 POST /v1/challenge   no body                                    200 CBOR bytes: the nonce
 POST /v1/release     CBOR [evidence (bytes), envelope (bytes)]  200 CBOR bytes: the sealed share

@@ -1,4 +1,4 @@
-"""Bytes of requests that are held at one time: one bound for bodies over HTTP and frames from the label socket."""
+"""Limits the bytes of requests held at one time: HTTP bodies and frames of the label socket together."""
 
 from __future__ import annotations
 

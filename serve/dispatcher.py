@@ -1,7 +1,7 @@
-"""Queries from the event loop to the one engine and back, so that an engine that hangs stops nothing else.
+"""Passes queries from the event loop to the engine and back, so that an engine that hangs stops nothing else.
 
-One thread asks the port: the engine is one, and a second thread would only wait for the first inside of it, where no
-fairness reaches. The loop never calls the port itself, however short a query may seem: an enclave may hang.
+One thread asks the port. There is one engine, so a second thread would only wait inside it for the first, without
+fairness. The event loop never calls the port itself, not even for a short query, because an enclave may hang.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compressed request bodies, opened within a bound. No I/O."""
+"""Decompresses request bodies up to a limit. No I/O."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def decoded(
             if len(plain) + len(piece) > limit:
                 raise RefusedError(Refusal.TOO_LARGE, f"body of more than {limit} bytes")
             if len(plain) + len(piece) > allowed:
-                raise RefusedError(Refusal.TOO_LARGE, f"body unfolds to more than {MAX_RATIO} times its size")
+                raise RefusedError(Refusal.TOO_LARGE, f"body expands to more than {MAX_RATIO} times its size")
             take(len(piece))
             plain += piece
             rest = stream.unconsumed_tail

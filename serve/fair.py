@@ -1,4 +1,4 @@
-"""Whose query is next: shares of the one engine by frames, not by who asks more often. No I/O, no threads.
+"""Chooses the next query: peers get equal shares of the engine, measured in frames. No I/O, no threads.
 
 Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a query's start tag is the later of the queue's virtual
 time and the finish tag of its peer's previous query; the lowest start tag goes first; finish = start + frames.

@@ -1,4 +1,4 @@
-"""Whether the device can answer, asked once a second on a thread of its own: a hung enclave cannot hold it up."""
+"""Checks once a second, on a thread of its own, whether the device can answer; a hung enclave delays no client."""
 
 from __future__ import annotations
 

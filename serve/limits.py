@@ -1,4 +1,4 @@
-"""Bounds on what clients may ask for, in one place. Each is an option of `variegate device serve`."""
+"""Limits for clients, in one place. Each is an option of `variegate device serve`."""
 
 from __future__ import annotations
 

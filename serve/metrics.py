@@ -1,7 +1,7 @@
-"""What operators may watch: counts, times and room left. Never a score, an input or which label was given.
+"""Metrics for operators: counts, times and free space, but no score, no input and no label.
 
-The exposition is written here: it is a page of text with six counters, and a client library would be one more package
-in the process. `tests/test_serve_metrics.py` reads it back with the official one.
+The text format is written here: it is one page with six counters, and a client library would add a package to the
+process. `tests/test_serve_metrics.py` reads it back with the official one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Metrics:
         )
         name = family("refusals_total", "counter", "Queries that got no label, by reason.")
         lines.extend(f'{name}{{reason="{reason}"}} {count}' for reason, count in sorted(self.refusals.items()))
-        name = family("connections_refused_total", "counter", "Connections that were not let in, by reason.")
+        name = family("connections_refused_total", "counter", "Connections refused, by reason.")
         lines.extend(
             f'{name}{{reason="{reason}"}} {count}' for reason, count in sorted(self.connections_refused.items())
         )

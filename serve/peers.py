@@ -1,4 +1,4 @@
-"""Who is connected, and whether one more may be: connections are counted before a byte of them is read."""
+"""Counts connections, in total and by address, and refuses them before a byte is read."""
 
 from __future__ import annotations
 

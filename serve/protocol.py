@@ -1,8 +1,8 @@
-"""HTTP connections that cannot be held open, stuffed or confused: uvicorn's own, with bounds around it.
+"""Extends uvicorn's HTTP connections with limits, so that clients cannot hold them open, overfill or confuse them.
 
-uvicorn waits for ever for a request's first byte, its head and its body, and bounds neither the number of headers nor
-their size with httptools. Everything here is said in terms of what asyncio and httptools call: bytes come, a message
-begins, headers are complete, the message is complete.
+uvicorn waits for ever for a request's first byte, its head and its body, and with httptools it limits neither the
+number of headers nor their size. The code follows the callbacks of asyncio and httptools: data received, message begin,
+headers complete, message complete.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The label socket: the shortest way from another language on the same machine to a label.
+"""The label socket: a Unix stream socket for programs in any language on the same machine.
 
-A Unix stream socket. Clients share the engine with those of HTTP, fairly: a user id is a peer.
+Its clients share the engine fairly with those of HTTP; each user id is a peer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The label socket's messages, byte by byte; `docs/label-socket.md` has the same for other languages. No I/O.
+"""The label socket's messages, byte by byte; `docs/label-socket.md` describes them for other languages. No I/O.
 
-Everything is little-endian. The C header `examples/c/variegate_label.h` is held to this by a test.
+Everything is little-endian. A test compares the C header `examples/c/variegate_label.h` with this.
 """
 
 from __future__ import annotations

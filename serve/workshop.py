@@ -1,7 +1,7 @@
-"""Opening compressed bodies and parsing long JSON, away from the event loop and in turn.
+"""Decompresses bodies and parses long JSON outside the event loop, one request at a time.
 
-One thread: what is prepared at one time is one request, whoever sends how many. Whose request is next goes by the bytes
-that came, as the engine goes by frames, so that who sends many does not hold up who sends few.
+One thread does all of it. The next request is chosen by fair shares of bytes, as the engine's next query is by frames,
+so that peers with many requests do not delay peers with few.
 """
 
 from __future__ import annotations

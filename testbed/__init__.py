@@ -1,1 +1,1 @@
-"""What tests, benchmarks and assurance share: networks and data, made devices and artefacts, results and timing."""
+"""Code shared by tests, benchmarks and assurance: networks and data, devices and artefacts, results and timing."""

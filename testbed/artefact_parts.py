@@ -1,4 +1,4 @@
-"""Tools to build artefacts with exactly one fault: every part can be made wrong and signed all the same."""
+"""Tools to build artefacts with exactly one fault: any part can be made wrong and still be signed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seller, a broker, a device and a copy that depends on the broker; all real, time is a number."""
+"""A seller, a broker, a device and a copy that depends on the broker. All are real; the clock is a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command of `benchmarks/` or `assurance/` writes what it measured: one JSON file, with what repeats it.
+"""Writes the result of a command of `benchmarks/` or `assurance/`: one JSON file with all data to repeat it.
 
 It calls `write_result` once, at its end::
 
@@ -27,7 +27,7 @@ The file is ``results/<name>.json`` in the folder of the command, with the keys
     figures   flat numbers under stable names: what the README and the documents quote
     raw       the repeats behind them
 
-and lies there only after a full run: a quick run writes elsewhere, so that it can never replace real figures.
+and is written only by a full run: a quick run writes elsewhere, so that it cannot replace real figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real servers over real devices, in this process, on ports that were free."""
+"""Real servers for real devices, in this process, on free ports."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which source a result was made from: the files that a command imports, followed through, and a digest of each.
+"""Finds the source of a result: the files that a command imports, directly or indirectly, with a digest of each.
 
-A digest is of what a file does: its syntax tree without docstrings, comments, layout and imports. So neither a better
-sentence nor a moved file makes a figure old; a renamed function does.
+A digest covers what a file does: its syntax tree without docstrings, comments, layout and imports. So a better sentence
+or a moved file does not make a figure old, but a renamed function does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks and test sets that the issue-wide figures are measured on."""
+"""The networks and test sets of the studies."""
 
 from __future__ import annotations
 

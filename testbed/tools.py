@@ -1,4 +1,4 @@
-"""Programs that only some tests need: without them those skip, except where all must be there."""
+"""Programs that only some tests need: those tests skip without them, except where all programs are required."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_an_attack_that_hangs_is_ended_and_undoes_what_it_did(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("run", "detail"),
     [
-        (lambda _: os._exit(3), "ended without a word, or too late"),
+        (lambda _: os._exit(3), "ended without a message, or too late"),
         (lambda _: os.open("/nonexistent", 0), "ENOENT /nonexistent"),
         (lambda _: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"),
     ],

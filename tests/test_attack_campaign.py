@@ -277,7 +277,7 @@ def test_an_interrupted_campaign_says_how_to_go_on(
         for words in (["run", str(inputs), "--out", str(out)], ["resume", str(out)]):
             assert main(["attack", *words, "--workers", "0"]) == 130
             said = capsys.readouterr().err
-            assert said.endswith(f"\nvariegate: interrupted; variegate attack resume {out} goes on\n")
+            assert said.endswith(f"\nvariegate: interrupted; to continue: variegate attack resume {out}\n")
             assert "run again" not in said
     assert main(["attack", "resume", str(out), "--workers", "0"]) == 0
     assert content(out) == content(alone)

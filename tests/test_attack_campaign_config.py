@@ -311,6 +311,6 @@ def test_the_schema_is_printed_and_plans_are_json(tmp_path: Path, capsys: pytest
     assert (made["choose"], made["hours"] > 0) == ("right-by-all", True)
     assert main(["attack", "plan", str(file)]) == 0
     text = capsys.readouterr().out
-    assert "at most 1000 before to choose images" in text
+    assert "before that at most 1000 to choose images" in text
     assert "refuses the campaign if fewer than 6 images are read rightly by every copy" in text
     assert main(["attack", "plan", str(tmp_path / "missing.toml")]) == 2

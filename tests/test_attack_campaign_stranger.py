@@ -84,7 +84,7 @@ def test_no_address_of_a_campaign_is_opened_unless_it_is_asked_for(
         _of_devices(copied, prepared, (f"http://{at}", f"https://{at}/model", f"device:{device}"))
         assert main(["attack", "verify", str(copied)]) == 0
         said = capsys.readouterr().out
-        assert "fleet qim is of devices, which were not asked: --ask-devices opens what the campaign names" in said
+        assert "fleet qim has devices, which were not asked: --ask-devices opens those that the campaign names" in said
         # The other fleet's copies are in the campaign.
         assert verify(copied).samples > 0
         assert verify(copied).not_asked == ("qim",)

@@ -120,7 +120,7 @@ def test_what_cannot_be_photographed_is_misuse(tmp_path: Path) -> None:
         ("fps=0", "frame rate is a positive number"),
         ("camera=moving", "still, driving or none"),
         ("seed=-1", "still, driving or none"),
-        ("camera=driving&yaw=3", "yaw belongs to a camera that stands still"),
+        ("camera=driving&yaw=3", "yaw is for a camera that stands still"),
         ("yaw=300", "pose: yaw_deg is 300"),
         ("light=nan", "light of a vehicle is a number"),
     ],

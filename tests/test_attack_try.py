@@ -254,7 +254,7 @@ def test_what_a_device_answered_before_it_failed_is_kept(
     status, text, error = tried(capsys, *words, "--json", "--out", out)
     found = json.loads(text)
     assert status == 1
-    assert error.endswith(f"wrote what there is to {out}\nvariegate: the device is gone\n")
+    assert error.endswith(f"wrote the results so far to {out}\nvariegate: the device is gone\n")
     assert found["error"] == "the device is gone"
     assert 400 < found["queries"] == sum(one["queries"] for one in found["images"])
     assert found["queries"] == port.status().answered - before
@@ -333,7 +333,7 @@ def test_samples_are_asked_again_by_themselves_while_the_budget_lasts(
     status, text, _ = tried(capsys, f"device:{tmp_path / 'device'}", *words, "--out", out)
     assert status == 0
     assert "images fool the device" in text
-    assert "; the device's budget ended it early" in text
+    assert "; the device's budget ended the trial early" in text
     with np.load(out) as samples:
         assert len(samples["label"]) > 1
         assert (samples["label"] >= 0).all()
@@ -368,7 +368,7 @@ def test_a_spent_budget_keeps_samples_that_could_not_be_asked_again() -> None:
         with np.load(io.BytesIO(trial.archive())) as samples:
             assert samples["label"].tolist() == [label]
         assert (trial.spent, trial.queries) == (spent, budget)
-        assert ("1 of them not asked again by itself" in text_of(trial)) is spent
+        assert ("1 of them could not be asked again alone" in text_of(trial)) is spent
 
 
 def test_images_that_are_misread_when_clean_are_marked_and_not_counted(

@@ -102,9 +102,9 @@ def test_a_wrong_share_opens_no_component() -> None:
         ("profile", {"profile": "tag:variegate.example,2026:real-device"}),
         ("another copy", {"model": bytes(32)}),
         ("another copy", {"model": None}),
-        ("another seller's root", {"root": bytes(32)}),
+        ("device pins another root", {"root": bytes(32)}),
         ("older than what the device has confirmed", {"security_counter": 4}),
-        ("no key to answer to", {"ephemeral": None}),
+        ("no key for the answer", {"ephemeral": None}),
         ("small order|not valid", {"ephemeral": Ephemeral(KEM_CLASSIC, bytes(32))}),
         ("nonce", {"nonce": bytes(40)}),
         ("protection isolation", {"protections": ()}),
@@ -277,7 +277,7 @@ def test_a_captured_token_fills_no_log_and_does_not_hold_its_device_up(scene: Sc
     assert scene.opened(scene.share(broker)) == KEYS
     with pytest.raises(RefusedError):
         broker.release(b"\x80", b"")
-    assert scene.last_reason().startswith("refused: evidence: evidence is not good: form")
+    assert scene.last_reason().startswith("refused: evidence: evidence fails these checks: form")
     scene.clock.now += LIFETIME_S
     with pytest.raises(RefusedError):
         broker.release(tokens[0], scene.envelope)

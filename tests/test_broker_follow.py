@@ -128,7 +128,7 @@ def test_only_the_copy_that_was_opened_stays_good(scene: Scene) -> None:
     for pinned in (new.root, MemorySigner().root):
         with pytest.raises(RefusedError):
             scene.share(broker, root=pinned.fingerprint)
-        assert "another of this one's" in scene.last_reason()
+        assert "device pins another root" in scene.last_reason()
     # Through a second rotation, and not when the buyer is denied.
     third = MemorySigner()
     scene.store.follow(hand_over(new, 2, third.root), old.root)

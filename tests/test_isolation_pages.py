@@ -18,7 +18,7 @@ from variegate.keys.errors import MisuseError
 
 PATTERN = bytes(range(100, 164))
 PIDFD_GETFD = 438
-SECRET = "memfd_secret pages: no plain read reaches them; who may write to the process gets them"
+SECRET = "memfd_secret pages: no plain read reaches them; whoever may write to the process can get them"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads another process as root does")
 
 

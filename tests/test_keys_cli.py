@@ -244,7 +244,7 @@ def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
     finally:
         child.kill()
         (home / "waits").unlink()
-    assert (child.returncode, shown) == (130, "\nvariegate: interrupted; run again to go on\n")
+    assert (child.returncode, shown) == (130, "\nvariegate: interrupted; run again to continue\n")
 
 
 def test_every_group_has_a_line_of_help() -> None:

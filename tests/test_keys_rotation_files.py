@@ -199,7 +199,7 @@ def test_a_rotation_goes_on_only_with_what_belongs_to_it(home: Path, capsys: pyt
     assert not (home / "to2").exists()
     (home / "revoked.list").write_bytes(listed)
     assert main(ROTATE) == 0
-    assert "went on from there" in capsys.readouterr().err
+    assert "continued from there" in capsys.readouterr().err
     # With all done, and the list extended since, the same command changes nothing.
     extended = [*revoke(1)[:2], "next.key", *revoke(1)[3:]]
     assert main(extended) == 0
@@ -214,7 +214,7 @@ def test_a_list_of_the_keys_before_says_what_to_do(home: Path, capsys: pytest.Ca
     assert main(revoke(0)) == 0
     assert main(ROTATE[:-2]) == 0
     assert main([*revoke(1)[:2], "next.key", *revoke(1)[3:]]) == 1
-    assert "hint: where the keys were rotated, `variegate keys rotate` with --revoked" in capsys.readouterr().err
+    assert "hint: after a rotation, `variegate keys rotate` with --revoked" in capsys.readouterr().err
     assert main(ROTATE) == 0
     assert main([*revoke(1)[:2], "next.key", *revoke(1)[3:]]) == 0
 

@@ -167,7 +167,7 @@ def test_a_strict_policy_serves_nothing_less(folder: Path) -> None:
     finally:
         (folder / POLICY_FILE).write_bytes(before)
     assert status == 1
-    assert "requires what is not on: unheard of" in said
+    assert "requires protections that are not on: unheard of" in said
 
 
 _LOOKS = """

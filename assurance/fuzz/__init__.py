@@ -1,1 +1,1 @@
-"""What `assurance.fuzz` shows hostile bytes to, and how it judges what happens."""
+"""The targets of `assurance.fuzz`, and how it judges their results."""

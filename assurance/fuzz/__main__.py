@@ -1,11 +1,11 @@
-"""Hostile bytes, found by coverage, shown to everything that reads bytes from outside.
+"""Coverage-guided hostile bytes for all code that reads bytes from outside.
 
     python -m assurance.fuzz [--quick] [--seconds PER_TARGET] [--target NAME ...] [--corpus DIR] [--keep] [--out PATH]
 
-Each target (`assurance.fuzz`) runs in a process of its own under atheris (libFuzzer over instrumented Python), from
-its seeds and the vectors in `tests/vectors/fuzz`. `target` says what counts as a finding. A finding is made
-smaller and shown to a fresh process without instrumentation; it is open when it is found there again. First of all a
-target with a planted mistake is fuzzed, for a few seconds: `planted_found` says whether it was found.
+Each target (`assurance.fuzz`) runs in a process of its own under atheris (libFuzzer over instrumented Python), from its
+seeds and the vectors in `tests/vectors/fuzz`. `target` defines a finding. A finding is made smaller and tried in a
+fresh process without instrumentation; it is open if it occurs there again. First a target with a planted mistake is
+fuzzed for a few seconds: `planted_found` says whether the mistake was found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Targets of a device: its policy, what lies on its disk and chip, and its exported audit log."""
+"""Targets of a device: its policy, the data on its disk and chip, and its exported audit log."""
 
 from __future__ import annotations
 

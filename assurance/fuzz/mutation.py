@@ -1,4 +1,4 @@
-"""Mutations that know a format, so that what is below the outermost layer is reached."""
+"""Mutations that know a format, so that they reach the layers below the outermost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets in `serve` that do no I/O: bodies of infer requests, held against a plain reading of the same bytes."""
+"""Targets in `serve` that do no I/O: bodies of infer requests, compared with a simple reading of the same bytes."""
 
 from __future__ import annotations
 

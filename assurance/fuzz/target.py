@@ -1,6 +1,6 @@
-"""What a target of the fuzzer is, and what counts as a finding.
+"""The definitions of a target of the fuzzer and of a finding.
 
-A target takes bytes and says what the code under test made of them: "accepted", or the class of refusal. A finding is
+A target takes bytes and returns the verdict of the code under test: "accepted", or the class of refusal. A finding is
 an exception that is not ours, an answer that contradicts the target's own check (`Broken`), more than a second of
 processor time, or more than 256 MiB of memory.
 """

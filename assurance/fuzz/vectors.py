@@ -1,4 +1,4 @@
-"""Inputs that are kept under `tests/vectors/fuzz`: what was found once, and a few seeds of each target.
+"""Inputs that are kept under `tests/vectors/fuzz`: earlier findings, and a few seeds of each target.
 
 <target>/<first 16 digits of SHA-256>.bin
 index.json      for each target and file: what was wrong, or nothing for a seed; and the verdict of today

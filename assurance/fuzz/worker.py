@@ -4,8 +4,8 @@
     python -m assurance.fuzz.worker replay NAME FOLDER FILE ...
     python -m assurance.fuzz.worker minimise NAME FOLDER FILE
 
-`fuzz` runs libFuzzer over our instrumented Python; what it finds goes to FOLDER/findings, one file for each kind and
-place, and the run goes on. `replay` and `minimise` print JSON; neither needs atheris.
+`fuzz` runs libFuzzer over our instrumented Python. It writes findings to FOLDER/findings, one file for each kind and
+place, and continues. `replay` and `minimise` print JSON; neither needs atheris.
 """
 
 from __future__ import annotations

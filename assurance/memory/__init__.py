@@ -1,1 +1,1 @@
-"""What root reads of a serving enclave."""
+"""Root's reads of a serving enclave."""

@@ -1,9 +1,9 @@
-"""What root can read of a serving enclave: windows of weights, messages and keys, by every way that Linux gives.
+"""Root's reads of a serving enclave: windows of weights, messages and keys, through every interface of Linux.
 
     python -m assurance.memory [--quick]
 
 Run it as root. A ResNet-20 (CIFAR-10) and the small GTSRB network, with QIM and with permutation, sealed and flashed,
-answer queries of several batch sizes, sign evidence and a receipt, and are then read: `/proc/PID/mem`,
+answer queries of several batch sizes and sign evidence and a receipt. Then they are read: `/proc/PID/mem`,
 `process_vm_readv`, `ptrace`, `pidfd_getfd`, a core file. The control is the same enclave with secret pages off and open
 to debuggers. A window is 32 bytes of a tensor (128 where it holds signs only), or 16 of a key; see
 `assurance.memory.scan`.

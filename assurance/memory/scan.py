@@ -1,8 +1,8 @@
-"""What another process can read of an enclave: every way that Linux gives, and windows of secrets in what came.
+"""Reads an enclave from another process through every interface of Linux, and finds windows of secrets in the result.
 
-A window is 32 bytes of a tensor or 16 of a key, at any place that floats can stand (multiples of 4). Windows with few
-different bytes are left out: zeros and constants are everywhere and prove nothing. Tensors of signs and permutations
-have none that would do, so theirs are 128 bytes: 32 signs, as many as a random one has in 4 thousand million.
+A window is 32 bytes of a tensor or 16 of a key, at any position of a float (multiples of 4). Windows with few different
+bytes are left out: zeros and constants are everywhere and prove nothing. Tensors of signs and permutations have no
+others, so their windows have 128 bytes: 32 signs, which occur by chance once in 4 thousand million.
 """
 
 from __future__ import annotations

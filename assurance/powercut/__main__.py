@@ -1,4 +1,4 @@
-"""Cuts, kills, and writes the result: see `sweeps`."""
+"""Cuts the power, kills, and writes the result: see `sweeps`."""
 
 from assurance.powercut.sweeps import main
 

@@ -1,4 +1,4 @@
-"""Part of `assurance.powercut`: what is interrupted, and how a device is judged afterwards."""
+"""Part of `assurance.powercut`: the interrupted operations, and the check of a device afterwards."""
 
 from __future__ import annotations
 

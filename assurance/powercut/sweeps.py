@@ -1,12 +1,12 @@
-"""What power cuts leave of a device: cut at every storage operation, cut again in the recovery, and killed for real.
+"""Power cuts of a device at every storage operation and again in the recovery, and real kills.
 
     python -m assurance.powercut [--quick] [--out PATH]
 
-A cut lets none, all, or a random part of the unsynced sectors and directory changes reach the disk, in random order.
-After every one the device is turned on: it must boot the old or the new image with that image's labels until no try
-is left, then finish what was interrupted and boot the new image. Then the old image is flashed, and the disk from
-before is put back and booted: either counts as a rollback where it works. A kill is a SIGKILL of
-`variegate device flash` in a process of its own.
+At a cut none, all, or a random part of the unsynced sectors and directory changes reach the disk, in random order.
+After every cut the device is turned on: it must boot the old or the new image with that image's labels until no try is
+left, then finish the interrupted operation and boot the new image. Then the old image is flashed, and the old disk is
+restored and booted: if either works, it counts as a rollback. A kill is a SIGKILL of `variegate device flash` in a
+process of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What root can do to a serving device: attacks that each must succeed on an open machine and fail in a locked one."""
+"""Root's attacks on a serving device, each of which must succeed on an open machine and fail in a locked one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Attacks a real device on this machine, which is open: what root is said to be able to do, root does.
+"""Root's attacks on a real device on this machine, which is open.
 
     python -m assurance.root [--quick] [--json] [--only NAME ...]
 
-Run it as root. The device is served by the real command in namespaces of its own; attacks that touch settings of the
-whole machine are left out unless `--machine` asks for them: only in a machine where nothing else lives.
+Run it as root. The device is served by the real command in namespaces of its own; attacks on settings of the whole
+machine run only with `--machine`: use it only on a machine that does nothing else.
 """
 
 from __future__ import annotations

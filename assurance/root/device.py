@@ -1,7 +1,7 @@
 """A real device to attack: a sealed copy, flashed, served by the real command in namespaces of its own.
 
-The supervisor and all that attacks it live in a PID and a mount namespace: attackers see no other process of this
-machine, and what they mount, nobody else sees.
+The supervisor and its attackers run in a PID and a mount namespace: attackers see no other process of this machine, and
+their mounts are invisible to others.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What root does to a serving device: in an open machine, where it must succeed, and in a locked one, where it may not.
+"""Root's attacks on a serving device: they must succeed in an open machine and fail in a locked one.
 
     python -m assurance.root.measure [--quick]
 
-Both machines are the same image but for the lock: Debian's kernel under QEMU, without acceleration. Latency is a ratio
-of two medians over HTTP, one frame at a time: inside of the locked machine against the same command on this one.
+Both machines are the same image except for the lock: Debian's kernel under QEMU, without acceleration. Latency is a
+ratio of two medians over HTTP, one frame at a time: inside the locked machine to the same command on this one.
 """
 
 from __future__ import annotations

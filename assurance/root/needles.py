@@ -1,4 +1,4 @@
-"""Ground truth: windows of what a device must not give away, as they lie in its memory."""
+"""Ground truth: windows of a device's secrets in their memory format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carries the attacks to a device's machine, wherever that is, and judges what came back."""
+"""Runs the attacks on a device's machine, this one or another, and judges their reports."""
 
 from __future__ import annotations
 

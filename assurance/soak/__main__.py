@@ -1,13 +1,13 @@
-"""Ten minutes of good and hostile clients at the real server: leaks, wrong labels, the budget's exactness.
+"""Ten minutes of good and hostile clients on the real server: finds leaks, wrong labels and errors of the budget.
 
     python -m assurance.soak [--seconds 600] [--quick]
 
 `variegate device serve` runs as a process of its own over a device with a copy of the GTSRB network and the default
-policy: an isolated enclave with secret pages. Clients are in order (`assurance.soak.clients`: tritonclient, HTTP kept
-alive, pipelined and compressed, the label socket, 1 to 64 frames) or hostile (`assurance.soak.hostile`). Every label
-is compared with that of the same copy run in this process beforehand.
+policy: an isolated enclave with secret pages. Clients are good (`assurance.soak.clients`: tritonclient, HTTP kept
+alive, pipelined and compressed, the label socket, 1 to 64 frames) or hostile (`assurance.soak.hostile`). Every label is
+compared with that of the same copy, run in this process beforehand.
 
-Four quarters; between them all clients leave, and the server is looked at when it has come to rest:
+There are four quarters. Between them all clients leave, and the server is examined when it is at rest:
 
     1  everybody, and the enclave is killed (SIGKILL) and stopped (SIGSTOP) again and again
     2  everybody
@@ -33,10 +33,10 @@ Figures:
                       the third quarter other than what was charged in it; and of a small budget asked for to its end,
                       `assurance.soak.budget.exhaust`
 
-A budget is reserved in blocks ahead, and a killed enclave loses its block: charged may exceed answered, never the other
-way round. In the third quarter nothing is killed and nobody leaves, so both are the same to the label.
+Budget is reserved in blocks beforehand, and a killed enclave loses its block: more labels may be charged than answered,
+but never fewer. In the third quarter nothing is killed and nobody leaves, so both numbers are equal.
 
-The descriptors of the enclave need root; without, the figure is the server's alone (`raw` says which).
+Counting the enclave's descriptors needs root; without root the figure is that of the server alone (`raw` says which).
 """
 
 from __future__ import annotations

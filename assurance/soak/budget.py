@@ -1,4 +1,4 @@
-"""A device with a small budget behind the server, asked by several clients until nothing is left, and beyond."""
+"""A device with a small budget behind the server; several clients ask until the budget is spent, and beyond."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Clients of `assurance.soak` whose queries are in order: each label that they get is judged.
+"""Good clients of `assurance.soak`: every label that they get is checked.
 
-A client asks whether the server lives, or reads the hello, before its first query. From then on it was let in, and a
-connection that ends without an answer is a fault of the server's.
+Before its first query a client asks for the server's health, or reads the hello. After that it counts as accepted, and
+a connection that ends without an answer is a fault of the server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Hostile clients of `assurance.soak`: slow, oversized, malformed, many, and gone before their answer.
 
-An attack returns the status of each answer that it was given, 0 where the connection ended without one, and says which
-may come. A 200 for what is not in order, or any status that is not named, counts as unexpected. Attacks whose queries
-are in order (`burst`, `sybil queries`) have their labels judged like those of anyone.
+An attack returns the status of each answer, 0 if the connection ended without one, and names the statuses that may
+occur. A 200 for an invalid query, or any other status, counts as unexpected. The attacks with valid queries (`burst`,
+`sybil queries`) have their labels checked like those of good clients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the clients of `assurance.soak` ask, what they were told, and when they may ask."""
+"""The queries and answers of the clients of `assurance.soak`, and the times when they may ask."""
 
 from __future__ import annotations
 

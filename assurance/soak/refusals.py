@@ -1,4 +1,4 @@
-"""Requests of `assurance.soak.hostile` that each deserve one refusal."""
+"""Requests of `assurance.soak.hostile`, each of which must get a certain refusal."""
 
 from __future__ import annotations
 

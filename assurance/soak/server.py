@@ -1,4 +1,4 @@
-"""The server of `assurance.soak`: `variegate device serve` as a process, and what can be seen of it from outside."""
+"""The server of `assurance.soak`: `variegate device serve` as a process, observed from outside."""
 
 from __future__ import annotations
 

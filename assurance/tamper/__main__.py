@@ -1,9 +1,9 @@
-"""What a device accepts of what it must not: changed artefacts, others' artefacts, old ones, cut flashes, more queries.
+"""Tries to make a device accept changed, foreign and old artefacts, interrupted flashes, and queries beyond its budget.
 
     python -m assurance.tamper [--quick] [--out PATH]
 
-Everything goes through the product's own doors (`Enclave.open`, `flash`, `Device.boot`) on simulated devices. An
-attempt is accepted when an enclave opens; it crashed when anything but an error of ours came out.
+All attempts use the product's own entry points (`Enclave.open`, `flash`, `Device.boot`) on simulated devices. An
+attempt is accepted if an enclave opens; it is a crash if it ends in anything but an error of ours.
 """
 
 from __future__ import annotations

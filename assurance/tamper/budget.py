@@ -1,4 +1,4 @@
-"""Part of `assurance.tamper`: more labels than the budget, by killing the device and restoring its disk."""
+"""Part of `assurance.tamper`: tries to get more labels than the budget by killing the device and restoring its disk."""
 
 from __future__ import annotations
 

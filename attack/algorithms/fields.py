@@ -1,4 +1,4 @@
-"""Checks of an attack's fields, as its `__post_init__` makes them."""
+"""Checks of an attack's fields, for its `__post_init__`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device of bytes can tell apart: whole grey levels. Points and probes that respect it waste no queries."""
+"""The grid of whole grey levels, which a device of bytes can distinguish. Points and probes on it waste no queries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search on a segment, with as many queries as its end is worth."""
+"""The search on a segment, with a number of queries that suits the value of its end point."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The attack "smoothed": HopSkipJump on votes over noise, which sees a base through the ripples of a rewriter.
+"""The attack "smoothed": HopSkipJump on votes over noise, which sees the base without the ripples of a rewriter.
 
-A copy's attractors repeat with a period d along each message. Noise that is wide beside d/2 meets both sides of every
-ripple, so that votes average them out, and what is left is the base's own boundary, a little rounded: randomised
-smoothing (Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.1), turned against a defence. Wide probes keep the search
-from the attractors that are left. The price is `votes` labels for each point.
+A copy's attractors repeat with a period d along each message. Noise that is wide compared with d/2 reaches both sides
+of every ripple, so that votes average the ripples out. The base's own boundary remains, slightly rounded: this is
+randomised smoothing (Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.1), used against a defence. Wide probes keep the
+search away from the remaining attractors. The cost is `votes` labels for each point.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A Variegate device for users of other toolkits: ART and Foolbox attack it as any model of theirs.
+"""Adapters for other toolkits: ART and Foolbox attack a Variegate device like a model of their own.
 
-Both are given labels as one-hot scores, since a device has no others. Pass an `attack.oracle.Counted` to know, and
-to bound, what a toolkit asks: neither counts as a device does. A device of uint8 frames rounds what it is asked, so
-a toolkit's sample has to be rounded (`attack.oracle.to_frames`) and asked again before it counts.
+Both receive labels as one-hot scores, because a device has no other scores. Pass an `attack.oracle.Counted` to count
+and limit a toolkit's queries: neither toolkit counts as a device does. A device of uint8 frames rounds its input, so a
+toolkit's sample must be rounded (`attack.oracle.to_frames`) and asked again before it counts.
 """
 
 from __future__ import annotations

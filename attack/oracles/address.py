@@ -1,4 +1,4 @@
-"""From one word to an oracle: how a person names a device on the command line and in a campaign's file."""
+"""Opens an oracle by its address, as given on the command line and in campaign files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
     """
     scheme, _, rest = uri.partition(":")
     if trust is not None and scheme != "https":
-        raise MisuseError("certificates belong to an https:// address")
+        raise MisuseError("certificates are for an https:// address")
     match scheme:
         case "http" | "https":
             plain, _, query = uri.partition("?")
@@ -68,7 +68,7 @@ def _numbers(query: str) -> dict[str, int]:
     """What stands behind the question mark."""
     found = re.fullmatch(_NUMBERS, query)
     if found is None:
-        raise MisuseError("behind the ? of a device's address stand classes=N and batch=N")
+        raise MisuseError("after the ? of a device's address only classes=N and batch=N are allowed")
     return {name: int(number) for name, number in found.groupdict().items() if number is not None}
 
 

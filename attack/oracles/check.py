@@ -1,4 +1,4 @@
-"""What a red team finds out first: whether a device answers as an attack supposes."""
+"""Checks before an attack whether a device answers as attacks suppose."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_oracle(oracle: Oracle, frames: NDArray[Any]) -> Check:
         LimitError, DeviceError: As `Oracle.labels`.
     """
     if oracle.dtype not in ("uint8", "float32") or min(*oracle.shape, oracle.classes, oracle.batch) < 1:
-        raise MisuseError("the oracle announces frames, classes or a batch that cannot be")
+        raise MisuseError("the oracle announces frames, classes or a batch that are not valid")
     if not len(frames) or frames.dtype != oracle.dtype or frames.shape[1:] != oracle.shape:
         sides = ", ".join(map(str, oracle.shape))
         raise MisuseError(f"frames to check with are {oracle.dtype} of shape (N, {sides})")

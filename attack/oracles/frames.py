@@ -1,4 +1,4 @@
-"""What every oracle holds its caller and its device to: frames as announced, one class for each of them."""
+"""The checks of every oracle: the caller gives frames as announced, and the device one class for each."""
 
 from __future__ import annotations
 

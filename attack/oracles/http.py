@@ -1,8 +1,7 @@
 """A device behind the Open Inference Protocol v2 over HTTP, with the standard library only.
 
-Nothing is asked twice behind the attacker's back. A server that says that it did not take a query (429, or 503 with
-Retry-After) is waited for as `Patience` has it; whatever else goes wrong is raised, and the query counts where it
-may have been answered.
+No query is repeated unseen. If a server says that it did not accept a query (429, or 503 with Retry-After), the client
+waits as `Patience` allows. Any other failure is raised, and the query counts if it may have been answered.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class HttpOracle:
             raise MisuseError(f"classes and batch must be at least 1, and classes at most {MAX_CLASSES}")
         address, self._path = parsed(url)
         if trust is not None and not address.secured:
-            raise MisuseError("certificates belong to an https:// address")
+            raise MisuseError("certificates are for an https:// address")
         context = (trust or Trust()).context() if address.secured else None
         self._line = Line(address, context, timeout_s)
         self._patience, self._lock = patience, threading.Lock()

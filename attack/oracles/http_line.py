@@ -1,4 +1,4 @@
-"""One HTTP connection to one device: the address, what TLS goes by, and exchanges that end in time."""
+"""One HTTP connection to one device: its address, the settings of TLS, and exchanges with a time limit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Copies and bare bases in this process: the fastest way to a label, for campaigns that need millions.
 
-A copy here is the very graph that a device runs, with the same tensors; what a device adds, sealing, budget and
-isolation, has no part in the label. One thread, so that as many run beside one another as there are cores.
+A copy here is the graph that a device runs, with the same tensors; a device's sealing, budget and isolation do not
+affect the label. Each copy runs on one thread, so that as many can run at once as there are cores.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def model_of(body: bytes) -> Model:
         raise RefusedError(Refusal.CONTRACT, "the model's input is not of shape [N, C, H, W]")
     channels, height, width = shape[1:]
     if not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
-        raise RefusedError(Refusal.CONTRACT, "the model's frames have sides that cannot be")
+        raise RefusedError(Refusal.CONTRACT, "the model's frames have sides that are not valid")
     parameters = whole.get("parameters", {})
     more = parameters if isinstance(parameters, dict) else {}
     return Model(

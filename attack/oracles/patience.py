@@ -1,4 +1,4 @@
-"""How long an oracle waits for a device that says: not now."""
+"""The time that an oracle waits for a device that cannot answer now."""
 
 from __future__ import annotations
 

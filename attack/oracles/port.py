@@ -1,4 +1,4 @@
-"""A device's label port as an oracle: an enclave in this process, or an isolated one."""
+"""A device's label port as an oracle, for an enclave in this process or an isolated one."""
 
 from __future__ import annotations
 

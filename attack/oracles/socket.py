@@ -1,6 +1,6 @@
 """The label socket as an oracle; `docs/label-socket.md` has the protocol.
 
-Written from that document and not from the server's code, so that the two hold each other to it.
+It is written from that document and not from the server's code, so that each tests the other.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _hello(data: bytes) -> _Hello:
     dtype = _DTYPES[kind]
     values = channels * height * width
     if size != values * np.dtype(dtype).itemsize or not 0 < size <= _MAX_FRAME_BYTES or batch < 1:
-        raise RefusedError(Refusal.MALFORMED, "the device announces frames that cannot be")
+        raise RefusedError(Refusal.MALFORMED, "the device announces frames that are not valid")
     if not 1 <= classes <= MAX_CLASSES:
         raise RefusedError(Refusal.MALFORMED, f"the device announces {classes} classes")
     return _Hello(dtype, (channels, height, width), classes, min(batch, _MAX_BATCH))

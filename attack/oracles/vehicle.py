@@ -1,7 +1,7 @@
-"""A device in a car: a frame rate, and between the attacker and the label a camera.
+"""A device in a car: it has a frame rate, and a camera between the attacker and the label.
 
-A print is put up before the camera and photographed, once for each query, so that the label comes of what the car
-sees and not of what was printed. Everything drawn follows from the seed and the query's number.
+For each query a print is placed before the camera and photographed, so the label is that of the photograph and not of
+the print. All random numbers depend on the seed and the query's number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands behind the question mark of a vehicle's address: its camera and frame rate."""
+"""Reads the part after the question mark of a vehicle's address: its camera and frame rate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def vehicle(device: Oracle, query: str) -> VehicleOracle:
         raise MisuseError("a vehicle's camera is still, driving or none, and its seed a whole number from 0")
     pose: dict[str, Any] = {_POSE[name]: _real(name, value) for name, value in values.items()}
     if pose and camera != "still":
-        raise MisuseError(f"{next(iter(values))} belongs to a camera that stands still")
+        raise MisuseError(f"{next(iter(values))} is for a camera that stands still")
     stands: dict[str, Stand | None] = {"still": Still(replace(Pose(), **pose)), "driving": driving, "none": None}
     return VehicleOracle(device, stand=stands[camera], frame_rate=fps, seed=int(seed))
 

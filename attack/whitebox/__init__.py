@@ -1,1 +1,1 @@
-"""Copies opened up in torch: gradients, outputs under attack, DeepFool on one copy and on several."""
+"""White-box studies of copies in torch: gradients, outputs under attack, DeepFool on one copy and on several."""

@@ -1,8 +1,8 @@
 """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016, algorithm 2), L2, on one copy or on an ensemble.
 
-On an ensemble it is the paper's white-box collusion (Zhang et al. 2023, section 6): k colluders open their copies up
-and attack the mean of the outputs. `Ensemble` gives logarithms of scores, so that the step on a base without rewriter
-is exactly the step on logits; on an affine classifier one step lands on the nearest boundary.
+On an ensemble it is the paper's white-box collusion (Zhang et al. 2023, section 6): k colluders open their copies and
+attack the mean of the outputs. `Ensemble` gives logarithms of scores, so that the step on a base without rewriter
+equals the step on logits. On an affine classifier one step reaches the nearest boundary.
 """
 
 from __future__ import annotations

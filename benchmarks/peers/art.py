@@ -1,7 +1,7 @@
-"""The Adversarial Robustness Toolbox 1.20.1 on numpy 2: what it needs to run at all, and hooks that watch it.
+"""The Adversarial Robustness Toolbox 1.20.1 on numpy 2: necessary patches, and hooks that observe it.
 
-ART is imported here alone. Its algorithms are as they come: each patch below either restores what numpy 1 did, or makes
-a run repeatable, and gives its reason.
+ART is imported only here. Its algorithms are unchanged: each patch below either restores the behaviour of numpy 1 or
+makes a run repeatable, and gives its reason.
 """
 
 from __future__ import annotations

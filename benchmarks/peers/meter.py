@@ -1,4 +1,4 @@
-"""What stands between another toolkit and the network: it counts, times, stops at the budget and keeps the best."""
+"""A layer between another toolkit and the network: it counts, times, stops at the budget and keeps the best."""
 
 from __future__ import annotations
 

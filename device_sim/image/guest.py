@@ -1,10 +1,10 @@
 """First process of a device image: locks the machine, starts the device, and ends the machine when the device ends.
 
-Run by the initramfs as `python3.11 -I -B -m variegate.device_sim.image.guest`. What it does is measured with the image,
-root file system and command line; it reads no other configuration. Every step must succeed, or the machine ends.
+Run by the initramfs as `python3.11 -I -B -m variegate.device_sim.image.guest`. It is measured with root file system and
+command line, and reads no other configuration. Every step must succeed, or the machine ends.
 
-Order: file systems -> sysctls -> no writable sysctls -> rights given up for good, by every process to come -> the
-device, whose key the TPM then gives to nobody else -> root's shell, where the image has one.
+Order: file systems -> sysctls -> no writable sysctls -> capabilities given up for good, by all later processes too ->
+the device, after which the TPM gives its key to nobody else -> root's shell, if the image has one.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _lock() -> None:
 def _serve() -> None:
     began = time.monotonic()
     if json.loads(_CHIP.read_text()).get("tcti") != _TPM:
-        raise ValueError("the device's chip is not over this machine's TPM")
+        raise ValueError("the device's chip does not use this machine's TPM")
     command = [sys.executable, "-I", "-B", "-m", "variegate.cli.main", "device", "serve", "/device"]
     device = subprocess.Popen(  # noqa: S603  this package
         [*command, "--host", "0.0.0.0", "--port", str(_PORT), "--evidence"],  # noqa: S104  the machine's only address

@@ -1,7 +1,6 @@
-"""What is booted: one EFI program that holds kernel, initramfs and command line, measured as a whole by the firmware.
+"""The boot program: one EFI program with kernel, initramfs and command line, measured as a whole by the firmware.
 
-The initramfs does one thing: it puts dm-verity over the root file system, by the hash on the command line, and goes
-there.
+The initramfs only mounts the root file system under dm-verity, with the hash on the command line, and switches to it.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def boot_program(system: Path, boot: Path, command_line: str, work: Path, out: P
         (work / "cmdline").write_text(command_line)
         (work / "osrel").write_text("ID=variegate\n")
     except (OSError, ValueError) as error:
-        raise DeviceError("the kernel's package does not hold what an image needs") from error
+        raise DeviceError("the kernel's package lacks files that an image needs") from error
     parts = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".linux": kernel, ".initrd": initramfs}
     if kernel.stat().st_size > _SECTIONS[".initrd"] - _SECTIONS[".linux"]:
         raise DeviceError("the kernel is larger than its place in the boot program")

@@ -1,4 +1,4 @@
-"""Boots an image under QEMU, without hardware acceleration, with a TPM that `swtpm` keeps."""
+"""Boots an image under QEMU, without hardware acceleration, with `swtpm` as the TPM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of the system that images are made and booted with, each named by the Debian package that has it."""
+"""The system's programs that make and boot images, each with the name of its Debian package."""
 
 from __future__ import annotations
 
@@ -93,5 +93,5 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None, data: byt
         raise DeviceError(f"{program} did not end in {_TIMEOUT_S:.0f} s") from None
     if done.returncode != 0:
         said = "".join(c if c.isprintable() else " " for c in done.stderr.decode("utf-8", "replace"))
-        raise DeviceError(f"{program} failed: {said[-_MOST_SAID:].strip() or 'without a word'}")
+        raise DeviceError(f"{program} failed: {said[-_MOST_SAID:].strip() or 'without a message'}")
     return done.stdout

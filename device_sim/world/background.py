@@ -1,4 +1,4 @@
-"""What stands behind a sign: sky, a line of trees or houses, the ground, and the pole."""
+"""The background of a sign: sky, a line of trees or houses, the ground, and the pole."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""How a sign is seen: a pinhole camera, a detector's crop, light, blur, noise and 8 bits.
+"""The camera that photographs a sign: pinhole, a detector's crop, light, blur, noise and 8 bits.
 
-The chain for one frame: board and background on the sensor inside the detector's box, lens blur, light and
-its colour, sensor noise, rounding to 8 bits, then the box scaled to the network's 32 x 32 pixels. A far sign
-covers few sensor pixels, so distance costs detail and not size. The photograph follows from the board and the
-pose alone.
+The chain for one frame: board and background on the sensor inside the detector's box, lens blur, light and its colour,
+sensor noise, rounding to 8 bits, then the box scaled to the network's 32 x 32 pixels. A distant sign covers few sensor
+pixels, so it loses detail but not size. The photograph depends on the board and the pose alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Light and lens: what they do to the picture on the sensor.
+"""The effects of light and lens on the picture on the sensor.
 
 Two approximations for speed. Blur is done on gamma-encoded values; and encoding is a pure power of 2.2, under
 which a gain in linear light is a gain in encoded values too.

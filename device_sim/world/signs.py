@@ -1,4 +1,4 @@
-"""What a road sign looks like: a plate and a symbol, drawn as vector shapes in the European manner.
+"""Road signs: a plate and a symbol, drawn as vector shapes in the European style.
 
 Coordinates run from -1 to 1 across the plate, x to the right and y down. The shapes are our own drawings
 after the Vienna Convention on Road Signs and Signals (1968), annex 1, not a copy of a country's artwork.

@@ -1,1 +1,1 @@
-"""What takes a foreign model in: from a torch module, a `.pt2` archive or an ONNX file to one checked base graph."""
+"""Converts a foreign model: from a torch module, a `.pt2` archive or an ONNX file to one checked base graph."""

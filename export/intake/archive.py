@@ -1,24 +1,23 @@
-"""Reading a `.pt2` archive of `torch.export.save` without running what it holds.
+"""Reads a `.pt2` archive of `torch.export.save` without running code from it.
 
-What was found in torch 2.13 (torch/export/pt2_archive/_package.py, torch/_export/serde/serialize.py).
-`torch.export.load` can run code from the archive in these ways:
+In torch 2.13 (torch/export/pt2_archive/_package.py, torch/_export/serde/serialize.py) `torch.export.load` can run code
+from the archive in these ways:
 
 - `data/sample_inputs/<name>.pt` is given to `torch.load(weights_only=True)`, and when that fails to
   `torch.load(weights_only=False)`: a pickle.
 - a weight or constant whose configuration says `use_pickle` is given to `torch.load(weights_only=False)`.
 - a constant `opaque_obj_*` is given to `pickle.loads`, and `custom_obj_*` to `torch._C._pickle_load_obj`.
-- `data/weights/<name>.pt` and `data/constants/<name>.pt` (the older layout), and the layout of torch 2.7
-  (an entry `version` at the root), go the way of the sample inputs.
+- `data/weights/<name>.pt` and `data/constants/<name>.pt` (the older layout), and the layout of torch 2.7 (an entry
+  `version` at the root), are loaded like the sample inputs.
 - `data/aotinductor/` holds compiled code, which is loaded as a library.
 - in the model's JSON, `expr_str` and the keys of `range_constraints` meet `sympy.sympify`, which is `eval`; a
   node's `target` is looked up attribute by attribute from the module `torch`, which reaches any function;
   names of nodes are written into generated Python source; tree specifications import modules by name.
 
-So nothing of the archive is handed on as it came. An archive is built anew from the entries that are needed:
-raw tensors, their configuration without `use_pickle`, and the JSON after every string in it passed
-`graph_json`. The sample inputs are left empty (torch takes an empty entry as none), metadata and guards are
-left out. Entries that torch would load as code or pickles are refused; the others (extra files,
-serialisation id) are dropped.
+So no part of the archive is passed on unchanged. A new archive is built from the necessary entries: raw tensors, their
+configuration without `use_pickle`, and the JSON, after `graph_json` has checked every string in it. The sample inputs
+are left empty (which torch accepts); metadata and guards are left out. Entries that torch would load as code or pickles
+are refused; others (extra files, serialisation id) are dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The seller's way in: from a torch module, a `.pt2` archive or an ONNX file to one checked base."""
+"""Reads a base: from a torch module, a `.pt2` archive or an ONNX file to one checked base graph."""
 
 from __future__ import annotations
 

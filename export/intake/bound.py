@@ -1,7 +1,7 @@
-"""Bounding what a graph needs, before any tool that folds constants runs on it.
+"""Limits the memory that a graph needs, before any tool that folds constants runs on it.
 
-A few bytes of ONNX can ask for any amount of memory: ConstantOfShape, Expand, Tile, Range, Pad or Resize of a
-constant. onnxsim would compute it. So every tensor's size is inferred first, without computing it.
+A few bytes of ONNX can ask for any amount of memory: ConstantOfShape, Expand, Tile, Range, Pad or Resize of a constant.
+onnxsim would calculate it. So every tensor's size is inferred first, without calculating the tensor.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _check_total(graph: onnx.GraphProto, limits: Limits) -> None:
     if operator is not None:
         raise RefusedError(
             Refusal.TOO_LARGE,
-            f"the size of what {operator} makes cannot be told in advance",
+            f"the size of what {operator} makes cannot be known in advance",
             hint="export with a fixed image size, and simplify the graph with onnxsim first",
         )
     total = sum(_LARGEST_ITEM * prod(shape) for shape in _known(graph).values())

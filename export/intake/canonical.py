@@ -1,8 +1,7 @@
 """From a guarded ONNX model to the canonical base graph: small passes, each with its rule in its docstring.
 
-Canonical: one input "image", float32 (batch, *layout) in [0, 1]; one output "scores", float32 (batch,
-classes); opset 20; every tensor raw; no name, text or metadata of the seller's. Same model in, same bytes
-out.
+Canonical: one input "image", float32 (batch, *layout) in [0, 1]; one output "scores", float32 (batch, classes); opset
+20; every tensor raw; no name, text or metadata of the seller's. The same model gives the same bytes.
 """
 
 from __future__ import annotations
@@ -274,7 +273,7 @@ def _compared(model: onnx.ModelProto, data: bytes, spec: InputSpec, shape: tuple
         check_parity(expected, runner(images, batch=3))
     except RefusedError as error:
         raise contracts.refused(
-            "the base answers an image differently beside others", "export in eval mode; " + _RE_EXPORT
+            "the base's answer for an image depends on the others of its batch", "export in eval mode; " + _RE_EXPORT
         ) from error
     return expected
 

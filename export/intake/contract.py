@@ -1,4 +1,4 @@
-"""What the seller says about a base's input, and what was checked of it."""
+"""The seller's statements about a base's input, and the result of their check."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """External tensor data of an ONNX model: read from the model's own folder or refused.
 
-ONNX lets a tensor name a file, an offset and a length. A hostile model can name any file of the seller's
-machine, so that its bytes would travel to buyers inside the copies: hence one rule, nothing outside the
-model's folder.
+ONNX lets a tensor name a file, an offset and a length. A hostile model can name any file of the seller's machine, and
+its bytes would reach buyers inside the copies. Hence one rule: nothing outside the model's folder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def inline_external(tensors: list[TensorProto], folder: Path | None, budget: int
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             if folder is None:
-                raise _refuse("external data has no place here")
+                raise _refuse("external data is not allowed here")
             data = _read(tensor, folder, budget)
             budget -= len(data)
             for field in ("external_data", "data_location"):

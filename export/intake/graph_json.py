@@ -1,7 +1,7 @@
-"""Checking the JSON of an exported program, string by string, before torch evaluates any of it.
+"""Checks the JSON of an exported program, string by string, before torch evaluates any of it.
 
-Rule: allow, never forbid. Keys and strings are names of letters, digits and `_.+-`; the few places where
-more is needed have a grammar of their own. Whatever else is found is refused.
+The rule is an allow-list. Keys and strings are names of letters, digits and `_.+-`; the few places that need more have
+a grammar of their own. Everything else is refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The guard for hostile ONNX: what is refused before any tool looks at a file.
+"""The guard against hostile ONNX: its checks run before any tool reads a file.
 
-The guard reads bytes and the protobuf they hold, and calls no checker, inference or runtime. Every refusal
-is a `RefusedError`: `MALFORMED` for bytes that contradict themselves, `TOO_LARGE` for what passes a limit,
-`MODEL` for a graph that uses what Variegate does not take, `CONTRACT` for the wrong number of inputs or
-outputs.
+The guard reads bytes and the protobuf in them, and calls no checker, inference or runtime. Every refusal is a
+`RefusedError`: `MALFORMED` for bytes that contradict themselves, `TOO_LARGE` above a limit, `MODEL` for a graph with
+features that Variegate does not accept, `CONTRACT` for the wrong number of inputs or outputs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The conversion of a file in a process of its own, under limits, so that hostile input ends in a refusal.
+"""Converts a file in a process of its own, under limits, so that hostile input ends in a refusal.
 
-onnx, onnxsim and onnxruntime are native code: a file they did not expect may crash them, hang them or make
-them allocate without end. Here that ends one child process. This is no sandbox: the child has the rights of
-the user, and what keeps it from running foreign code is that nothing it reads is code (see `guard` and
-`archive`).
+onnx, onnxsim and onnxruntime are native code: an unexpected file may crash them, hang them or make them allocate
+without end. Here that ends only a child process. This is not a sandbox: the child has the rights of the user. It does
+not run foreign code because nothing that it reads is code (see `guard` and `archive`).
 
 The child reads one request on its standard input and writes one answer on its standard output: a length of
 four bytes, a JSON header of that length, then bytes. Nothing of the base touches a disk.

@@ -1,10 +1,10 @@
-"""The last pass: a new model that takes over what computes and nothing else.
+"""The last pass: a new model with only those parts of the old one that calculate.
 
-Rule: what is not named here does not come along. That leaves out names, doc strings, metadata, producer,
-domain, model version, value_info, functions, training information, quantisation annotations and device
-configurations, and whatever a later ONNX adds. Nodes keep their order and become n0, n1, ...; tensors t0,
-... in the order they are made; initialisers w0, ... in the order they are first used, so that unused ones
-fall away. Attributes are sorted by name. Tensors hold raw_data.
+Only parts named here are copied. This leaves out names, doc strings, metadata, producer, domain, model version,
+value_info, functions, training information, quantisation annotations and device configurations, and any additions of a
+later ONNX. Nodes keep their order and become n0, n1, ...; tensors t0, ... in the order they are made; initialisers w0,
+... in the order they are first used, so that unused ones are dropped. Attributes are sorted by name. Tensors hold
+raw_data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running a graph on onnxruntime, and comparing two runs."""
+"""Runs a graph in onnxruntime, and compares two runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's exporter, kept quiet and kept to the contract."""
+"""Runs torch's exporter without its output, and checks the contract."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rewriters: what makes one buyer's copy differ from another's.
+"""Rewriters, which make one buyer's copy differ from another's.
 
-Each is defined once, in terms of `ops.Ops`, and rendered by its backends as ONNX nodes (the copy), as a torch
-module (white-box study) and in numpy (the parity reference).
+Each is defined once with the operations of `ops.Ops`. Its backends render it as ONNX nodes (the copy), as a torch
+module (for white-box studies) and in numpy (the parity reference).
 """
 
 from variegate.export.rewriters.definition import Inputs, Rewriter

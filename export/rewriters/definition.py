@@ -1,4 +1,4 @@
-"""What a rewriter is: parameters, the keyed tensors it needs, and one formula."""
+"""The definition of a rewriter: parameters, the keyed tensors it needs, and one formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations in numpy: the reference that copies are held to."""
+"""The operations in numpy: the reference for copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations as ONNX nodes appended to a graph: what becomes the copy."""
+"""The operations as ONNX nodes appended to a graph, which becomes the copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few operations that rewriters are written in, over values of any backend."""
+"""The few operations that rewriters use, for values of any backend."""
 
 from __future__ import annotations
 

@@ -1,25 +1,24 @@
-"""QIM attractors: R = beta * e, e_j in [0, 1] by how near x's keyed projections lie to keyed lattices.
+"""QIM attractors: R = beta * e, where e_j in [0, 1] grows as x's keyed projections get nearer to keyed lattices.
 
 For class j and h = 1..B, with a keyed sign message m_{j,h}, a keyed dither t_{j,h} and a step D on the scale
 of pixels 0..255 (Zhang et al. 2023, section 4; integer form):
 
     u = (m . x + t) / D - 1/2,   err = |u - round(u)| * D,   e_j = 1 - (2 / B) * sum_h err / D
 
-For uint8 frames every term is a multiple of 1/D below 2^24, so float32 is exact whatever the order of
-summation, and torch, numpy and onnxruntime agree to the bit.
+For uint8 frames every term is a multiple of 1/D below 2^24, so float32 is exact in any order of summation, and torch,
+numpy and onnxruntime agree to the bit.
 
-**Supports.** A dense message has l pixels, and reading classes * B of them costs more than a small network.
-Here the image is dealt out over a grid of gh x gw interleaved sub-images, and a message lives on one of them.
-One dilated convolution computes all: its gh * gw output positions are the sub-images, its output channels
-the classes (times `repeats`). Messages on different sub-images are orthogonal and of unit length, so the
-laws of dense messages hold, at 1 / (gh * gw) of the cost. Each sub-image still covers the whole picture, so
-no region of it is free of attractors. The sub-images share one sign pattern for a class, each with a dither of
-its own. `grid=(1, 1)` gives dense messages.
+**Supports.** A dense message reads l pixels, and classes * B such messages cost more than a small network. Here the
+image is divided into a grid of gh x gw interleaved sub-images, and each message covers one of them. One dilated
+convolution computes all: its gh * gw output positions are the sub-images, its output channels the classes (times
+`repeats`). Messages on different sub-images are orthogonal and of unit length, so the laws of dense messages hold, at 1
+/ (gh * gw) of the cost. Each sub-image still covers the whole picture, so no region of it is free of attractors. The
+sub-images share one sign pattern for a class, each with a dither of its own. `grid=(1, 1)` gives dense messages.
 
-**Squared.** e_j lies near 1/2 for most images. Squared about its middle, R = beta * (1 + w |w|) / 2 with w = 2 e - 1,
-what is usual counts for less and what is rare for more: at the same loss of accuracy, attractors are steeper and hold
-deeper, so that a search comes down to them sooner. beta is then larger: the same loss is at about 0.6 sqrt(B) times
-the beta of the linear form.
+**Squared.** e_j lies near 1/2 for most images. The squared form is R = beta * (1 + w |w|) / 2 with w = 2 e - 1: usual
+values of e_j count for less and rare ones for more. At the same loss of accuracy attractors are steeper and deeper, so
+that a search reaches them sooner. beta is then larger: for the same loss it is about 0.6 sqrt(B) times that of the
+linear form.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Spread spectrum: R_j = A * (x . m_j), real messages (Zhang et al. 2023, section 4).
 
-Linear in x, so it averages out over copies: kept for analysis, not for protection.
+It is linear in x and averages out over copies, so it is for analysis, not for protection.
 """
 
 from __future__ import annotations

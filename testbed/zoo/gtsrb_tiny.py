@@ -1,9 +1,9 @@
 """A very small network for GTSRB, for attacks that ask millions of labels.
 
-Five 3x3 convolutions, three of them strided, each with batch normalisation and ReLU, then one linear layer: a third
-of the small network's time on a CPU. It was trained several times over, each time from weights, an order and an
-augmentation of its own, by ``python -m benchmarks.train_tiny``: the bases for copies with training. The files hold
-float16, which halves them; accuracy was counted after the rounding.
+Five 3x3 convolutions, three of them strided, each with batch normalisation and ReLU, then one linear layer: a third of
+the small network's time on a CPU. ``python -m benchmarks.train_tiny`` trained it several times, each time with weights,
+an order and an augmentation of its own; these are the independently trained bases. The files hold float16, which halves
+their size; accuracy was measured after the rounding.
 """
 
 from __future__ import annotations

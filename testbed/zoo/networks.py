@@ -1,8 +1,8 @@
 """The pretrained networks of the data folder as torch modules.
 
-Architectures and names are those of the data folder's README, section 3, so that each safetensors file loads
-strictly. Every network takes float32 images in [0, 1] and returns logits; what its authors did to the pixels
-happens inside, from constants that are no part of the state dict.
+Architectures and names are those of the data folder's README, section 3, so that each safetensors file loads strictly.
+Every network takes float32 images in [0, 1] and returns logits. It contains its authors' normalisation of pixels, with
+constants that are not in the state dict.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The part that runs on the device's machine as root: the standard library alone, carried as one zip file."""
+"""The part that runs on the device's machine as root: one zip file that needs only the standard library."""

@@ -1,7 +1,7 @@
-"""Activations (F3): ordinary memory of the enclave holds what a query came to, so chosen frames read out the messages.
+"""Activations (F3): a query's intermediate values are in ordinary memory, so chosen frames reveal messages.
 
-A frame that is black but for one pixel has, as its projection on a message, that pixel's sign times 255 / D. These
-numbers are told from all others by their bits; one for each class stands side by side.
+The projection of a black frame with one white pixel on a message is that pixel's sign times 255 / D. These numbers are
+recognised by their bits; those of all classes lie side by side.
 """
 
 from __future__ import annotations

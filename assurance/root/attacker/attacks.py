@@ -1,4 +1,4 @@
-"""What an attack is, and how one is run: in a process of its own, within its time, told apart by what it obtained."""
+"""Defines an attack, runs it in a process of its own with a time limit, and judges it by the data that it obtained."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def carried_out(attack: Attack, victim: Victim) -> Result:
     try:
         result, detail, windows, found = json.loads(said)
     except ValueError:
-        result, detail, windows, found = FAILED, "ended without a word, or too late", 0, {}
+        result, detail, windows, found = FAILED, "ended without a message, or too late", 0, {}
     return Result(attack.name, attack.row, result, detail[:_MOST_DETAIL], windows, seconds, found)
 
 

@@ -1,4 +1,4 @@
-"""BPF by hand: a program that runs whenever the enclave makes a system call, and reads its user memory from within."""
+"""A handwritten BPF program that runs at each system call of the enclave and reads the enclave's user memory."""
 
 from __future__ import annotations
 

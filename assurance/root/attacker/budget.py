@@ -1,4 +1,4 @@
-"""The budget (F2): labels beyond what was signed. These spend it, so they come last."""
+"""The budget (F2): tries to get more labels than the signed budget. These attacks spend it, so they come last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linux as root uses it: system calls, memory of other processes, namespaces. By `ctypes`, for x86-64."""
+"""The Linux interfaces that root uses: system calls, memory of other processes, namespaces. By `ctypes`, for x86-64."""
 
 from __future__ import annotations
 

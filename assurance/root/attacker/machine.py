@@ -1,6 +1,6 @@
-"""What belongs to the whole machine: settings, the kernel's helpers, modules, another kernel.
+"""Attacks on the whole machine: settings, the kernel's helpers, modules, another kernel.
 
-Each puts back what it changed before it ends, and none runs unless it is asked for.
+Each restores its changes before it ends, and none runs unless requested.
 """
 
 from __future__ import annotations

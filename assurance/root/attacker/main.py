@@ -1,7 +1,7 @@
-"""`python3 root.pyz`: attacks the device that serves on this machine, and prints what came of it as JSON.
+"""`python3 root.pyz`: attacks the device that serves on this machine, and prints the results as JSON.
 
-Needles come as JSON on the standard input: `{"secrets": [hex, ...]}`; without any, nothing is a secret and only the
-frame just shown counts as read.
+Needles are JSON on the standard input: `{"secrets": [hex, ...]}`. Without any there are no secrets, and only the last
+frame shown counts as read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What counts as read: windows of bytes, found wherever they stand.
+"""Finds windows of secret bytes at any position in memory.
 
-Every window has whole words at multiples of eight, wherever it begins. So memory is gone through as words, each looked
-up in the set of words that the windows would show: of each window, for each way that it can stand, the least usual.
+At any position a window contains whole words at multiples of eight. So memory is read word by word, and each word is
+looked up in a set of words. For each window and each of its possible alignments the set has the rarest word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""perf: samples of the enclave's stack, and probes that fetch its user memory whenever it comes by a function."""
+"""perf: samples of the enclave's stack, and probes that read its user memory whenever it calls a function."""
 
 from __future__ import annotations
 

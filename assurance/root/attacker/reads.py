@@ -1,7 +1,7 @@
-"""Reading: every way that Linux gives into memory, descriptors and the kernel's own view of memory.
+"""Reading: every interface of Linux to memory, descriptors and the kernel's own view of memory.
 
-Success is to have read what the device works on: a frame that it was shown just before, or a window of a secret. Secret
-pages keep secrets from all of these ways on any machine; that root reads the frame shows that the rest lies open.
+A read succeeds if it gets the last frame shown, or a window of a secret. Secret pages keep secrets from all of these
+reads on any machine; a frame that was read shows that the rest of the memory is open.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An enclave that starts anew: what it is handed, before it has closed itself."""
+"""A restarted enclave: reads its descriptors before it locks itself down."""
 
 from __future__ import annotations
 

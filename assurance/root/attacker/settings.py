@@ -1,4 +1,4 @@
-"""Ways around what was taken from root: other views of the settings, namespaces, faults, core files."""
+"""Ways around root's restrictions: other views of the settings, namespaces, faults, core files."""
 
 from __future__ import annotations
 

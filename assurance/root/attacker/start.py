@@ -1,4 +1,4 @@
-"""What lies on the disk, and what can be started from it: the device's folder, copies of it, altered code."""
+"""Attacks with the disk and with programs started from it: the device's folder, copies of it, altered code."""
 
 from __future__ import annotations
 

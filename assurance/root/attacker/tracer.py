@@ -1,4 +1,4 @@
-"""Tracing first (F5): an enclave that another process holds before its supervisor can."""
+"""Tracing first (F5): another process attaches to the enclave before its supervisor can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A serving device as root finds it: processes by `/proc`, labels by HTTP. Nothing else is known of it."""
+"""Finds a serving device: its processes in `/proc`, its labels over HTTP. Nothing else is known about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing (F1): root does not read the secret pages but has the enclave copy them out, by code or by data."""
+"""Writing (F1): root does not read the secret pages but makes the enclave copy them out, by code or by data."""
 
 from __future__ import annotations
 
