@@ -1,6 +1,6 @@
 """White-box and adaptive studies: figures 3, 4, 5 and table 3 of Zhang et al. 2023, partner classes, clones.
 
-    python -m benchmarks.study [--quick] [--out FILE] [--rows FOLDER]
+    python -m benchmarks.study [--quick] [--out FILE]
 
 There are ten copies of one base for each kind (permutation with the paper's alpha 0.8; the calibrated QIM), for GTSRB
 and CIFAR-10; two copies are always the victims. Rates are net: they cover samples that fool most of their makers' own
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import study_labels, study_white
 from benchmarks.study_bases import KINDS, Dataset, chosen, datasets
-from benchmarks.study_rows import CosineRow, ReplicationRow, write_cosines, write_replication
+from benchmarks.study_rows import CosineRow, ReplicationRow
 from testbed.result import result_path, source_commit, write_result
 from variegate.attack.adaptive.clone import Extraction
 from variegate.attack.report.statistics import wilson
@@ -158,7 +158,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few images and queries; a smoke test")
     parser.add_argument("--out", type=Path, help="result file")
-    parser.add_argument("--rows", type=Path, help="folder for the rows as Parquet, as a campaign's study/")
     args = parser.parse_args()
     source_commit()
     torch.set_num_threads(1)
@@ -167,9 +166,6 @@ def main() -> None:
     for dataset in datasets():
         study(dataset, size, found)
         bases[f"{dataset.name}_bases"] = len(dataset.bases)
-    if args.rows:
-        write_cosines(args.rows / "gradient_cosine.parquet", found.cosines)
-        write_replication(args.rows / "collusion.parquet", found.replication)
     write_result(
         "study",
         figures=found.figures,

@@ -21,9 +21,9 @@ from variegate.attack.report import html, replication, statistics, svg, weakness
 from variegate.attack.report.data import open_campaign
 from variegate.attack.report.manifest import verify_evidence
 from variegate.attack.report.panels import MOST, panels
-from variegate.attack.report.plots import kernel_density
 from variegate.attack.report.results import Results, compute
 from variegate.attack.report.tables import Table
+from variegate.attack.report.verdict import verdict
 from variegate.attack.report.write import write_report
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 
@@ -211,13 +211,16 @@ def test_the_worst_is_over_budgets_and_overshoots(tmp_path: Path) -> None:
     assert (worst.keys[4:], worst.net.hits) == ((200, 3.0), 9)
     assert (end.keys[4:], end.net.hits) == ((0, 3.0), 5)
     found = {w.key: w.text for w in weaknesses.weaknesses(results, {})}
-    for key in ("worst-overshoot", "worst-budget", "highest-cell"):
-        assert "s = 3, after 200 queries, 90 % (9 of 10;" in found[key]
-    assert found["worst-budget"].endswith("50 % at the end, s = 3")
+    assert "s = 3, after 200 queries, 90 % (9 of 10;" in found["highest-cell"]
     assert "after 200 queries, 90 % (9 of 10;" in found["any-overshoot"]
     page = write_report(folder, tmp_path / "out").read_text()
     summary = page[page.index('id="summary"') : page.index('id="weak"')]
-    assert "s&nbsp;=&nbsp;3; 9 of 10</small><small>after 200 queries</small>" in summary
+    assert "9 of 10</small><small>s&nbsp;=&nbsp;3</small><small>after 200 queries</small>" in summary
+    assert "5 of 10</small><small>s&nbsp;=&nbsp;3</small></td>" in summary
+    verdict = page[page.index('class="plain verdict"') : page.index('class="facts"')]
+    assert "qim: a sample found on one copy fools another in 0&nbsp;% of pairs (0 of 10;" in verdict
+    assert "and in 90&nbsp;% at worst (hopskipjump, s&nbsp;=&nbsp;3, after 200 queries)." in verdict
+    assert "Of 10 images: too few for a verdict." in verdict
     assert "<caption>s = 3, after 200 queries;" in page
 
 
@@ -232,7 +235,6 @@ def test_of_equal_rates_the_end_is_the_worst(tmp_path: Path) -> None:
     worst = results.worst(GROUP)
     assert worst is not None
     assert worst.keys[4:] == (0, 1.0)
-    assert not any(w.key == "worst-budget" for w in weaknesses.weaknesses(results, {}))
 
 
 def test_searches_that_were_never_stopped_are_a_limit(tmp_path: Path) -> None:
@@ -269,6 +271,26 @@ def test_a_sample_read_as_the_true_class_is_not_found(tmp_path: Path) -> None:
     page = write_report(tmp_path / "c", tmp_path / "out").read_text()
     assert "2 of 4" in page
     assert page.count('alt="sample: image 0') == 0
+
+
+def test_classes_have_their_names_where_the_campaign_knows_them(tmp_path: Path) -> None:
+    names = ["stop", "yield", "ahead", "<b>left</b>"]
+    folder = campaigns.write(tmp_path / "c", [sample(0)], [replay(0, 0, fooled=True), replay(0, 1, fooled=False)])
+    (folder / "campaign.toml").write_text(f'name = "c"\n[data]\nclass_names = {json.dumps(names)}\n')
+    page = write_report(folder, tmp_path / "out").read_text()
+    assert f"class {TRUE} (&lt;b&gt;left&lt;/b&gt;)" in page
+    assert f"reads {OTHER}<" in page
+
+
+def test_the_verdict_names_the_control_and_what_is_not_known(tmp_path: Path) -> None:
+    samples = [sample(0, fleet=fleet) for fleet in ("base", "lonely")]
+    replays = [replay(0, victim, fooled=True, fleet="base") for victim in (0, 1)]
+    folder = campaigns.write(tmp_path, samples, [*replays, replay(0, 0, fooled=True, fleet="lonely")])
+    (folder / "campaign.toml").write_text('name = "c"\n[[fleet]]\nname = "base"\nbases = ["b.onnx"]\n')
+    with open_campaign(folder) as campaign:
+        sentences = list(verdict(campaign, compute(campaign)))
+    assert sentences[0].startswith("base (no rewriter): a sample found on one copy fools another in 100 % of pairs")
+    assert sentences[1:] == ["lonely: no sample has met another copy, so nothing is known."]
 
 
 def test_cells_are_ranked_within_each_group(tmp_path: Path) -> None:
@@ -374,25 +396,13 @@ def test_an_iterate_that_moves_away_is_the_distance_so_far(tmp_path: Path) -> No
     assert (reached[7], reached[50], reached[1000]) == (float("inf"), 1.0, 3.0)
 
 
-def test_a_kernel_density_is_a_density() -> None:
-    grid = np.linspace(-1, 1, 2001)
-    density = kernel_density(np.random.default_rng(3).normal(0.1, 0.1, 400), grid)
-    assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.01)
-    assert grid[density.argmax()] == pytest.approx(0.1, abs=0.05)
-    assert np.isfinite(kernel_density(np.full(5, 0.3), grid)).all()
-    crowded = kernel_density(np.clip(np.random.default_rng(3).normal(0.98, 0.1, 400), -1, 1), grid)
-    assert np.trapezoid(crowded, grid) == pytest.approx(1, abs=0.01)
-
-
 def test_a_report_has_all_its_files_and_says_how_many(report: Path) -> None:
     digests = json.loads((report / "digests.json").read_text())
     assert digests["format"] == "variegate/1/attack-report"
     assert {f"samples/{i:04}.parquet" for i in range(12)} < digests["shards"].keys()
-    assert {f"tables/{name}.csv" for name in ("searches", "replication_overshoot", "collusion", "ended")} < set(
-        digests["files"]
-    )
+    assert {f"tables/{name}.csv" for name in ("searches", "replication_overshoot", "ended")} < set(digests["files"])
     page = (report / "index.html").read_text()
-    for part in ("What weakens the claim", "Replication against overshoot", "Attacker by victim", "colluding copies"):
+    for part in ("What weakens the claim", "Replication against overshoot", "Attacker by victim"):
         assert part in page
     assert page.count("<svg") >= 16
     assert page.count("data:image/png;base64,") >= 12

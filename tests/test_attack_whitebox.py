@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from benchmarks.study_copies import Ensemble, open_copies, to_tensor
 from benchmarks.study_gradients import cosines, logarithm, loss_gradients, rows
 from benchmarks.study_outputs import change
-from benchmarks.study_rows import CosineRow, ReplicationRow, write_cosines, write_replication
 from testbed import bases
 from testbed.subjects import GTSRB
 from variegate.attack.oracle import to_points
@@ -23,7 +21,7 @@ from variegate.export.fuse import IMAGE, LABEL, fuse
 from variegate.export.intake.probe import session
 from variegate.export.rewriters import Permutation, Qim, Rewriter
 from variegate.export.rewriters.torch_ops import Copy
-from variegate.keys.errors import DeviceError, MisuseError
+from variegate.keys.errors import MisuseError
 from variegate.keys.primitives import sha256
 
 SEEDS = [sha256(bytes([i])) for i in range(4)]
@@ -180,28 +178,6 @@ def test_copies_of_one_base_share_what_f_paid_for_and_not_what_g_paid_for(tmp_pa
     margins = mine.gained_f + mine.gained_g - mine.lost_f - mine.lost_g
     assert (margins > 0).all()
     assert np.median(mine.share_g) > 0.5
-
-
-def test_studies_are_written_whole_and_alike(tmp_path: Path) -> None:
-    row = ReplicationRow(
-        fleet="q", method="vote", colluders=2, image=7, victim=1, fooled=True, clean_right=True, l2=0.5
-    )
-    one, two = tmp_path / "study" / "collusion.parquet", tmp_path / "again.parquet"
-    write_replication(one, [row, row])
-    write_replication(two, [row, row])
-    assert one.read_bytes() == two.read_bytes()
-    table = pq.read_table(one)
-    assert table.num_rows == 2
-    assert {f.name: str(f.type) for f in table.schema} == {
-        "fleet": "string", "method": "string", "colluders": "int32", "image": "int32", "victim": "int32",
-        "fooled": "bool", "clean_right": "bool", "l2": "double",
-    }  # fmt: skip
-    write_cosines(tmp_path / "c.parquet", [CosineRow(hypothesis="H1", fleet="none", cosine=0.25)])
-    assert pq.read_table(tmp_path / "c.parquet").to_pylist() == [{"hypothesis": "H1", "fleet": "none", "cosine": 0.25}]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DeviceError):
-        write_cosines(tmp_path / "file" / "c.parquet", [])
-    assert {p.name for p in tmp_path.iterdir()} == {"study", "again.parquet", "c.parquet", "file"}
 
 
 def test_points_of_bytes_come_back() -> None:

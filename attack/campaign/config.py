@@ -34,12 +34,14 @@ class Data:
         set: Name of a set in the data folder; empty for none.
         count: How many.
         choose: "right-by-all", "random" or "first".
+        class_names: A name for each class; empty when they are not known.
     """
 
     images: str = ""
     set: str = ""
     count: int
     choose: str = "right-by-all"
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +217,7 @@ def parse(data: bytes) -> Campaign:
     return Campaign(
         name=values["name"],
         seed=values["seed"],
-        data=Data(**source),
+        data=Data(**{**source, "class_names": tuple(source.get("class_names", ()))}),
         fleets=fleets,
         attacks=attacks,
         replay=Replay(overshoots=overshoots, victims=replay.get("victims", "all")),

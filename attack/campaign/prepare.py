@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +96,7 @@ def prepare(
             made = _of_devices(i, fleet, folder, opened)
         else:
             templates = _released(i, fleet, folder) if fleet.release else _fused(i, fleet, folder, loaded)
+            source = replace(source, class_names=source.class_names or templates[0].contract.class_names)
             made = _of_templates(campaign, fleet, templates)
         if made.shape != x.shape[1:]:
             raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
@@ -119,7 +120,7 @@ def prepare(
                     "layout of its input as its bases want them?"
                 )
     return Prepared(
-        campaign=campaign,
+        campaign=replace(campaign, data=source),
         fleets=tuple(fleets),
         images=Images(x=x[chosen], y=y[chosen], index=chosen, pool_x=x[pool], pool_y=y[pool]),
         choosing=choice.asked,

@@ -32,10 +32,9 @@ from variegate.keys.files import read_capped
 from variegate.keys.primitives import sha256
 
 KINDS = (SAMPLES, REPLAYS)
-STUDIES = ("gradient_cosine", "collusion")
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 
-_TEXT, _INT, _DOUBLE, _BOOL = ("VARCHAR",), ("INTEGER", "BIGINT", "SMALLINT"), ("DOUBLE", "FLOAT"), ("BOOLEAN",)
+_TEXT, _INT, _DOUBLE = ("VARCHAR",), ("INTEGER", "BIGINT", "SMALLINT"), ("DOUBLE", "FLOAT")
 _NAMES = dict.fromkeys(("fleet", "attack", "profile", "norm"), _TEXT)
 COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "samples": {
@@ -55,14 +54,6 @@ COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "overshoot": _DOUBLE,
         **dict.fromkeys(("victim", "label", "clean_label"), _INT),
         **dict.fromkeys(("l2", "linf"), _DOUBLE),
-    },
-    "gradient_cosine": {"hypothesis": _TEXT, "fleet": _TEXT, "cosine": _DOUBLE},
-    "collusion": {
-        "fleet": _TEXT,
-        "method": _TEXT,
-        **dict.fromkeys(("colluders", "image", "victim"), _INT),
-        **dict.fromkeys(("fooled", "clean_right"), _BOOL),
-        "l2": _DOUBLE,
     },
 }
 """Column -> types of DuckDB that are accepted."""
@@ -264,11 +255,9 @@ def _loaded(
     for table in COLUMNS:
         listed = ", ".join(f"{column} {COLUMNS[table][column][0]}" for column in _kept(table))
         db.execute(f"CREATE TABLE {table} ({listed})")
-    studies = ((study, folder / "study" / f"{study}.parquet", None) for study in STUDIES)
-    every = [*files, *(study for study in studies if study[1].exists())]
-    contents = (_content(path, stated) for _, path, stated in every)
-    together((unpacked(data, str(path)) for (_, path, _), data in zip(every, contents, strict=True)), folder)
-    shards = tuple(_load(db, table, path, stated, folder) for table, path, stated in every)
+    contents = (_content(path, stated) for _, path, stated in files)
+    together((unpacked(data, str(path)) for (_, path, _), data in zip(files, contents, strict=True)), folder)
+    shards = tuple(_load(db, table, path, stated, folder) for table, path, stated in files)
     try:
         for kind, fault, rows in _CHECKS:
             if db.execute(f"SELECT 1 FROM {kind} {rows} LIMIT 1").fetchone() is not None:

@@ -27,14 +27,12 @@ def interval_words(interval: Interval) -> str:
     return f"{percent(interval.low)[:-2]} to {percent(interval.high)}"
 
 
-def rate_words(rate: Rate) -> str:
-    """A rate with counts and both intervals."""
+def rate_words(rate: Rate, of: str = "") -> str:
+    """A rate, of what, with counts and its wider interval."""
     if not rate.trials:
         return "no trial"
-    return (
-        f"{percent(rate.share)} ({rate.hits} of {rate.trials}; 95 %: {interval_words(rate.wilson)} by pair, "
-        f"{interval_words(rate.clustered)} by image)"
-    )
+    interval = max(rate.wilson, rate.clustered, key=lambda one: one.high - one.low)
+    return f"{percent(rate.share)}{of} ({rate.hits:,} of {rate.trials:,}; 95 %: {interval_words(interval)})"
 
 
 def group_words(group: tuple[str, str, str, str]) -> str:

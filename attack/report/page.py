@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from variegate.attack.report import html, prose, svg
-from variegate.attack.report.data import Campaign
+from variegate.attack.report.data import Campaign, table_of
 from variegate.attack.report.formatting import interval_words, number, percent, place_words
 from variegate.attack.report.html import Raw, listed, paragraph, section, table
 from variegate.attack.report.matrix import matrices
 from variegate.attack.report.panels import Panel
 from variegate.attack.report.plots import Plots
+from variegate.attack.report.replication import Cell
 from variegate.attack.report.results import Results
-from variegate.attack.report.statistics import Rate
 from variegate.attack.report.tables import Table
+from variegate.attack.report.verdict import verdict
 from variegate.attack.report.weaknesses import HEADINGS, NO_LEDGER, Weakness
 
 FIGURES = 12
@@ -82,8 +84,7 @@ def _page(of: Page) -> bytes:
             key,
             html.figures(plots.effort(), FIGURES, "tables/distance_queries.csv"),
         ),
-        *_studies(results, plots, key),
-        _panels(shown),
+        _panels(shown, partial(_class, campaign)),
         _ended(results),
         _source(campaign, of.tables, of.digest),
     ]
@@ -114,7 +115,8 @@ def _top(campaign: Campaign, results: Results) -> Raw:
     warning = "" if campaign.has_ledger else paragraph(NO_LEDGER, kind="warning")
     return Raw(
         f'<header class="top"><h1>Replication report: {html.text(campaign.name)}</h1>'
-        f'<p class="lead">{prose.LEAD}</p>{warning}<dl class="facts">{entries}</dl>'
+        f'<p class="lead">{prose.LEAD}</p>{warning}{listed(verdict(campaign, results), kind="verdict")}'
+        f'<dl class="facts">{entries}</dl>'
         f'<nav aria-label="Sections"><ul>{listing}</ul></nav></header>'
     )
 
@@ -122,32 +124,25 @@ def _top(campaign: Campaign, results: Results) -> Raw:
 def _summary(results: Results) -> Raw:
     rows = []
     for search in results.searches:
-        found, worst = results.as_found(search.group), results.worst(search.group)
-        fleet, attack, profile, norm = search.group
+        group = search.group
+        fleet, attack, profile, norm = group
         low, middle, high = (html.text(number(value)) for value in search.distance)
         rows.append(
             (
                 fleet,
                 f"{attack}, {profile}, {norm}",
-                "" if worst is None else _rate(worst.net, place_words(worst.keys[4], worst.keys[5])),
-                "" if found is None else _rate(found.net, place_words(0, found.keys[5])),
-                "" if found is None else _rate(found.raw, place_words(0, found.keys[5])),
+                *map(_rate, (results.as_found(group), results.worst_at_end(group), results.worst_early(group))),
                 Raw(f"{search.found:,} of {search.searches:,}<small>{search.images:,} images</small>"),
                 Raw(f"{middle}<small>{low} to {high}</small>"),
                 number(search.queries[1]),
             )
         )
-    columns = ("fleet", "attack, profile, norm", "net, worst#", "net, as found#", "raw, as found#",
+    columns = ("fleet", "attack, profile, norm", "as found#", "highest at the end#", "highest of shorter searches#",
                "samples of searches#", "distance, median#", "queries, median#")  # fmt: skip
     return section(
         "summary",
         "Summary",
-        table(
-            "Each fleet and attack: the worst over budgets and overshoots, else the end of the search",
-            columns,
-            rows,
-            stacked=True,
-        ),
+        table("Net replication of each fleet and attack, and what the searches cost", columns, rows, stacked=True),
         paragraph(prose.SUMMARY, kind="note"),
     )
 
@@ -203,36 +198,21 @@ def _replication(plots: Plots, key: Raw) -> list[Raw]:
     return out
 
 
-def _studies(results: Results, plots: Plots, key: Raw) -> list[Raw]:
-    out = []
-    if results.cosines:
-        out.append(
-            section(
-                "cosines",
-                "Cosine of loss gradients",
-                paragraph(prose.COSINES),
-                html.figures(plots.cosines(), FIGURES, "tables/gradient_cosine.csv"),
-            )
-        )
-    if results.colluding:
-        out.append(
-            section(
-                "collusion",
-                "Replication against colluders",
-                paragraph(prose.COLLUDERS),
-                key,
-                html.figures(plots.colluders(), FIGURES, "tables/collusion.csv"),
-            )
-        )
-    return out
+def _class(campaign: Campaign, number: int) -> str:
+    """A class by its number, and its name where the campaign knows it."""
+    names = table_of(campaign.config.get("data")).get("class_names")
+    if not isinstance(names, list) or not 0 <= number < len(names):
+        return str(number)
+    return f"{number} ({names[number]})"
 
 
-def _panels(shown: Sequence[Panel]) -> Raw:
+def _panels(shown: Sequence[Panel], name_of: Callable[[int], str]) -> Raw:
     cards = []
     for panel in shown:
         fleet, attack, profile, norm = panel.group
-        what = f"image {panel.image}, class {panel.true_class}, {fleet}, {attack} on copy {panel.attacker}"
-        pictures = [(panel.clean, "clean", "clean"), (panel.sample, "sample", f"reads {panel.label}")]
+        true = name_of(panel.true_class)
+        what = f"image {panel.image}, class {true}, {fleet}, {attack} on copy {panel.attacker}"
+        pictures = [(panel.clean, "clean", "clean"), (panel.sample, "sample", f"reads {name_of(panel.label)}")]
         pictures.append((panel.difference, "difference", f"change x {panel.factor}"))
         drawn = "".join(
             f'<figure><img src="{uri}" alt="{html.text(f"{name}: {what}")}">'
@@ -242,7 +222,7 @@ def _panels(shown: Sequence[Panel]) -> Raw:
         )
         cards.append(
             f'<div class="panel"><h3>{html.text(fleet)}: {html.text(attack)} ({html.text(profile)})</h3>'
-            f'<div class="three">{drawn}</div><p class="note">Image {panel.image}, class {panel.true_class}, '
+            f'<div class="three">{drawn}</div><p class="note">Image {panel.image}, class {html.text(true)}, '
             f"found on copy {panel.attacker} at {html.text(norm)} {panel.distance:.3g}; shown as found, it fools "
             f"{panel.fooled} of {panel.victims} other copies.</p></div>"
         )
@@ -318,12 +298,14 @@ def _key(results: Results, plots: Plots) -> Raw:
     return Raw(f'<ul class="key" aria-label="Fleets">{"".join(items)}</ul>')
 
 
-def _rate(rate: Rate, at: str) -> Raw:
-    if not rate.trials:
+def _rate(cell: Cell | None) -> Raw:
+    if cell is None or not cell.net.trials:
         return Raw("no pair")
-    overshoot, *stopped = at.split(", ")
-    after = "".join(f"<small>{html.text(words)}</small>" for words in stopped)
+    rate = cell.net
+    interval = max(rate.wilson, rate.clustered, key=lambda one: one.high - one.low)
+    place = "".join(
+        f"<small>{html.text(words)}</small>" for words in place_words(cell.keys[4], cell.keys[5]).split(", ")
+    )
     return Raw(
-        f"{percent(rate.share)}<small>{html.text(overshoot)}; {rate.hits:,} of {rate.trials:,}</small>{after}"
-        f"<small>{interval_words(rate.wilson)} by pair</small><small>{interval_words(rate.clustered)} by image</small>"
+        f"{percent(rate.share)}<small>{interval_words(interval)}; {rate.hits:,} of {rate.trials:,}</small>{place}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import matplotlib
@@ -12,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from numpy.typing import NDArray
 
 from variegate.attack.report import svg
 from variegate.attack.report.replication import Cell
@@ -21,7 +21,6 @@ from variegate.attack.report.statistics import Rate
 
 MARKERS = "osD^vPX*"
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 2), (6, 2, 2, 2), (8, 3, 2, 3, 2, 3), (1, 2), (4, 1), (9, 2))
-_KERNEL_POINTS = 201
 _NARROW, _THOUSAND = 150, 1000
 _T = TypeVar("_T")
 _Key = tuple[str, str, str]
@@ -133,44 +132,6 @@ class Plots:
                 out.append(self._done(drawing, f"Distance against queries, {_name(key)}"))
         return out
 
-    def cosines(self) -> list[str]:
-        """Kernel density of gradient cosines for each hypothesis, one figure for each fleet."""
-        out = []
-        fleets = dict.fromkeys(fleet for _, fleet in self.results.cosines)
-        grid = np.linspace(-1, 1, _KERNEL_POINTS)
-        for fleet in fleets:
-            with matplotlib.rc_context(svg.style()):
-                drawing = svg.figure()
-                axes = _axes(drawing, svg.shown(fleet), "cosine of the loss gradients", "density")
-                kinds = sorted({hypothesis for hypothesis, of in self.results.cosines if of == fleet})
-                for at, hypothesis in enumerate(kinds):
-                    values = self.results.cosines[hypothesis, fleet]
-                    colour = svg.SERIES[at % len(svg.SERIES)]
-                    density = kernel_density(values, grid)
-                    label = f"{svg.shown(hypothesis)} (n = {len(values)})"
-                    axes.fill_between(grid, density, color=colour, alpha=0.15, linewidth=0)
-                    axes.plot(grid, density, color=colour, dashes=DASHES[at % len(DASHES)], label=label)
-                axes.set_xlim(-1, 1)
-                axes.set_ylim(bottom=0)
-                axes.legend(frameon=False, fontsize=9, loc="upper left")
-                out.append(self._done(drawing, f"Density of gradient cosines, {svg.shown(fleet)}"))
-        return out
-
-    def colluders(self) -> list[str]:
-        """Net share of victims fooled against the number of colluders, one figure for each method."""
-        out = []
-        for method in dict.fromkeys(c.method for c in self.results.colluding):
-            with matplotlib.rc_context(svg.style()):
-                drawing = svg.figure()
-                axes = _axes(drawing, svg.shown(method), "colluding copies", "victims fooled, net")
-                _percent(axes)
-                of = [c for c in self.results.colluding if c.method == method]
-                for fleet, points in _by_fleet(of, lambda c: c.fleet).items():
-                    self._line(axes, fleet, [(float(c.colluders), c.net) for c in points], markers=True)
-                axes.set_xticks(sorted({c.colluders for c in of})[:16])
-                out.append(self._done(drawing, f"Replication against colluders, {svg.shown(method)}"))
-        return out
-
     def _curves(
         self,
         cells: Iterable[Cell],
@@ -194,11 +155,13 @@ class Plots:
                 _percent(axes)
                 if log:
                     _log(axes, "x", [place(cell)[0] for cell in of])
+                places = sorted({place(cell)[0] for cell in of})
+                ratio = min((high / low for low, high in pairwise(places)), default=2.0) if bars else 0.0
                 for fleet, points in _by_fleet(of, lambda cell: str(cell.keys[0])).items():
                     lines = [points] if split is None else _split(points, split)
                     for number, line in enumerate(lines):
                         ordered = sorted(map(place, line), key=lambda p: p[0])
-                        self._line(axes, fleet, ordered, markers=markers, dotted=number > 0, bars=bars)
+                        self._line(axes, fleet, ordered, markers=markers, dotted=number > 0, bars=ratio)
                     if thin is not None:
                         faint = [(at, r.share) for at, r in map(thin, points) if r.share is not None]
                         colour = svg.SERIES[self.look(fleet)[0]]
@@ -214,9 +177,12 @@ class Plots:
         *,
         markers: bool,
         dotted: bool = False,
-        bars: bool = False,
+        bars: float = 0.0,
     ) -> None:
-        """One fleet's line with its intervals, as a band or, where neighbours rest on different frames, as bars."""
+        """One fleet's line with its intervals, as a band or, where neighbours rest on different frames, as bars.
+
+        `bars` is the ratio of neighbouring places; 0 draws a band.
+        """
         colour, marker, dashes = self.look(fleet)
         points = [point for point in points if point[1].trials]
         if not points:
@@ -227,7 +193,8 @@ class Plots:
         high = np.array([max(rate.wilson.high, rate.clustered.high) for _, rate in points])
         if bars:
             # Side by side, or the bars of fleets would hide one another.
-            at *= 1.025 ** (colour - (min(len(self.results.fleets), len(svg.SERIES)) - 1) / 2)
+            fleets = self.results.fleets
+            at *= (bars ** (0.8 / len(fleets))) ** (fleets.index(fleet) - (len(fleets) - 1) / 2)
             axes.vlines(at, low, high, color=svg.SERIES[colour], linewidth=1.1)
         elif not dotted:
             axes.fill_between(at, low, high, color=svg.SERIES[colour], alpha=0.15, linewidth=0)
@@ -248,27 +215,6 @@ class Plots:
 
 
 _NORMS = {"l2": "L2", "linf": "Linf"}
-
-
-def kernel_density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A Gaussian kernel density of values in -1..1, reflected at both ends so that nothing lies beyond.
-
-    Silverman, "Density Estimation" (1986), equation 3.31 for the bandwidth, section 2.10 for the reflection.
-
-    Args:
-        values: (n,) in -1..1, n at least 1.
-        grid: (m,).
-
-    Returns:
-        The density at the grid, (m,). A bandwidth of at least 0.01 keeps equal values drawable.
-    """
-    q1, q3 = np.quantile(values, [0.25, 0.75])
-    spread = min(float(values.std()), float(q3 - q1) / 1.34) or float(values.std())
-    width = max(0.9 * spread * len(values) ** -0.2, 0.01)
-    mirrored = np.concatenate([values, 2 - values, -2 - values])
-    away = (grid[:, np.newaxis] - mirrored[np.newaxis]) / width
-    out: NDArray[np.float64] = np.exp(-0.5 * away**2).sum(axis=1) / (len(values) * width * math.sqrt(2 * math.pi))
-    return out
 
 
 def _group(cell: Cell) -> tuple[str, str, str, str]:

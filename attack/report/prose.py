@@ -2,9 +2,10 @@
 
 LEAD = "How often an adversarial sample found on one copy of a classifier fools another copy, and what it cost to find."
 SUMMARY = (
-    "Rates with the overshoot, the queries where searches were stopped before their end, |B and C| of |B|, and 95 % "
-    "intervals: by pair (Wilson), then by image (bootstrap over whole images). As found is at the overshoot "
-    "nearest 1, and never the whole truth: whoever has a sample may scale it, or stop earlier."
+    "Below a rate: its 95 % interval, the wider of that by pair (Wilson) and that by image (bootstrap over whole "
+    "images); |B and C| of |B|; the overshoot; the queries after which a search was stopped. As found is at the "
+    "overshoot nearest 1. Whoever has a sample may stretch it or stop earlier, hence the highest rates beside it. Raw "
+    "rates are in tables/replication_overshoot.csv."
 )
 WEAK = "Taken from the data by rule, not chosen: the highest figures of each kind, and what was not looked at."
 READING = (
@@ -50,11 +51,6 @@ QUERIES = (
     "Best distance so far: median, and quartiles as a band. Searches without a sample count as infinitely far "
     "throughout; where the median is infinite there is no line."
 )
-COSINES = (
-    "Gaussian kernel density with Silverman's bandwidth, reflected at -1 and 1, for each hypothesis of the white-box "
-    "study."
-)
-COLLUDERS = "Share of victims outside the coalition that are fooled, of those that read the clean image rightly."
 SOURCE = (
     "Made from the files below alone. digests.json has the SHA-256 of each, of the configuration and of every "
     "table; its own is "

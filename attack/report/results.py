@@ -98,25 +98,6 @@ class Errs:
 
 
 @dataclass(frozen=True)
-class Colluding:
-    """What colluding copies reach on others.
-
-    Attributes:
-        fleet: Name.
-        method: How they combine.
-        colluders: How many.
-        raw: Fooled victims, of all.
-        net: The same where the victim reads the clean image rightly.
-    """
-
-    fleet: str
-    method: str
-    colluders: int
-    raw: Rate
-    net: Rate
-
-
-@dataclass(frozen=True)
 class Results:
     """Everything a report says.
 
@@ -132,8 +113,6 @@ class Results:
         binned: `replication.by_distance`, by norm.
         within: `replication.within_distance`, by norm.
         errs: Errors on clean images.
-        cosines: (hypothesis, fleet) -> cosines of loss gradients (n,); empty without the study.
-        colluding: Empty without the study.
     """
 
     fleets: tuple[str, ...]
@@ -147,8 +126,6 @@ class Results:
     binned: Mapping[str, tuple[Cell, ...]]
     within: Mapping[str, tuple[Reached, ...]]
     errs: tuple[Errs, ...]
-    cosines: Mapping[tuple[str, str], NDArray[np.float64]]
-    colluding: tuple[Colluding, ...]
 
     def cells(self, group: Group) -> list[Cell]:
         """Replication of a group: the end first, then budgets ascending; within each overshoots, ascending."""
@@ -169,6 +146,10 @@ class Results:
     def worst_at_end(self, group: Group) -> Cell | None:
         """At the end of the budget, at the overshoot with the highest net rate; the smaller overshoot of equals."""
         return _highest(self.at_end(group))
+
+    def worst_early(self, group: Group) -> Cell | None:
+        """Of searches stopped at a budget, at the place with the highest net rate."""
+        return _highest([cell for cell in self.cells(group) if cell.keys[4]])
 
 
 def _highest(cells: list[Cell]) -> Cell | None:
@@ -205,16 +186,6 @@ def compute(campaign: Campaign) -> Results:
         binned={norm: tuple(replication.by_distance(campaign, norm)) for norm in ("l2", "linf")},
         within={norm: tuple(replication.within_distance(campaign, norm)) for norm in ("l2", "linf")},
         errs=_errs(campaign),
-        cosines={
-            key: np.array([row[2] for row in rows], np.float64)
-            for key, rows in groupby(
-                campaign.rows(
-                    "SELECT hypothesis, fleet, cosine FROM gradient_cosine WHERE isfinite(cosine) ORDER BY ALL"
-                ),
-                lambda row: (row[0], row[1]),
-            )
-        },
-        colluding=_colluding(campaign),
     )
 
 
@@ -268,18 +239,4 @@ def _errs(campaign: Campaign) -> tuple[Errs, ...]:
     for (fleet, copy), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1])):
         wrong = [row[3] for row in rows]
         out.append(Errs(fleet, copy, rate(wrong, [1] * len(wrong))))
-    return tuple(out)
-
-
-def _colluding(campaign: Campaign) -> tuple[Colluding, ...]:
-    query = """
-    SELECT fleet, method, colluders, image, count(*), count(*) FILTER (fooled), count(*) FILTER (clean_right),
-        count(*) FILTER (fooled AND clean_right)
-    FROM collusion GROUP BY ALL ORDER BY ALL"""
-    out = []
-    for (fleet, method, colluders), rows in groupby(campaign.rows(query), lambda row: (row[0], row[1], row[2])):
-        columns = list(zip(*rows, strict=True))
-        raw = rate(columns[5], columns[4])
-        net = rate(columns[7], columns[6])
-        out.append(Colluding(fleet, method, colluders, raw, net))
     return tuple(out)

@@ -22,6 +22,8 @@ p,.plain li{margin:.45rem 0;max-width:52rem;overflow-wrap:anywhere}
 a{color:inherit}
 code{overflow-wrap:anywhere;font-size:.92em}
 .lead,.note,figcaption,caption{color:var(--soft)}
+ul.verdict{list-style:none;padding:0;margin:.8rem 0}.verdict li{font-size:1.08rem;padding-left:.8rem;
+border-left:.25rem solid var(--s1)}
 .note,figcaption{font-size:.9rem}
 section,header.top{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:1.1rem 1.2rem;
 margin:1rem 0;min-width:0}
@@ -45,7 +47,7 @@ td.n,th.n{text-align:right}
 td.n{white-space:nowrap}
 td.long{min-width:14rem;overflow-wrap:anywhere}
 td small{display:block;color:var(--soft);font-size:.78rem;white-space:nowrap}
-table.heat td,table.heat thead th{text-align:center;padding:.3rem .5rem;border:1px solid var(--line);white-space:nowrap}
+table.heat td,table.heat th{text-align:center;padding:.3rem .5rem;border:1px solid var(--line);white-space:nowrap}
 table.heat td{background:rgba(var(--heat),calc(var(--v)*.62));-webkit-print-color-adjust:exact;print-color-adjust:exact}
 table.heat td small{color:inherit}
 table.heat td.own{background:none;color:var(--soft)}

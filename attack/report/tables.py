@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from variegate.attack.report.replication import GROUP, Cell
 from variegate.attack.report.results import Results
-from variegate.attack.report.statistics import Rate, quantile
+from variegate.attack.report.statistics import Rate
 from variegate.keys.shown import printable
 
 Value = str | int | float | None
@@ -82,8 +82,8 @@ def _cells(name: str, caption: str, keys: Sequence[str], cells: Iterable[Cell]) 
 
 
 def tables(results: Results) -> list[Table]:
-    """Every table of a report; those of studies that were not made are left out."""
-    out = [
+    """Every table of a report."""
+    return [
         Table(
             "searches",
             "How searches went; quartiles count searches without a sample as infinitely far",
@@ -155,25 +155,3 @@ def tables(results: Results) -> list[Table]:
             tuple((e.fleet, e.copy, *_rate(e.errors)) for e in results.errs),
         ),
     ]  # fmt: skip
-    if results.cosines:
-        out.append(
-            Table(
-                "gradient_cosine",
-                "Cosine of loss gradients",
-                ("hypothesis", "fleet", "n", "q1", "median", "q3"),
-                tuple(
-                    (*key, len(values), *(quantile(values, share) for share in (0.25, 0.5, 0.75)))
-                    for key, values in results.cosines.items()
-                ),
-            )
-        )
-    if results.colluding:
-        out.append(
-            Table(
-                "collusion",
-                "Victims fooled by samples of colluding copies",
-                ("fleet", "method", "colluders", *_named("raw", "net")),
-                tuple((c.fleet, c.method, c.colluders, *_rate(c.raw), *_rate(c.net)) for c in results.colluding),
-            )
-        )
-    return out

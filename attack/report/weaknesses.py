@@ -30,8 +30,6 @@ CHOSEN = (
 )
 HEADINGS = {
     "limits": "What was not looked at",
-    "worst-overshoot": "Highest net replication of each group, at which overshoot and after how many queries",
-    "worst-budget": "Searches stopped early whose samples replicate more often than those at the end",
     "any-overshoot": "Victims fooled at one overshoot or more: who may show the sample several times",
     "highest-cell": "Highest cells of each group, from copy to copy",
     "own-copy": "Scaled samples that no longer fool their own copy leave B; fooled victims whatever the own copy says",
@@ -75,8 +73,7 @@ def weaknesses(
         out.append(Weakness("limits", f"Results are a mixture: more than one software made them ({mixture}).", 1.0))
     if choose == _RIGHT:
         out.append(Weakness("limits", CHOSEN))
-    out += _curves(results)
-    out += _stopped_early(results)
+    out += _looked(results)
     out += _cells(results.pairs)
     out += _tries(results)
     out += _own(results)
@@ -103,43 +100,19 @@ def _incomplete(results: Results, units: Mapping[str, int]) -> list[Weakness]:
     return out
 
 
-def _curves(results: Results) -> list[Weakness]:
-    """For each group, where replication is highest and whether it was looked for beyond s = 1."""
-    out, limits = [], []
-    for search in results.searches:
-        found, worst = results.as_found(search.group), results.worst(search.group)
-        if found is None or worst is None:
-            continue
-        name = group_words(search.group)
-        if len(results.at_end(search.group)) == 1:
-            text = f"{name}: replayed at s = {found.keys[5]:g} only."
-            limits.append(Weakness("limits", text, 0.5))
-        share = worst.net.share or 0.0
-        if share > 0:
-            beside = f"; {percent(found.net.share)} at s = {found.keys[5]:g} at the end" if worst is not found else ""
-            text = f"{name}: {_place(worst)}, {rate_words(worst.net)}{beside}"
-            out.append(Weakness("worst-overshoot", text, share, search.group[0]))
-    return [*limits, *_in_turn(out)]
-
-
-def _stopped_early(results: Results) -> list[Weakness]:
-    """Where a search that goes on makes its sample nearer, and so less of a threat to others."""
+def _looked(results: Results) -> list[Weakness]:
+    """Overshoots and budgets that were not looked at."""
     out = []
     for search in results.searches:
-        worst, end = results.worst(search.group), results.worst_at_end(search.group)
-        if worst is None or worst.keys[4] == 0:
-            continue
-        beside = "no pair at the end" if end is None else f"{percent(end.net.share)} at the end, {_place(end)}"
-        text = f"{group_words(search.group)}: {_place(worst)}, {rate_words(worst.net)}; {beside}"
-        out.append(Weakness("worst-budget", text, worst.net.share or 0.0, search.group[0]))
+        found = results.as_found(search.group)
+        if found is not None and len(results.at_end(search.group)) == 1:
+            text = f"{group_words(search.group)}: replayed at s = {found.keys[5]:g} only."
+            out.append(Weakness("limits", text, 0.5))
     whole = [search for search in results.searches if not any(cell.keys[4] for cell in results.cells(search.group))]
-    replayed = [search for search in whole if results.cells(search.group)]
-    if replayed:
-        text = (
-            f"{len(replayed)} of {len(results.searches)} groups have no budget: nothing is known of shorter searches."
-        )
+    if any(results.cells(search.group) for search in whole):
+        text = f"{len(whole)} of {len(results.searches)} groups have no budget: nothing is known of shorter searches."
         out.append(Weakness("limits", text))
-    return _in_turn(out)
+    return out
 
 
 def _cells(pairs: tuple[Cell, ...]) -> list[Weakness]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.study_rows import COSINES, REPLICATION
 from variegate.attack.campaign import config, ledger
 from variegate.attack.campaign.folder import CONFIG, shard
 from variegate.attack.campaign.images import Images, to_bytes
@@ -175,11 +174,11 @@ def clean_images(made: Made) -> NDArray[np.uint8]:
     return frames
 
 
-def make(folder: Path, made: Made | None = None, *, studies: bool = True) -> Path:
+def make(folder: Path, made: Made | None = None) -> Path:
     """Writes a campaign that looks like a real one, a pair of shards for each fleet, attacker and attack."""
     made = made or Made()
     clean = clean_images(made)
-    for kind in ("samples", "replays", "study"):
+    for kind in ("samples", "replays"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     number = 0
     for fleet, reach in made.fleets.items():
@@ -202,8 +201,6 @@ def make(folder: Path, made: Made | None = None, *, studies: bool = True) -> Pat
             for name, kind in zip(made.fleets, itertools.cycle(["qim", "permutation", "none"]), strict=False)
         )
     )
-    if studies:
-        _studies(folder, made)
     return folder
 
 
@@ -262,24 +259,3 @@ def _unit(
                         )
                     )  # fmt: skip
     return samples, replays
-
-
-def _studies(folder: Path, made: Made) -> None:
-    rng = np.random.default_rng(made.seed)
-    cosines = [
-        {"hypothesis": hypothesis, "fleet": fleet, "cosine": float(np.clip(rng.normal(mean, 0.12), -1, 1))}
-        for fleet in made.fleets
-        for hypothesis, mean in (("H1", 0.95), ("H2", 0.2), ("H3", 0.0))
-        for _ in range(60)
-    ]
-    pq.write_table(pa.Table.from_pylist(cosines, schema=COSINES), folder / "study" / "gradient_cosine.parquet")
-    colluding = [
-        {
-            "fleet": fleet, "method": method, "colluders": colluders, "image": image, "victim": victim,
-            "fooled": bool(rng.random() < min(1, reach + 0.08 * colluders)), "clean_right": bool(rng.random() < 0.97),
-            "l2": float(rng.uniform(0.2, 1)),
-        }
-        for fleet, reach in made.fleets.items() for method in ("label vote", "mean") for colluders in range(1, 9)
-        for image in range(made.images) for victim in (8, 9)
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(colluding, schema=REPLICATION), folder / "study" / "collusion.parquet")
