@@ -248,7 +248,7 @@ def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
 
 
 def test_every_group_has_a_line_of_help() -> None:
-    assert list(main.GROUPS) == ["keys", "export", "broker", "device", "attack", "trace", "demo"]
+    assert list(main.GROUPS) == ["keys", "export", "broker", "device", "attack", "trace", "demo", "completion"]
     assert all(line and module == f"variegate.cli.{name}" for name, (line, module) in main.GROUPS.items())
 
 

@@ -148,7 +148,7 @@ def test_a_port_in_use_leaves_nothing_behind(folder: Path) -> None:
         (["--no-http"], "neither a host nor a socket"),
         (["--tls-cert", "x"], "certificate and its key"),
         (["--tls-client-ca", "x"], "need TLS"),
-        (["--port", "99999"], "not a port"),
+        (["--port", "99999"], "give a port, 0 to 65535"),
         (["--max-batch", "0"], "max-batch is not positive"),
         (["--head-s", "nan"], "head-s is not positive"),
     ],

@@ -37,7 +37,7 @@ class Cloning:
     attack: Literal["deepfool", "pgd"] = "deepfool"
     epsilon: float = 1.0
     epochs: int = 10
-    width: int = 32
+    width: int = 16
     name: ClassVar[str] = "clone"
     profile: ClassVar[str] = CORRECTED
     norm: ClassVar[Norm] = "l2"
