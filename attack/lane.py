@@ -180,7 +180,7 @@ class Lane:
         )
 
     def _advance(self, *, first: bool = False) -> None:
-        """Hands the answers over and takes the next points; an attack that has nothing to ask goes on at once."""
+        """Hands the answers over and takes the next points; an attack that has nothing to ask continues at once."""
         try:
             for _ in range(_IDLE):
                 points = next(self._search) if first else self._search.send(self._answers)

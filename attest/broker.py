@@ -32,9 +32,9 @@ class Broker:
         key: What shares are sealed to.
         root: Whose envelopes it serves: the root it was made for. Those that the seller has had since are in the books.
         store: Its books.
-        policy: What is asked of evidence.
+        policy: The rules for evidence.
         clock: Unix time in seconds.
-        nonces: For freshness; over `store` with the usual bounds unless told.
+        nonces: For freshness; over `store` with the usual bounds by default.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Broker:
             HPKE: enc || ciphertext, under `release.release_info(token)`.
 
         Raises:
-            RefusedError: `RELEASE`, whatever was wrong.
+            RefusedError: `RELEASE`, for every fault.
             LimitError: This device has asked too often, or evidence of it that is not fresh has come too often.
             DeviceError: The broker's storage failed.
         """

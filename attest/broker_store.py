@@ -66,7 +66,7 @@ class LogEntry:
     Attributes:
         number: Counts from 1.
         time: Unix seconds.
-        event: What happened: "released", "refused", "limited", "allowed", "denied", "revoked", "followed".
+        event: The kind of event: "released", "refused", "limited", "allowed", "denied", "revoked", "followed".
         ueid: The device, hexadecimal, or empty.
         buyer: Buyer id, or empty.
         model: SHA-256 of the manifest, hexadecimal, or empty.

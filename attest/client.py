@@ -90,7 +90,7 @@ class BrokerClient:
 
     Args:
         url: `https://host[:port]`; `http://` only for this very machine, since evidence names device and buyer.
-        ca: PEM file of who signs the broker's certificate; the system's authorities unless told.
+        ca: PEM file of the CA of the broker's certificate; the system's authorities by default.
         certificate: PEM file of a client certificate, if the broker asks for one.
         key: PEM file of its key.
         timeout_s: Seconds for a whole call.
@@ -144,7 +144,7 @@ def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: 
     Args:
         url: Of the device, as of a broker.
         nonce: 8 to 64 bytes.
-        ca: PEM file of who signs its certificate.
+        ca: PEM file of the CA of its certificate.
         timeout_s: Seconds for the call.
 
     Raises:

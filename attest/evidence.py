@@ -53,7 +53,7 @@ class ProtectionClaim(NamedTuple):
     """One protection of the enclave.
 
     Attributes:
-        name: What it is.
+        name: Its name.
         state: One of `STATES`.
         reason: Why.
     """
@@ -86,7 +86,7 @@ class Evidence:
         profile: What kind of device speaks; `SIMULATED` here.
         debug: Whether debuggers may look in.
         boot_count: Times the device was booted.
-        measurements: What was measured before the launch, by name, 32 bytes each.
+        measurements: The measurements before the launch, by name, 32 bytes each.
         security_counter: The device's rollback counter.
         root: Fingerprint of the seller's root that it pins, 32 bytes.
         model: SHA-256 of the manifest of the copy concerned, or None.

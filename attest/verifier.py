@@ -38,7 +38,7 @@ class Check:
     """One check.
 
     Attributes:
-        name: What was checked.
+        name: The check's name.
         passed: How it went.
         detail: Why, for people; holds no secret.
     """
@@ -50,12 +50,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Appraisal:
-    """What came out.
+    """The result of an appraisal.
 
     Attributes:
         evidence: The claims, or None when nobody known has signed them.
         checks: In order.
-        tier: What they come to.
+        tier: The result of all checks.
         fresh: Whether its nonce was taken: only so often for one device, while old evidence can come any number of
             times and from anybody.
     """
@@ -86,8 +86,8 @@ class Verifier:
     """Appraises evidence. Thread-safe.
 
     Args:
-        policy: What is asked of evidence.
-        devices: Who is enrolled.
+        policy: The rules for evidence.
+        devices: The enrolled devices.
         nonces: For freshness.
         clock: Unix time in seconds.
         revocations: Gives the devices that no longer count, at each appraisal.

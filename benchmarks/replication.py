@@ -56,7 +56,7 @@ def smaller(campaign: Campaign) -> Campaign:
 
 
 def worked(name: str, root: Path, *, quick: bool) -> Path:
-    """The folder of a campaign that is done; one that is there goes on where it stopped."""
+    """The folder of a campaign that is done; one that is there continues where it stopped."""
     made = root / name
     if not made.exists():
         campaign = config.load(CONFIGS / f"{name}.toml")

@@ -221,7 +221,7 @@ def moment(time_ms: int) -> str:
 
 
 def line(at: float, event: str, detail: str) -> str:
-    """One line for people; what is not printable is escaped, what is long is cut."""
+    """One line for people; unprintable characters are escaped, long text is cut."""
     return f"{moment(round(1000 * at))} {event} {detail}".encode("unicode_escape")[:MAX_LINE].decode("ascii")
 
 

@@ -87,7 +87,7 @@ class AuditLog:
         Args:
             at: Unix time in seconds.
             event: One word.
-            detail: The rest, without secrets; what is not printable is escaped, what is long is cut.
+            detail: The rest, without secrets; unprintable characters are escaped, long text is cut.
             boot: Boots of the device so far.
 
         Raises:
@@ -200,7 +200,7 @@ class AuditLog:
         return int.from_bytes(burnt[:_NUMBER_BYTES], "big"), burnt[_NUMBER_BYTES:]
 
     def _ready(self, at: float, boot: int) -> _Tip:
-        """Where to go on; what a power cut left open is settled, and what is missing is said."""
+        """Where to continue; settles an entry left by a power cut, and records lost entries."""
         if self._tip is None:
             found = self._found()
             tip = _Tip(found.head, found.last, found.link, found.end) if found else _Tip(None, 0, START, 0)
@@ -228,7 +228,7 @@ class AuditLog:
     def _settled(self, found: Segment | None) -> bool:
         """Whether the newest segment ends in the entry that the chip counted; one entry ahead is counted here.
 
-        A segment begun after a loss follows on what was left, not on what the chip counted. To go on with it hides
+        A segment begun after a loss follows on what was left, not on what the chip counted. To continue with it hides
         nothing: the loss is in its head.
         """
         counted, link = self._counted()

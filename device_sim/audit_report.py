@@ -44,7 +44,7 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
         device: Whose log it is said to be; enrolment says that this is that device.
 
     Returns:
-        What was found. Only a log without faults is whole.
+        The findings. Only a log without faults is whole.
 
     Raises:
         RefusedError: `TOO_LARGE`, `MALFORMED`, `WRONG_DEVICE` or `SIGNATURE`, when it is not an export of this device

@@ -141,7 +141,7 @@ def open_chip(folder: Path, measure: Callable[[], Mapping[str, bytes]]) -> Chip:
 
 
 def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
-    """Describes a chip anew whose folder was copied to another machine; there `close_boot` binds it.
+    """Describes a chip whose folder was copied to another machine; there `close_boot` binds it.
 
     Args:
         folder: Of the copied chip.

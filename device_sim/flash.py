@@ -82,11 +82,11 @@ def flash(
         progress: Told of every chunk.
 
     Returns:
-        What was done.
+        A summary of the work.
 
     Raises:
         RefusedError: `ARTEFACT`: the device's inner log has the reason. The old image stays.
-        DeviceError: The hardware or the source failed; calling again goes on.
+        DeviceError: The hardware or the source failed; calling again continues.
         MisuseError: A file cannot be read, or no slot holds the component of an envelope that came alone.
     """
     with ExitStack() as stack:

@@ -86,7 +86,7 @@ class Hardware:
             root: The seller's public keys to pin.
             kem: Key-agreement algorithm of its key.
             tpm: TPM 2.0 below it, as `swtpm:path=/run/x.sock` or `device:/dev/tpmrm0`; None for a chip of files.
-            policy: How its enclaves are isolated; the default policy unless told.
+            policy: How its enclaves are isolated; the default policy if none is given.
             host: As `open`. A TPM binds the device's key to what this host measures.
 
         Returns:
@@ -140,7 +140,7 @@ class Hardware:
 
         Args:
             folder: Where it lies.
-            host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process unless told.
+            host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process by default.
             fault: When its disk loses power, if ever.
             clock: Unix time in seconds.
 
@@ -237,7 +237,7 @@ class Hardware:
         return self._clock()
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What was measured at launch, by name, 32 bytes each."""
+        """The measurements at launch, by name, 32 bytes each."""
         booted = {} if self._boot_digest is None else {BOOT: self._boot_digest}
         return {**self._host.measurements(), **booted, "root": self._root.fingerprint}
 

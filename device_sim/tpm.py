@@ -22,7 +22,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.primitives import HASH_BYTES, sha256
 
 PCR = 23
-"""Application support (PC Client profile, section 4.6): resettable, so that turning a device on can start it anew."""
+"""Application support (PC Client profile, section 4.6): resettable, so that turning a device on can start it again."""
 BOOT_PCRS = (0, 2, 4, 7, 11, 12)
 """What firmware and boot stub measured before the kernel ran: firmware, option ROMs, the boot image, the state of
 Secure Boot, the image's parts, and what was passed to it from outside. Numbers 0 to 7 are those of the PC Client

@@ -58,7 +58,7 @@ class TpmChip:
         Args:
             folder: Where lock and state lie.
             tcti: As `tpm.checked_tcti`.
-            measured: What was measured at launch, by name, 32 bytes each.
+            measured: The measurements at launch, by name, 32 bytes each.
             launch: What it was made under, on another machine; `close_boot` binds it to this one and to `measured`.
 
         Raises:
@@ -333,7 +333,7 @@ def launch_digest(measured: Mapping[str, bytes]) -> bytes:
 
 
 def _measure(tcti: str, digest: bytes) -> bytes:
-    """Starts the PCR anew with what was measured.
+    """Resets the PCR and extends it with the measurements.
 
     Returns:
         Its value, 32 bytes.

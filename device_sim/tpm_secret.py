@@ -59,7 +59,7 @@ class Job:
     """One question.
 
     Attributes:
-        action: What is asked.
+        action: The action.
         tcti: How the TPM is reached.
         policy: That the root secret is sealed under.
         sealed: The root secret; None for `MAKE`.
@@ -201,7 +201,7 @@ def main() -> int:
 
 
 def _said(stream: bytes) -> str:
-    """The line that the process said; what is not printable is left out."""
+    """The line that the process said; unprintable characters are left out."""
     return "".join(c for c in stream.decode("utf-8", "replace") if c.isprintable())[:200]
 
 

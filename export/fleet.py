@@ -76,7 +76,7 @@ class Exporter:
         terms: Common to all copies.
         folder: For the files; made when missing.
         cohort: Share one component among the devices under this name; None gives every copy its own.
-        signer: Who signs; the seller's own keys unless told. It stays in this process, so it works alone.
+        signer: The signer; the seller's own keys by default. It stays in this process, so it works alone.
     """
 
     release_folder: Path
@@ -118,7 +118,7 @@ class Exporter:
             progress: Called with copies done and all copies to make, after each batch.
 
         Returns:
-            What was done.
+            A summary of the work.
 
         Raises:
             RefusedError: `PARITY`, or a damaged release; batches registered before it stay valid.

@@ -21,11 +21,11 @@ from variegate.keys.signing import SellerRoot
 
 @dataclass(frozen=True)
 class Shelf:
-    """What a copy must be to be kept instead of made anew.
+    """What a copy must be to be kept instead of made again.
 
     Attributes:
         folder: Where files are.
-        release: What they are copies of.
+        release: The release of the copies.
         shared: The component that they point to, or None for those with their own.
         terms: What they were sealed on.
         root: What they are signed under.

@@ -49,7 +49,7 @@ def prepare(
         loss: Most accuracy that a copy may cost, in percentage points.
         name: Of the release, 1 to 60 printable characters.
         shape: Of one image in the layout of `spec`, for a torch module.
-        spec: What the seller says about the model's input.
+        spec: The seller's statements about the model's input.
         dtype: Of the frames that devices will pass, where there is no validation set.
         rewriter: A kind, whose parameters calibration chooses, or a rewriter with its parameters.
         progress: Called with each candidate that calibration tried.

@@ -66,7 +66,7 @@ class SealedCopy:
 
     Attributes:
         order: What was asked for.
-        manifest: What it says.
+        manifest: Its manifest.
         envelope: The signed envelope.
         component: Its own component, or None when it is shared.
     """
@@ -122,12 +122,12 @@ def seal_copies(
     """Checks and seals copies; one batch signature covers them.
 
     Args:
-        release: What to seal.
+        release: The release to seal.
         seller: Holder of master secret and signing keys.
         orders: At least one.
         terms: Common to all.
         shared: The component to point to, or None to give every copy its own under a fresh key.
-        signer: Who signs; the seller's own keys unless told.
+        signer: The signer; the seller's own keys by default.
 
     Returns:
         The copies, in the order of `orders`.

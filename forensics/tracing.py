@@ -30,10 +30,10 @@ def trace(
     """Looks at samples of one attacker under the keys of every buyer of a release.
 
     Args:
-        release: What the copies are of.
+        release: The release of the copies.
         seller: Holder of the keys.
         samples: Thought to come from one attacker, at least one.
-        buyers: Who has a copy, at least one.
+        buyers: The buyers of copies, at least one.
         progress: Called after each buyer.
 
     Raises:
@@ -49,7 +49,7 @@ def trace(
 
 
 def registered(registry: Registry, release: Release) -> list[Buyer]:
-    """Who has a copy of a release, each buyer and epoch once, in the order of the registry.
+    """The buyers of copies of a release, each buyer and epoch once, in the order of the registry.
 
     Raises:
         RefusedError: `MALFORMED`: the file is damaged.

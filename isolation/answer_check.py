@@ -44,7 +44,7 @@ class AnswerCheck:
         """Prepares.
 
         Args:
-            settings: What the enclave was told.
+            settings: The enclave's settings.
             manifest: The copy's, as the supervisor verified it.
             protections: As the enclave named them when it was ready.
             public: The device's Ed25519 key, 32 bytes.
@@ -72,8 +72,8 @@ class AnswerCheck:
 
         Args:
             token: Of the enclave.
-            frames: What was shown.
-            labels: What was answered.
+            frames: The frames shown.
+            labels: The answer.
             now: Unix time in seconds, as the query said.
 
         Raises:
@@ -107,8 +107,8 @@ def passed_on(kind: int, error: VariegateError) -> VariegateError:
     """What an enclave refused, in the supervisor's words.
 
     Args:
-        kind: What it was asked.
-        error: What it raised.
+        kind: The kind of query.
+        error: Its error.
 
     Raises:
         Lost: A serving enclave has no such thing to refuse; budget and rate are not its own.

@@ -109,7 +109,7 @@ class Keeper:
             raise
 
     def running(self) -> Process:
-        """The enclave, started anew when it has ended; the lock is held.
+        """The enclave, started again when it has ended; the lock is held.
 
         Raises:
             MisuseError: It is closed.
@@ -133,7 +133,7 @@ class Keeper:
 
         Raises:
             DeviceError: The enclave did not answer, or not as it should; it is ended.
-            RefusedError, LimitError: What it may refuse, in the supervisor's words.
+            RefusedError, LimitError: A refusal, in the supervisor's words.
         """
         seconds = self._policy.hang_s * max(1, -(-frames // LIMITS.slice))
         try:

@@ -151,7 +151,7 @@ def system_digest(pid: int, image: Image) -> bytes:
 
     Args:
         pid: A process of `image` that has loaded its libraries and opened nothing yet.
-        image: What it runs.
+        image: The image to run.
 
     Raises:
         OSError: Its mappings, or a library, cannot be read.
@@ -175,7 +175,7 @@ def check_modules(modules: Iterable[str], image: Image) -> None:
 
     Args:
         modules: Their paths; those of our own code lie in the archive.
-        image: What the process was to run.
+        image: The image that the process should run.
 
     Raises:
         DeviceError: One was not measured.

@@ -56,7 +56,7 @@ def _place(error: Exception) -> str:
 
 
 def _report(channel: socket.socket, work: Callable[[], list[object]]) -> None:
-    """Ends the process; whatever happens, no frame of the parent's goes on running here."""
+    """Ends the process; whatever happens, no frame of the parent's continues running here."""
     status = 1
     try:
         try:

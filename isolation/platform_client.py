@@ -27,7 +27,7 @@ class Settings:
         ueid: 33 bytes.
         device_class: Kind of device.
         root: The seller's public keys to hold artefacts against.
-        measurements: What was measured before the launch.
+        measurements: The measurements before the launch.
         boots: Times the device was booted.
         launches: Times an enclave was started for this copy since that boot, this one included.
         time_ns: Unix time, nanoseconds.
@@ -171,7 +171,7 @@ class PlatformClient:
         return self.settings.root
 
     def identity(self) -> DeviceIdentity:
-        """The device's private keys, read anew: call it only in a process that ends.
+        """The device's private keys, read again: call it only in a process that ends.
 
         Raises:
             RefusedError: `KEY`, when the chip holds no identity.
@@ -218,7 +218,7 @@ class PlatformClient:
         return self._now
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What was measured before the launch."""
+        """The measurements before the launch."""
         return self.settings.measurements
 
     def record(self, event: str, detail: str) -> None:
@@ -240,7 +240,7 @@ class PlatformClient:
             Its answer.
 
         Raises:
-            VariegateError: What the platform raised.
+            VariegateError: An error of the platform.
             Lost: The supervisor is gone.
         """
         wire.send(self._channel, wire.pack(Kind.CALL, name, list(arguments)))

@@ -40,7 +40,7 @@ class Process:
         """Launches.
 
         Args:
-            image: What to run.
+            image: The image to run.
             debug: Whether to leave it to debuggers, and its standard error open.
 
         Raises:
@@ -92,7 +92,7 @@ class Process:
         """Has it open a copy.
 
         Args:
-            settings: What to tell it.
+            settings: Its settings.
             descriptors: Of frames, component and the device's identity.
             platform: Answers its calls.
 
@@ -100,7 +100,7 @@ class Process:
             The manifest, and the enclave's protections.
 
         Raises:
-            VariegateError: What the enclave raised.
+            VariegateError: An error of the enclave.
             DeviceError: Another process traces it.
             Lost: It ended.
             TimeoutError: It hangs.
@@ -129,7 +129,7 @@ class Process:
             The answer's packet.
 
         Raises:
-            VariegateError: What the enclave raised.
+            VariegateError: An error of the enclave.
             Lost: It ended, or speaks another language.
             TimeoutError: It hangs.
         """

@@ -141,7 +141,7 @@ class PtraceGuard:
                 self._status = ended.si_status if exited else -ended.si_status
 
     def _hold(self) -> None:
-        """Waits for all that this thread traces and lets each go on, until nothing is left."""
+        """Waits for all that this thread traces and lets each continue, until nothing is left."""
         others: set[int] = set()
         while True:
             try:
@@ -178,7 +178,7 @@ def _refused(error: OSError, host: Protection | None = None) -> Protection:
 
 
 def _resume(pid: int, number: int, event: int) -> None:
-    """Lets a stopped process go on as if nobody held it."""
+    """Lets a stopped process continue as if nobody held it."""
     if event == _EVENT_STOP and number in _STOPPING:
         request, data = _LISTEN, 0  # a real SIGSTOP: it stays stopped, and SIGCONT still reaches it
     elif event:

@@ -96,7 +96,7 @@ class BrokerPublic:
 
         Args:
             manifest: Without a release.
-            keys: What the copy needs to open.
+            keys: The keys that open the copy.
 
         Returns:
             The manifest to sign, and what to seal to the device instead of `keys`.

@@ -29,7 +29,7 @@ class Envelope:
     """An envelope whose signatures held.
 
     Attributes:
-        manifest: What it says.
+        manifest: Its manifest.
         digest: SHA-256 of the manifest's bytes.
         sealed: The sealed keys, opaque.
     """
@@ -98,7 +98,7 @@ class Order:
 
     Attributes:
         manifest: What it shall say; its `ueid` is the device's.
-        keys: What to seal.
+        keys: The keys to seal.
         kem: The device's key-agreement algorithm.
         kem_public: The device's public key.
     """

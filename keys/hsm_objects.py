@@ -115,7 +115,7 @@ def make(token: HsmToken, label: str, secrets: SellerSecrets | None, made: list[
     Args:
         token: Whose session may write.
         label: Of all of them.
-        secrets: What to bring in; the token makes what is missing.
+        secrets: The secrets to import; the token makes what is missing.
         made: Gets every object as it is made, so that the caller can take a broken start back.
         after: Whose master key is copied instead, and the serial; then there are no `secrets`.
 

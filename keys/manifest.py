@@ -31,7 +31,7 @@ _RELEASE, _DOWNGRADE = 16, 17
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the device must hold to.
+    """The rules that a device must enforce.
 
     Attributes:
         version: Version of this policy, for people.
@@ -91,8 +91,8 @@ class Manifest:
         ueid: The one device, 33 bytes.
         buyer: Buyer id.
         epoch: The buyer's key epoch.
-        component: What to load.
-        policy: What the device must hold to.
+        component: The component to load.
+        policy: The rules for the device.
         dtype: Of a frame: "uint8" (0..255) or "float32" (0..1).
         shape: Of a frame, without the batch axis.
         classes: Number of classes.
@@ -100,7 +100,7 @@ class Manifest:
         measurements: Expected measurements by name, 32 bytes each; empty asks for none.
         not_after: Unix seconds, or None.
         previous: SHA-256 of the manifest that this one follows, or None.
-        release: What it needs of a key broker, or None.
+        release: The broker that it needs, or None.
         allow_downgrade: Whether it may take the place of one with a higher sequence number and the same security
             counter.
     """

@@ -49,7 +49,7 @@ class DevicePublic:
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of what is signed: what people compare."""
+        """SHA-256 of what is signed: for comparison by people."""
         return sha256(self.signed_bytes())
 
     def to_json(self) -> str:

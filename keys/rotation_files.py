@@ -60,7 +60,7 @@ def rotate(
     """Makes the next keys, the statement that hands over to them, and the revocation list under them.
 
     In this order: a statement whose keys were never stored would hand the devices to nobody, and a list under keys
-    that nobody has been told of would be of no use. Where it was stopped, the same call goes on: keys that are there
+    that nobody has been told of would be of no use. Where it was stopped, the same call continues: keys that are there
     already count when they follow `old`, the statement when it hands over to them, the list when they have signed it.
 
     Args:

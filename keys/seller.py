@@ -62,8 +62,8 @@ class Reopener(Generic[_Keys_co]):
     """A call with secrets that crosses to a worker process. Unlike a `partial`, its text form does not show them.
 
     Attributes:
-        call: What opens the keys.
-        arguments: What it is called with.
+        call: The function that opens the keys.
+        arguments: Its arguments.
     """
 
     call: Callable[..., _Keys_co]

@@ -45,7 +45,7 @@ class SellerRoot:
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of both keys: what people compare."""
+        """SHA-256 of both keys: for comparison by people."""
         return sha256(self.ed25519, self.mldsa65)
 
     def to_bytes(self) -> bytes:

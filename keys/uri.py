@@ -102,7 +102,7 @@ def new_seller(uri: str, passphrase: Passphrase, *, given: Seller | None = None)
     Args:
         uri: Where they shall live.
         passphrase: As for `open_seller`.
-        given: Secrets to store there; new ones unless told. An HSM makes new ones itself.
+        given: Secrets to store there; new ones by default. An HSM makes new ones itself.
 
     Raises:
         MisuseError: As `open_seller`, or the file or object is there already.

@@ -98,7 +98,7 @@ def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:
 
     Args:
         platform: Keeps the inner log.
-        action: What is tried, for that log.
+        action: The action, for that log.
         call: Does it.
 
     Returns:

@@ -44,7 +44,7 @@ class Protection:
     """One protection and whether it is on.
 
     Attributes:
-        name: What it is.
+        name: Its name.
         state: On, off or unavailable.
         reason: Why, in a few words.
     """
@@ -157,7 +157,7 @@ class Enclave:
             The opened enclave.
 
         Raises:
-            RefusedError: `ARTEFACT`, whatever was wrong; the platform's inner log has the reason.
+            RefusedError: `ARTEFACT`, for every fault; the platform's inner log has the reason.
             DeviceError: When the device's own hardware fails.
         """
         return uniform(platform, "open", lambda: cls._opened(artefact, platform, threads))

@@ -66,6 +66,6 @@ class Host(Protocol):
 
         Raises:
             RefusedError: `ARTEFACT`; the platform's inner log has the reason.
-            DeviceError: The hardware failed, or what should run the copy does not start.
+            DeviceError: The hardware failed, or the process for the copy does not start.
         """
         ...

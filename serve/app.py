@@ -63,7 +63,7 @@ class App:
     """Serves the Open Inference Protocol v2.
 
     Args:
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
         room: For the bytes of requests.
         workshop: Opens and parses what would hold up the loop.
         dispatcher: Answers queries.

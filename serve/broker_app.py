@@ -67,7 +67,7 @@ class BrokerApp:
     """The ASGI application.
 
     Args:
-        broker: What answers; called from threads.
+        broker: The broker; called from threads.
     """
 
     def __init__(self, broker: Exchange) -> None:
@@ -146,7 +146,7 @@ class BrokerService:
     """Serves a broker until told to stop.
 
     Args:
-        broker: What answers; its books are the caller's to close.
+        broker: The broker; its books are the caller's to close.
         host: Address to bind.
         port: 0 takes any free one.
         tls: For HTTPS.

@@ -45,7 +45,7 @@ def parse_infer(body: bytes | bytearray, header_length: int | None, spec: Spec) 
     Args:
         body: Hostile bytes.
         header_length: Of `Inference-Header-Content-Length`: bytes of JSON before the binary data; None for JSON only.
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
 
     Returns:
         The request. Values of float32 are not checked; the runtime does.

@@ -251,7 +251,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _decline(self, rest: bytes) -> None:
         """Goes on without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
 
-        The parser takes such a message for one without a body, so that it is begun anew with the same head, less the
+        The parser takes such a message for one without a body, so that it is begun again with the same head, less the
         offer; the client's own values are read as strictly as before.
         """
         version = self.parser.get_http_version().encode("ascii")

@@ -97,7 +97,7 @@ class Service:
     """Serves a label port until told to stop. The port stays open afterwards; it is the caller's.
 
     Args:
-        port: What answers.
+        port: The port that answers.
         options: Where and how.
         on_start: Called once everything listens.
 

@@ -40,7 +40,7 @@ class SocketConnection(asyncio.BufferedProtocol):
 
     Args:
         permit: Of this connection; released with it.
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
         limits: Times.
         room: For the bytes of frames.
         dispatcher: Answers queries.

@@ -21,7 +21,7 @@ class TlsFiles:
     Attributes:
         certificate: PEM, the server's and any between it and its root.
         key: PEM, not encrypted, readable by its owner only.
-        client_ca: PEM of who signs clients' certificates; with it, a client without one is not let in.
+        client_ca: PEM of the CA of clients' certificates; with it, a client without one is refused.
         minimum: "1.2" or "1.3".
     """
 

@@ -41,7 +41,7 @@ def device_with(folder: Path, *, policy: Policy | None = None, **changes: Any) -
 
 @contextmanager
 def serving(port: LabelPort, /, **options: Any) -> Iterator[Service]:
-    """A running service over a port, HTTP on a free port of this machine unless told otherwise."""
+    """A running service over a port, HTTP on a free port of this machine if not told otherwise."""
     started = threading.Event()
     service = Service(port, ServeOptions(**{"port": 0, **options}), on_start=lambda _: started.set())
     failed: list[BaseException] = []

@@ -257,7 +257,7 @@ def _enclave_process(folder: Path) -> Iterator[Run]:
 
 
 def _alive(port: Isolated) -> Process:
-    """The enclave process of a port, started anew where it has ended."""
+    """The enclave process of a port, started again where it has ended."""
     for _ in range(3):
         process = port._keeper.process  # noqa: SLF001  the socket of a supervisor that is hostile
         try:

@@ -84,7 +84,7 @@ def attack(target: Target, *, only: list[str] | None = None, machine: bool = Fal
 
     Args:
         target: Where it serves.
-        only: Names of the attacks; all unless told.
+        only: Names of the attacks; all by default.
         machine: Whether also those that touch settings of the whole machine: only where nothing else lives.
         slow: How many times longer to wait, as under emulation.
 

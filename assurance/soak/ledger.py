@@ -157,7 +157,7 @@ class Gate:
     """Where clients wait between two connections. Enter it as a context manager; it raises `EOFError` at the end.
 
     Attributes:
-        open: Whether clients go on.
+        open: Whether clients continue.
         ended: Whether they are to end.
         leaving: Whether clients may leave queries unanswered.
     """

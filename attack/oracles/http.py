@@ -59,11 +59,11 @@ class HttpOracle:
         """Reads what the device takes.
 
         Args:
-            url: `http://host[:port][/model]` or `https://…`; the model is "copy" unless told.
+            url: `http://host[:port][/model]` or `https://…`; the model is "copy" by default.
             patience: How long a rate or a busy server is waited for.
             trust: For https.
             classes: Number of classes, where the server does not say.
-            batch: Most frames of one call; the server's, or 64, unless told.
+            batch: Most frames of one call; the server's, or 64, by default.
             timeout_s: Most seconds of one exchange.
 
         Raises:

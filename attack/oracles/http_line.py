@@ -29,7 +29,7 @@ class Trust:
     """What TLS goes by.
 
     Attributes:
-        ca: PEM file of who signs the server's certificate; the system's authorities unless told.
+        ca: PEM file of who signs the server's certificate; the system's authorities by default.
         certificate: PEM file of a client certificate, where the server asks for one.
         key: PEM file of its key, not encrypted.
     """

@@ -149,7 +149,7 @@ class Machine:
             Its last words.
 
         Raises:
-            DeviceError: It goes on.
+            DeviceError: It still runs.
         """
         try:
             self._process.wait(seconds)

@@ -94,7 +94,7 @@ def _write_metadata(site: Path) -> None:
 
 
 def _compile(root: Path) -> None:
-    """Byte code for what the supervisor imports: without it each start compiles anew, the root being read-only.
+    """Byte code for what the supervisor imports: without it each start compiles again, the root being read-only.
 
     It is checked by the file system's hash tree, as its source is; the enclave compiles what was measured itself.
     """

@@ -61,7 +61,7 @@ def convert_archive(data: bytes, spec: InputSpec, limits: Limits) -> tuple[bytes
 
     Args:
         data: The bytes of the `.pt2` file.
-        spec: What the seller says about the base.
+        spec: The seller's statements about the base.
         limits: The caps.
 
     Raises:

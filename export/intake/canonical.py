@@ -37,7 +37,7 @@ def canonicalise(model: onnx.ModelProto, spec: InputSpec, limits: Limits) -> tup
 
     Args:
         model: What `guarded` returned; it is left as it is.
-        spec: What the seller says about the base.
+        spec: The seller's statements about the base.
         limits: The caps.
 
     Returns:

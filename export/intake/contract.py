@@ -30,14 +30,14 @@ _SCALES = {"unit": 1.0, "byte": 255.0}
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What the seller says about the base's input and output.
+    """The seller's statements about the base's input and output.
 
     Attributes:
         layout: Order of the base's input axes.
         value_range: The base expects pixels as 0..1 ("unit") or as 0..255 ("byte"); float32 either way.
         mean: Per channel, in units of `value_range`, subtracted first; empty when the base normalises itself.
         std: Per channel, in units of `value_range`, divided by next; empty likewise.
-        outputs: What the scores are; "auto" reads it from the graph (see `decided_outputs`).
+        outputs: The kind of the scores; "auto" reads it from the graph (see `decided_outputs`).
         class_names: One name for each class, in order, or none.
     """
 
@@ -149,7 +149,7 @@ def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.floa
 
 
 def decided_outputs(model: onnx.ModelProto, spec: InputSpec) -> Outputs:
-    """Decides what the scores are.
+    """Decides the kind of the scores.
 
     With "auto" they are probabilities when the last operator, looking through those that only change the
     shape, is a Softmax over the class axis. All else counts as logits: LogSoftmax, because its rows are
@@ -192,7 +192,7 @@ def check_scores(scores: NDArray[np.float32], outputs: Outputs, class_names: tup
 
     Args:
         scores: float32, (batch, classes).
-        outputs: What they are said to be.
+        outputs: Their kind according to the seller.
         class_names: The seller's names for them.
 
     Raises:

@@ -37,7 +37,7 @@ def tracer_of(pid: int) -> int:
 
 
 def let_go_on(block: bool = False) -> None:
-    """Lets whatever stopped and is traced by this thread go on as if nobody held it."""
+    """Lets whatever stopped and is traced by this thread continue as if nobody held it."""
     while True:
         try:
             pid, raw = os.waitpid(-1, WAIT_ALL | (0 if block else os.WNOHANG))

@@ -102,13 +102,13 @@ class Copier:
         self.memory.write(self.words, struct.pack("<Q", self.number))
 
     def leave(self) -> None:
-        """Lets it go on with what it was about."""
+        """Lets it continue with what it was about."""
         self.memory.write(self.words, struct.pack("<Q", _LEAVE))
 
 
 @contextmanager
 def owned(victim: Victim, pid: int, memory: Memory) -> Iterator[Copier]:
-    """Diverts an enclave when it next answers, and lets it go on unharmed.
+    """Diverts an enclave when it next answers, and lets it continue unharmed.
 
     Raises:
         OSError: The kernel refuses.
