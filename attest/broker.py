@@ -29,7 +29,7 @@ class Broker:
     """A key broker; an `attest.release.Exchange`. Thread-safe.
 
     Args:
-        key: What shares are sealed to.
+        key: The key to which shares are sealed.
         root: Whose envelopes it serves: the root it was made for. Those that the seller has had since are in the books.
         store: Its books.
         policy: The rules for evidence.
@@ -172,7 +172,7 @@ def _opened(envelope: bytes, roots: Sequence[SellerRoot]) -> tuple[Envelope, Sel
 
 @dataclass
 class _Case:
-    """What is known so far of one request; only what a signature vouches for.
+    """The known facts about one request; only those that a signature confirms.
 
     Attributes:
         evidence: Of an enrolled device.

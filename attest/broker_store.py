@@ -39,7 +39,7 @@ _SINCE = """
 CREATE TABLE IF NOT EXISTS rotations (serial INTEGER PRIMARY KEY, statement BLOB NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS released ON log (ueid, model) WHERE event = 'released';
 """
-"""What came later, and is added to books that were made before."""
+"""Tables of later versions, which are added to older books."""
 _ROTATIONS = "SELECT serial, statement FROM rotations ORDER BY serial"
 _NEWEST_LIST = "SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1"
 
@@ -279,7 +279,7 @@ class BrokerStore:
         return roots
 
     def _chain(self, first: SellerRoot, db: sqlite3.Connection) -> list[PinnedRoot]:
-        """Roots from the first on. The statements are verified again each time: only they say who comes next."""
+        """Roots from the first on. The statements are verified again each time: only they name the next root."""
         chain = [PinnedRoot(first, 0)]
         for serial, statement in self.database.typed(db.execute(_ROTATIONS), int, bytes):
             try:

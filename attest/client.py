@@ -139,7 +139,7 @@ class BrokerClient:
 
 
 def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: float = EVIDENCE_TIMEOUT_S) -> bytes:
-    """Evidence of a device that serves, for this nonce by its own account: an `attest.verifier` says what it is worth.
+    """Evidence of a device that serves, for this nonce by its own claim: an `attest.verifier` must appraise it.
 
     Args:
         url: Of the device, as of a broker.

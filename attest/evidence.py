@@ -83,7 +83,7 @@ class Evidence:
         nonce: The verifier's, 8 to 64 bytes.
         ueid: The device, 33 bytes.
         issued_at: Unix time in seconds, by the device's clock.
-        profile: What kind of device speaks; `SIMULATED` here.
+        profile: The kind of device; `SIMULATED` here.
         debug: Whether debuggers may look in.
         boot_count: Times the device was booted.
         measurements: The measurements before the launch, by name, 32 bytes each.
@@ -208,7 +208,7 @@ def verify(token: bytes, public: bytes) -> Evidence:
 
 
 def claimed(token: bytes) -> Evidence:
-    """Reads the claims of a token whose signature nobody has checked: to find the device's key, and to show.
+    """Reads the claims of a token with an unchecked signature, to find the device's key and to show them.
 
     Raises:
         RefusedError: `TOO_LARGE` or `MALFORMED`.

@@ -38,7 +38,7 @@ class AppraisalPolicy:
     Attributes:
         profiles: Profiles accepted; a simulated device passes only where its profile is named.
         measurements: For each name that evidence must hold the values accepted, 32 bytes each. Evidence that holds
-            a further name is refused: nobody has said what it should be.
+            any other name is refused, because it has no reference value.
         require: Protections that must be on, and groups of them (`groups`).
         debug: Whether a device that is open to debuggers passes.
         clock_skew_s: Seconds by which a device's clock may be off.
@@ -52,7 +52,7 @@ class AppraisalPolicy:
 
     @classmethod
     def of(cls, evidence: Evidence) -> AppraisalPolicy:
-        """The policy that this evidence meets: its profile, its measurements, and what it says is on.
+        """The policy that this evidence meets: its profile, its measurements, and the protections that are on.
 
         Debuggers are refused, even when this evidence would need them. Of its machine `host` is required where all of
         that group is on, and nothing otherwise: a part of it stops nobody, and changes with the machine's settings.
@@ -129,7 +129,7 @@ class AppraisalPolicy:
 
 
 def _toml(value: object) -> str:
-    """JSON's spelling of texts, lists and booleans is TOML's, too, but for characters written as surrogates."""
+    """JSON's spelling of texts, lists and booleans is TOML's, too, except for characters written as surrogates."""
     return json.dumps(value, ensure_ascii=False)
 
 

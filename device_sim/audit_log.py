@@ -39,12 +39,12 @@ from variegate.keys.errors import DeviceError
 from variegate.keys.primitives import HASH_BYTES, sha256
 
 HEAD = "audit-head"
-"""What the chip keeps of the entry that it counted last."""
+"""The chip's record of the entry that it counted last."""
 _NUMBER_BYTES = 8
 
 
 class Anchor(Protocol):
-    """What the log needs of the chip."""
+    """The part of the chip that the log needs."""
 
     def load(self, name: str) -> bytes | None: ...  # noqa: D102
 
@@ -82,7 +82,7 @@ class AuditLog:
             return self._counted()[0]
 
     def write(self, at: float, event: str, detail: str, *, boot: int) -> None:
-        """Appends an entry, durable before this returns; repeats of what others cause are counted first.
+        """Appends an entry, durable before this returns; repeats of events that others cause are only counted.
 
         Args:
             at: Unix time in seconds.
@@ -104,7 +104,7 @@ class AuditLog:
                     raise
 
     def flush(self, at: float, *, boot: int) -> None:
-        """Writes what was only counted so far.
+        """Writes the events that were only counted so far.
 
         Raises:
             DeviceError: The disk or the chip failed.
@@ -114,7 +114,7 @@ class AuditLog:
                 self._append(at, *owed, boot=boot)
 
     def lines(self, at: float) -> list[str]:
-        """All entries kept, oldest first, for people; nothing is verified. Last, what was only counted so far.
+        """All entries kept, oldest first, for people; nothing is verified. Events only counted so far come last.
 
         Args:
             at: Unix time in seconds, for the latter.
@@ -129,7 +129,7 @@ class AuditLog:
             return written + [line(at, *owed) for owed in self._repeats.owed()]
 
     def export(self, at: float, *, boot: int) -> bytes:
-        """The log with its end, signed now: what `audit_report.verify` takes.
+        """The log with its end, signed now, for `audit_report.verify`.
 
         Raises:
             DeviceError: The disk or the chip failed.
@@ -260,7 +260,7 @@ class AuditLog:
         return found
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
-        """Bytes of each segment's file, empty for none; no more than was written, whatever lies there."""
+        """Bytes of each segment's file, empty for none; at most as much as the log writes."""
         disk = self._disk
         names = [_name(place) for place in range(SEGMENTS)]
         return [disk.read(name, 0, most) if disk.exists(name) else b"" for name in names]

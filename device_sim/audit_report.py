@@ -10,7 +10,7 @@ from variegate.keys.identity import DevicePublic
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What holds of a log, and what does not.
+    """The result of a log's verification.
 
     Attributes:
         ueid: Of the device, 33 bytes.
@@ -20,7 +20,7 @@ class AuditReport:
         entries: Those that verify, oldest first.
         dropped: Entries 1 to this were dropped to make room.
         lost: Entries that the device itself has found missing, ever.
-        faults: What is wrong, and where; empty when the log is whole.
+        faults: Faults with their places; empty when the log is whole.
     """
 
     ueid: bytes
@@ -41,7 +41,7 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
 
     Args:
         export: Hostile bytes.
-        device: Whose log it is said to be; enrolment says that this is that device.
+        device: The device that the log should be of; enrolment establishes that this is that device.
 
     Returns:
         The findings. Only a log without faults is whole.

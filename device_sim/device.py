@@ -50,7 +50,7 @@ class Lifecycle(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
-    """What a device's owner may know of it.
+    """A device's status for its owner.
 
     Attributes:
         ueid: 33 bytes.
@@ -113,7 +113,7 @@ class Device(Hardware):
         return self.broker
 
     def boot(self) -> LabelPort:
-        """Starts the image on trial, or else the confirmed one; whatever ran before is stopped.
+        """Starts the image on trial, or else the confirmed one; an enclave that ran before is stopped.
 
         An image on trial gets `TRIES` boots to be confirmed in. One that is refused is dropped at once.
 
@@ -270,7 +270,7 @@ class Device(Hardware):
         self.record("followed", f"root {root.fingerprint.hex()}, serial {serial}")
 
     def status(self) -> DeviceStatus:
-        """What its owner may know of it.
+        """Its status for its owner.
 
         Raises:
             DeviceError: The disk failed.

@@ -139,7 +139,7 @@ class Hardware:
         """Turns a device on; nothing boots yet.
 
         Args:
-            folder: Where it lies.
+            folder: Its folder.
             host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process by default.
             fault: When its disk loses power, if ever.
             clock: Unix time in seconds.
@@ -178,13 +178,13 @@ class Hardware:
 
     @property
     def identity(self) -> DevicePublic:
-        """What the seller needs to seal for this device."""
+        """The public identity, for which the seller seals."""
         return self._public
 
     def identity_descriptor(self) -> int:
         """A descriptor that the private identity is read from, once, to its end; the caller closes it.
 
-        What inherits it can unseal; this process need not hold the keys for that, nor do they pass through it.
+        A process that inherits it can unseal; the keys need not pass through this process.
 
         Raises:
             DeviceError: The device is off, or its chip does not give the keys.
@@ -243,7 +243,7 @@ class Hardware:
 
     @property
     def boot_digest(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the chip is bound to that."""
+        """Measurement of the machine's boot, 32 bytes, if the chip is bound to it."""
         return self._boot_digest
 
     def close_boot(self) -> bool:

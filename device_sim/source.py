@@ -74,7 +74,7 @@ class Counted:
 
 
 class Stored:
-    """A component that lies in a slot, under another envelope.
+    """A component that is in a slot already, under another envelope.
 
     Attributes:
         moved: Bytes of the envelope, which alone came from outside.

@@ -130,7 +130,7 @@ class Tpm:
             self._extend(PCR, digest)
 
     def boot(self) -> bytes:
-        """What this machine booted: SHA-256 over the values of `BOOT_PCRS`, in that order, 32 bytes."""
+        """Measurement of this machine's boot: SHA-256 over the values of `BOOT_PCRS`, in that order, 32 bytes."""
         return sha256(*self._values(BOOT_PCRS))
 
     def close_boot(self) -> None:
@@ -139,7 +139,7 @@ class Tpm:
             self._extend(CLOSED_PCR, sha256(b"variegate/1/tpm/closed"))
 
     def new_counter(self) -> int:
-        """Defines an NV counter under a free index; it starts above whatever any counter of this TPM ever held.
+        """Defines an NV counter under a free index; it starts above all values that a counter of this TPM ever had.
 
         Returns:
             The index.
@@ -206,7 +206,7 @@ class Tpm:
             return Sealed(bytes(private.marshal()), bytes(made.marshal()))
 
     def unseal(self, sealed: Sealed, policy: Policy) -> bytes:
-        """Gives back what was sealed, encrypted on its way here, if the TPM finds that the policy holds."""
+        """Unseals a secret, encrypted on its way here, if the TPM finds that the policy holds."""
         lib = self._lib
         with self._errors("unseal"), self._primary() as parent:
             private, _ = lib.TPM2B_PRIVATE.unmarshal(sealed.private)
@@ -299,7 +299,7 @@ class Tpm:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Turns what the library raises into ours, with the TPM's own words."""
+        """Converts the library's errors into ours, with the TPM's own words."""
         try:
             yield
         except self._lib.TSS2_Exception as error:

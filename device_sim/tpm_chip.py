@@ -45,7 +45,7 @@ from variegate.runtime.admission import SECURITY_COUNTER
 
 _STATE = "state"
 _MOST_AHEAD = 2
-"""What a state may be ahead of `updates`: an opening writes it so, see above."""
+"""The most that a state may be ahead of `updates`: an opening writes such a state, see above."""
 _RESTORED = "restore the state that the device wrote last, if it still exists"
 
 
@@ -117,7 +117,7 @@ class TpmChip:
         return made
 
     def scrap(self) -> None:
-        """Undefines the chip's counters: the device is lost. For one whose making failed."""
+        """Undefines the chip's counters, and the device is lost. For a device that was not made completely."""
         for index in (self._state.indices.updates, self._state.indices.openings, self._state.indices.raises):
             _remove(self._tcti, index)
 
@@ -176,7 +176,7 @@ class TpmChip:
 
     @property
     def bound(self) -> bool:
-        """Whether it opens only on a machine that booted what it was bound to."""
+        """Whether it opens only on a machine with the boot to which it was bound."""
         return self._state.bound
 
     @property
@@ -227,7 +227,7 @@ class TpmChip:
             yield
 
     def _bind(self, measured: Mapping[str, bytes]) -> None:
-        """Binds the chip to what this machine booted, for good: what was sealed before no longer opens."""
+        """Binds the chip to this machine's boot, for good: the earlier sealed secret no longer opens."""
         pcr = pcr_after(launch_digest(measured))
         with self._unless_broken():
             sealed = resealed_from(self._job(Action.BIND, self._state, data=pcr).ask())
@@ -328,7 +328,7 @@ def is_bound(folder: Path) -> bool:
 
 
 def launch_digest(measured: Mapping[str, bytes]) -> bytes:
-    """What the PCR is extended with, 32 bytes: SHA-256 over a context and CBOR [[name, value], ...], by name."""
+    """The PCR is extended with this, 32 bytes: SHA-256 over a context and CBOR [[name, value], ...], by name."""
     return sha256(b"variegate/1/tpm/launch/", cbor.encode(sorted([name, value] for name, value in measured.items())))
 
 

@@ -30,7 +30,7 @@ _LAST_WORDS = 3
 _SEQUENCES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 """Control sequences of terminals (ECMA-48, section 5.4)."""
 START_S = 600.0
-"""What a machine gets to come up on a busy host."""
+"""Time for a machine to start on a busy host."""
 
 
 class Machine:
@@ -115,7 +115,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Where labels are to be had."""
+        """The address of its labels."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
