@@ -31,8 +31,8 @@ class AtRest:
     """A `Storage` whose every sector is encrypted; safe among threads, one operation at a time.
 
     A power cut has the same effect as on the disk below: each sector is old or new as a whole. A partial sector is
-    read, changed and written whole, which does not change that. One thing is left open: where a file that was shortened is
-    lengthened again and the power goes, its own old bytes may come back in place of zeros, for a sector.
+    read, changed and written whole, which does not change that. One case is left open: if a shortened
+    file is lengthened again and the power goes, its own old bytes may come back in place of zeros, for one sector.
 
     Args:
         storage: The disk.

@@ -31,12 +31,12 @@ _REFUSALS: dict[int, dict[Refusal, str]] = {
     },
     Kind.TEST: {Refusal.ARTEFACT: "artefact refused"},
 }
-"""What a sound enclave may refuse once its copy is open. Which of several it is can tell a label: a query is charged,
-and whatever is not has one answer."""
+"""The refusals of a sound enclave once its copy is open. A choice among several can reveal a label: a query is charged,
+and everything that is not charged has one answer."""
 
 
 class AnswerCheck:
-    """Checks what one launch of one copy gives."""
+    """Checks the answers of one launch of one copy."""
 
     def __init__(
         self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...], public: bytes
@@ -86,9 +86,9 @@ class AnswerCheck:
             raise Lost("receipt says something else")
 
     def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
-        """Checks evidence against what was asked (`statements.Claims.evidence`).
+        """Checks evidence against the request (`statements.Claims.evidence`).
 
-        Evidence is rare, so its signature is verified; who has the key can still hide something in it
+        Evidence is rare, so its signature is verified; whoever has the key can still hide something in it
         (`evidence_quota`).
 
         Raises:
@@ -104,7 +104,7 @@ class AnswerCheck:
 
 
 def passed_on(kind: int, error: VariegateError) -> VariegateError:
-    """What an enclave refused, in the supervisor's words.
+    """An enclave's refusal, in the supervisor's words.
 
     Args:
         kind: The kind of query.

@@ -13,11 +13,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 _MOST_DESCRIPTORS = 1 << 20
 PACKAGES = ("numpy", "onnxruntime", "cryptography", "cbor2")
 PARTS = ("_cbor2", "_cffi_backend")
-"""What some versions of them lay beside their package: found and measured where it is there."""
+"""Folders that some versions install beside their package; found and measured if present."""
 
 
 class _Pinned:
-    """Finds the measured libraries, and nothing that merely lies beside them."""
+    """Finds the measured libraries, and nothing else in their folder."""
 
     def __init__(self, site: str) -> None:
         self._site = site

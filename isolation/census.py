@@ -28,7 +28,7 @@ _STATE, _FLAGS = 0, 6
 """Fields of `stat`, counted from the first after the name."""
 _ENDED = {"Z", "X"}
 _NOT_THERE = {errno.ENOENT, errno.ESRCH, errno.EINVAL}
-"""What the kernel says of a thread that has ended; the last of its mounts."""
+"""The kernel's answers for a thread that has ended; the last is about its mounts."""
 _INIT = ("1", "1")
 _ROUNDS = 16
 
@@ -43,17 +43,17 @@ def holder_of_rights(proc: Tree) -> str | None:
 
     Raises:
         OSError: As the kernel answers.
-        Unknown: Not every process is to be seen.
+        Unknown: Not every process is visible.
     """
     return _first(proc, _rights_of)
 
 
 def writer_of_sysctls(proc: Tree) -> str | None:
-    """The first thread in whose sight `/proc/sys` is writable, in words; None when there is none.
+    """The first thread that sees a writable `/proc/sys`, in words; None when there is none.
 
     Raises:
         OSError: As the kernel answers.
-        Unknown: Not every process is to be seen.
+        Unknown: Not every process is visible.
     """
     return _first(proc, _sysctls_of)
 
@@ -137,7 +137,7 @@ class Mount:
     Attributes:
         number: Of the mount.
         parent: Number of the mount below it.
-        root: What of the file system is mounted.
+        root: The part of the file system that is mounted.
         point: Where.
         kind: Of file system.
         read_only: Whether nothing can be written through it.

@@ -36,11 +36,11 @@ from variegate.keys.errors import DeviceError, VariegateError
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
 
 _DESCRIPTORS = 3
-"""Frames, component, identity: what comes with `START`."""
+"""Frames, component, identity: the descriptors that come with `START`."""
 _ROOMS = (64 << 20, 16 << 20, 4 << 20, 1 << 20)
 """Bytes to set aside for the keyed tensors; pages that are not written take no memory, but count as locked."""
 _MOST_LISTED = 1500
-"""Characters of what a refusal lists; an error's message is bounded."""
+"""Characters of the list in a refusal; an error's message is bounded."""
 _ISOLATION = Protection("isolation", ProtectionState.ON, "a process of its own")
 
 
@@ -194,7 +194,7 @@ class _Process:
 
 
 def _memory(pages: Protection, copy: PlacedCopy) -> Protection:
-    """The protection of the pages, less what this graph takes out of them."""
+    """The protection of the pages; off if this graph copies weights out of them."""
     operator = copying_operator(copy)
     if operator is None or pages.state != ProtectionState.ON:
         return pages

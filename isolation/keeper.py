@@ -45,7 +45,7 @@ class DevicePlatform(Brokered, Protocol):
 
     @property
     def boot_digest(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the device's key is bound to that."""
+        """Measurement of the machine's boot, 32 bytes, if the device's key is bound to it."""
         ...
 
     @property
@@ -70,9 +70,9 @@ class Keeper:
         process: The enclave, or None while there is none.
         launched: Times that it was started.
         protections: As the enclave that runs has them.
-        answers: Holds what it gives against what is known here.
+        answers: Checks its answers.
         closed: Whether it is closed for good.
-        offered: What the enclave that runs may use of the platform.
+        offered: The part of the platform that the running enclave may use.
     """
 
     answers: AnswerCheck
@@ -129,7 +129,7 @@ class Keeper:
         return process
 
     def exchange(self, process: Process, packet: bytes, *, frames: int = 0) -> bytes:
-        """Asks once; whatever goes wrong between, the question is not asked again.
+        """Asks once; after any failure the question is not asked again.
 
         Raises:
             DeviceError: The enclave did not answer, or not as it should; it is ended.
@@ -271,5 +271,5 @@ def _booted(platform: DevicePlatform) -> Mapping[str, bytes]:
 
 
 def measurements_of(image: Image, process: Process, policy: DevicePolicy) -> Mapping[str, bytes]:
-    """What was measured of a process that was started."""
+    """The measurements of a process that was started."""
     return {**image.measurements, SYSTEM: process.system, POLICY: policy.digest}

@@ -117,7 +117,7 @@ class Process:
         raise Lost("not ready")
 
     def ask(self, packet: bytes, platform: object, seconds: float, *, frames: int = 0) -> bytes:
-        """Sends a packet and waits for what is not a call.
+        """Sends a packet and waits for a packet that is not a call.
 
         Args:
             packet: A request.
@@ -168,7 +168,7 @@ class Process:
                 return packet
 
     def kill(self) -> None:
-        """Kills the process, whatever another thread waits for; `end` is still to be called."""
+        """Kills the process, even if another thread waits for it; `end` must still be called."""
         self._tracer.kill()
 
     def end(self, *, gently: bool = False) -> None:

@@ -23,7 +23,7 @@ _RECEIPT_BITS = 32
 
 
 class Claims:
-    """What one launch of one copy has to say: both sides know it, to the byte, before it is signed."""
+    """The content of the statements of one launch of one copy: both sides know it, to the byte, before it is signed."""
 
     def __init__(self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...]) -> None:
         self._settings = settings

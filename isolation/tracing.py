@@ -100,7 +100,7 @@ class PtraceGuard:
         return self._wanted and (self._taken or _tracer_of(self.pid) not in (0, self._thread))
 
     def kill(self) -> None:
-        """Kills the child, whatever state it is in; `exited` follows. Nothing happens when it has ended."""
+        """Kills the child in any state; `exited` follows. Nothing happens when it has ended."""
         # By descriptor: the number may belong to another process by now.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)

@@ -42,7 +42,7 @@ class Envelope:
         """Opens the keys with the device's key, and a broker's share where the manifest names a broker.
 
         Args:
-            unwrap: Opens what was sealed to the device.
+            unwrap: Decrypts with the device's key.
             share: 64 bytes, or None without a broker. A wrong one gives wrong keys, which open no component.
 
         Raises:
@@ -56,7 +56,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class SealedKeys:
-    """What only the device learns. Never printed.
+    """The secrets that only the device learns. Never printed.
 
     Attributes:
         cek: Content encryption key of the component, 32 bytes.
@@ -97,7 +97,7 @@ class Order:
     """One envelope to make.
 
     Attributes:
-        manifest: What it shall say; its `ueid` is the device's.
+        manifest: Its manifest; the `ueid` is the device's.
         keys: The keys to seal.
         kem: The device's key-agreement algorithm.
         kem_public: The device's public key.
@@ -110,7 +110,7 @@ class Order:
 
 
 def seal_batch(orders: Sequence[Order], signer: Signer) -> list[bytes]:
-    """Seals and signs envelopes together; each stands on its own afterwards."""
+    """Seals and signs envelopes together; each is valid on its own afterwards."""
     payloads = []
     for order in orders:
         manifest = order.manifest.to_bytes()

@@ -99,7 +99,7 @@ class HsmSeller:
 
     @classmethod
     def open(cls, where: Pkcs11Uri, pin: str) -> HsmSeller:
-        """Opens what `create` made, and checks that its parts belong together.
+        """Opens a set made by `create`, and checks that its parts belong together.
 
         Raises:
             MisuseError: There is no such module, token or object.

@@ -67,7 +67,7 @@ class ComponentRef:
 
 @dataclass(frozen=True)
 class Release:
-    """What a copy needs of a key broker before it opens; see `keys.broker`.
+    """The broker's part of a manifest, without which a copy does not open; see `keys.broker`.
 
     Attributes:
         broker: Id of the broker's key, 16 bytes.
@@ -97,7 +97,7 @@ class Manifest:
         shape: Of a frame, without the batch axis.
         classes: Number of classes.
         canaries: SHA-256 of the labels (int64, little-endian) of the component's canary frames.
-        measurements: Expected measurements by name, 32 bytes each; empty asks for none.
+        measurements: Expected measurements by name, 32 bytes each; empty for none.
         not_after: Unix seconds, or None.
         previous: SHA-256 of the manifest that this one follows, or None.
         release: The broker that it needs, or None.
@@ -151,7 +151,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Reads a manifest whose signature already held.
+        """Reads a manifest whose signature is already checked.
 
         Raises:
             RefusedError: `TOO_LARGE` or `MALFORMED`.

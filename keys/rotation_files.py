@@ -17,7 +17,7 @@ from variegate.keys.uri import Passphrase, file_path, is_hsm, next_seller, open_
 
 
 class Rotated(NamedTuple):
-    """A rotation whose files are all there.
+    """A rotation with all its files.
 
     Attributes:
         seller: The new keys.
@@ -33,7 +33,7 @@ def extend(path: Path, seller: SellerKeys, ueids: Iterable[bytes]) -> Revocation
 
     Args:
         path: The list.
-        seller: Whose it is.
+        seller: The seller who rotates.
         ueids: The devices.
 
     Returns:

@@ -65,7 +65,7 @@ class SellerRoot:
 
 
 class Signer(Protocol):
-    """Whatever holds the seller's signing keys: a file, an HSM."""
+    """A holder of the seller's signing keys: a file or an HSM."""
 
     @property
     def root(self) -> SellerRoot:
@@ -96,7 +96,7 @@ def _to_be_signed(protected: bytes, context: bytes, payload: bytes) -> bytes:
 
 
 def _batch(size: int, root: bytes) -> bytes:
-    """What the batch signature covers: without the size, one path would fit several sizes."""
+    """The bytes under the batch signature: without the size, one path would fit several sizes."""
     return cbor.encode([size, root])
 
 
@@ -104,7 +104,7 @@ def sign_batch(context: bytes, payloads: Sequence[bytes], signer: Signer) -> lis
     """Signs payloads together.
 
     Args:
-        context: What kind of statement this is, for example `b"variegate/1/envelope"`.
+        context: The kind of statement, for example `b"variegate/1/envelope"`.
         payloads: At least one.
         signer: Holder of the keys.
 

@@ -29,7 +29,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Pages = dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]]
-"""By path: what kind of page it is for the metrics, and its status and body."""
+"""By path: its kind for the metrics, its status and its body."""
 
 EVIDENCE_PATH = b"/v1/evidence/"
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
@@ -65,7 +65,7 @@ class App:
     Args:
         spec: The frames that the copy takes.
         room: For the bytes of requests.
-        workshop: Opens and parses what would hold up the loop.
+        workshop: Decompresses and parses bodies that would block the loop.
         dispatcher: Answers queries.
         health: Knows whether it can.
         metrics: Counts.
@@ -123,7 +123,7 @@ class App:
             await self._page(self._pages, scope, send)
 
     async def watch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request on the port for who watches over the server: metrics and health, and no other."""
+        """One request on the operators' port: metrics and health, and no other."""
         del receive
         if scope["type"] == "http":
             await self._page(self._watched, scope, send)

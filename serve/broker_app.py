@@ -143,7 +143,7 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 class BrokerService:
-    """Serves a broker until told to stop.
+    """Serves a broker until it is stopped.
 
     Args:
         broker: The broker; its books are the caller's to close.

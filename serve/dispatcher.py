@@ -102,7 +102,7 @@ class Dispatcher:
         Args:
             peer: The peer whose share it counts against.
             frames: (N, *shape).
-            hold: Gets the query, so that whoever sees the client leave can `drop` it.
+            hold: Gets the query, to `drop` it when the client leaves.
 
         Raises:
             VariegateError: An error of the port, and what `ask` raises.

@@ -30,7 +30,7 @@ def decoded(
         body: Hostile bytes.
         encoding: "identity", "gzip" or "deflate".
         limit: Most bytes to make of it.
-        take: Told of every piece of the plain body before it is kept; ends this by raising.
+        take: Called with every piece of the plain body before it is kept; an exception ends this.
 
     Returns:
         The plain body.

@@ -53,7 +53,7 @@ class FairQueue(Generic[T]):
         Args:
             peer: Its peer.
             cost: Frames, at least 1.
-            item: What `pop` gives back.
+            item: The item that `pop` returns.
         """
         if not self.has_room(peer):
             return False

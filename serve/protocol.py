@@ -45,9 +45,9 @@ class GuardedProtocol(HttpToolsProtocol):
         config: Of uvicorn.
         state: Of uvicorn: connections and tasks.
         limits: Times and sizes.
-        metrics: Counts what is refused here.
+        metrics: Counts refusals.
         permit: Of this connection; released with it.
-        ours: Whether a value of the header Host may be asked for.
+        ours: Whether a value of the header Host is accepted.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not take what is written to it."""
+        """The client does not read the written bytes."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
@@ -229,10 +229,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
 
     def leave(self, most: int = _MAX_BODY_DROPPED) -> None:
-        """Ends what is written, and drops what still comes, until the client is done as well.
+        """Ends the answer, and drops further input, until the client is done as well.
 
         To close a connection with bytes unread resets it, and the client may lose its answer with it. No time is added:
-        the request has what is left of its own.
+        the request has the rest of its own time.
 
         Args:
             most: Bytes to drop before the connection is cut.
@@ -308,7 +308,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete and not (self._in_message and not self._in_head)
 
     def _refuse(self, status: int) -> None:
-        """Answers what cannot be served, where an answer still has a place, and closes."""
+        """Answers a request that cannot be served, if an answer is still possible, and closes."""
         cycle: Any = self.cycle
         waiting = cycle is not None and not cycle.response_complete
         if not waiting and self._in_message and not self._in_head:

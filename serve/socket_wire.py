@@ -44,7 +44,7 @@ class HeadError(RefusedError):
     """A query's head is wrong, so that where the next one begins is not known.
 
     Attributes:
-        id: What stands where the id should.
+        id: The bytes in the place of the id.
     """
 
     def __init__(self, refusal: Refusal, message: str, query: int) -> None:
@@ -53,7 +53,7 @@ class HeadError(RefusedError):
 
 
 def hello(spec: Spec) -> bytes:
-    """What the server says first: what a frame is and how many a query may have."""
+    """The server's first message: the format of a frame and the most frames of a query."""
     return _HELLO.pack(
         HELLO_MAGIC,
         VERSION,

@@ -19,7 +19,7 @@ def from_json(data: object, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """An array from JSON numbers, flat in row-major order or nested as the shape.
 
     Args:
-        data: What the JSON decoder gave.
+        data: The JSON decoder's output.
         shape: Of the array, none of its sides zero.
         dtype: "uint8" takes integers of 0..255, "float32" any number.
 

@@ -16,7 +16,7 @@ _CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """What TLS is made of.
+    """The settings of TLS.
 
     Attributes:
         certificate: PEM, the server's and any between it and its root.

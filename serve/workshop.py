@@ -56,10 +56,10 @@ class Workshop(Generic[T]):
             peer: Its peer.
             cost: Bytes, at least 1.
             work: Called once on the thread, or not at all when the client leaves before.
-            hold: Gets what gives the work up, for when the client leaves.
+            hold: Gets a function that cancels the work, for when the client leaves.
 
         Returns:
-            What the work gave.
+            The result of the work.
 
         Raises:
             VariegateError: An error of the work.
