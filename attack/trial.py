@@ -32,7 +32,7 @@ class Trial:
 
     Attributes:
         outcomes: By image, of those that are done, or were under way when the device or a person stopped the trial.
-        labels: What the device says of the clean images, int64 (N,), as far as it was asked.
+        labels: The device's labels of the clean images, int64 (N,), as far as it was asked.
         queries: Labels that the device gave: the clean images' and the searches'.
         spent: Whether the device's budget ended searches, or did not let a sample be asked again by itself.
         attack: The attack.
@@ -104,7 +104,7 @@ class Trial:
         return [one for key, one in sorted(self.outcomes.items()) if not self.misread(key)]
 
     def archive(self) -> bytes:
-        """What was found, as an .npz: images by number, their clean frames and samples, labels, distances, queries.
+        """The results as an .npz: images by number, their clean frames and samples, labels, distances, queries.
 
         The label is -1 where a sample fooled the device but was not asked again by itself: the trial was stopped, or
         the device's budget was spent.
@@ -136,7 +136,7 @@ class Trial:
 
 
 class _Watched:
-    """The device, what it answered counted and shown (`attack.oracle.Oracle`).
+    """The device, with its answers counted and reported (`attack.oracle.Oracle`).
 
     Attributes:
         ends_searches: Whether errors look like a spent budget to the driver, which ends searches with what they have.
@@ -192,7 +192,7 @@ def attack_images(
 
     Raises:
         MisuseError: Images or labels do not fit the device, or there is no such attack.
-        LimitError, RefusedError, DeviceError: The device's; a `Trial` of one's own keeps what was found until then.
+        LimitError, RefusedError, DeviceError: The device's; a `Trial` of one's own keeps the samples found until then.
     """
     if queries < 2:  # noqa: PLR2004
         raise MisuseError("an attack needs at least two queries for each image")
@@ -233,7 +233,7 @@ class Replay:
 
 
 def replay(trial: Trial, oracles: Mapping[str, Oracle], overshoots: Sequence[float] = OVERSHOOTS) -> Replay:
-    """Shows what a trial found to other devices, the perturbation stretched by each factor.
+    """Shows a trial's samples to other devices, with the perturbation scaled by each factor.
 
     Args:
         trial: A trial that has run.

@@ -75,7 +75,7 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Takes back what was begun in a folder of our own making."""
+    """Removes an unfinished folder that this command made."""
     with suppress(OSError):
         for path in folder.iterdir():
             path.unlink()

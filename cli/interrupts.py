@@ -15,7 +15,7 @@ from variegate.attack.oracle import Oracle
 class Interruptible:
     """A device (`attack.oracle.Oracle`) whose caller a person may interrupt; a context manager.
 
-    A second Ctrl-C breaks off whatever is done.
+    A second Ctrl-C ends any work.
     """
 
     def __init__(self, oracle: Oracle) -> None:

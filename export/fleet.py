@@ -39,13 +39,13 @@ _BUYER_BYTES = 100
 """Of a file's name; ueid and sequence keep it unique."""
 
 BATCH = 64
-"""Copies under one batch signature: what a kill can lose, and how often progress shows."""
+"""Copies under one batch signature: the most that a kill can lose, and the step of the progress."""
 COMPONENT_FILE = "component.vgb"
 
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
         made: Copies made now.
@@ -93,7 +93,7 @@ class Exporter:
 
     @property
     def root(self) -> SellerRoot:
-        """What devices must have pinned to take these copies."""
+        """The root that devices must have pinned to accept these copies."""
         return (self.signer or self.seller.signer).root
 
     @cached_property
@@ -109,7 +109,7 @@ class Exporter:
         jobs: int = 1,
         progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
     ) -> FleetReport:
-        """Makes what a fleet still lacks.
+        """Makes the copies that a fleet still lacks.
 
         Args:
             wanted: The fleet.
@@ -233,7 +233,7 @@ def hand_out(made: Making, rows: Sequence[Row], registry: Registry) -> None:
 
     Args:
         made: Where `Exporter.make` wrote it.
-        rows: What that returned.
+        rows: Its result.
         registry: Where copies are entered.
 
     Raises:

@@ -61,7 +61,7 @@ class Template:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a frame, (C, H, W) whatever the base's layout: a device's frames do not depend on the base."""
+        """Of a frame, (C, H, W) for every layout of the base: a device's frames do not depend on the base."""
         return frame_shape(self.contract)
 
 

@@ -21,14 +21,14 @@ from variegate.keys.signing import SellerRoot
 
 @dataclass(frozen=True)
 class Shelf:
-    """What a copy must be to be kept instead of made again.
+    """The conditions under which a copy is kept instead of made again.
 
     Attributes:
         folder: Where files are.
         release: The release of the copies.
         shared: The component that they point to, or None for those with their own.
-        terms: What they were sealed on.
-        root: What they are signed under.
+        terms: The terms on which they were sealed.
+        root: The root under which they are signed.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Shelf:
     root: SellerRoot
 
     def has(self, row: Row, wanted: Wanted) -> bool:
-        """Whether the file of a row is there, whole, of this release, and as it is asked for."""
+        """Whether the file of a row is there, whole, of this release, and as requested."""
         release, shared = self.release, self.shared
         return (
             (row.release, row.base, row.parameters) == (release.name, release.base_digest.hex(), self._parameters)
@@ -72,7 +72,7 @@ class Shelf:
 
 
 def missing(wanted: Sequence[Wanted], registry: Registry, shelf: Shelf) -> list[CopyOrder]:
-    """Orders for what has no registered file on the shelf that a device would take, with reserved numbers.
+    """Orders, with reserved numbers, for copies without a registered file that their device would accept.
 
     A line that names no security counter is content with the newest copy of its buyer, device and epoch, if that has
     the highest counter that the device was given: a device that took a later one refuses all others. Such lines for
@@ -105,7 +105,7 @@ def missing(wanted: Sequence[Wanted], registry: Registry, shelf: Shelf) -> list[
 
 @dataclass(frozen=True)
 class _Books:
-    """What the registry says of the devices asked about.
+    """The registry's rows for these devices.
 
     Attributes:
         rows: By buyer, ueid and epoch, in the order in which they were made.

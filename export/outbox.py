@@ -42,7 +42,7 @@ class Making:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes the output folder, and removes what killed runs left half-written.
+    """Makes the output folder, and removes half-written files of killed runs.
 
     Raises:
         MisuseError: When it is no folder or may not be written.
@@ -59,7 +59,7 @@ def prepare_folder(folder: Path) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Making]:
-    """A private folder in an output folder, for files that have no name yet; what is in it at the end is removed.
+    """A private folder in an output folder, for files that have no name yet; what remains is removed at the end.
 
     It is locked meanwhile, so that another export to the same folder does not sweep it.
 

@@ -26,7 +26,7 @@ _PLAIN = InputSpec()
 _NOISE_IMAGES = 256
 
 Validation = tuple[NDArray[Any], NDArray[np.integer[Any]]]
-"""Frames, (N, C, H, W), uint8 or float32 in 0..1 whatever the layout of the base, and their classes, (N,)."""
+"""Frames, (N, C, H, W), uint8 or float32 in 0..1 for every layout of the base, and their classes, (N,)."""
 
 
 def prepare(
@@ -45,7 +45,7 @@ def prepare(
 
     Args:
         model: A torch module, an `.onnx` or `.pt2` file, or a base.
-        validation: What the classifier was not trained on; without it the strongest rewriter is taken unseen.
+        validation: Images that the classifier was not trained on; without it the strongest rewriter is taken untested.
         loss: Most accuracy that a copy may cost, in percentage points.
         name: Of the release, 1 to 60 printable characters.
         shape: Of one image in the layout of `spec`, for a torch module.

@@ -53,7 +53,7 @@ class Release:
         parity: Images with the base's probabilities.
         base_digest: SHA-256 of the canonical base.
         calibration: How the rewriter was chosen, of a release that was just made by calibration; else None.
-        report: What the last check of parity gave, of a release that was just made; else None.
+        report: The result of the last check of parity, for a release that was just made; else None.
     """
 
     name: str

@@ -41,7 +41,7 @@ class CopyOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What all copies of an export have in common.
+    """The terms that all copies of an export share.
 
     Attributes:
         vendor: The seller's name.
@@ -65,7 +65,7 @@ class SealedCopy:
     """A sealed copy.
 
     Attributes:
-        order: What was asked for.
+        order: The order.
         manifest: Its manifest.
         envelope: The signed envelope.
         component: Its own component, or None when it is shared.
@@ -89,7 +89,7 @@ class SharedComponent:
 
     Attributes:
         file: The component file.
-        ref: What manifests say of it.
+        ref: Its description in manifests.
         cek: Its key.
     """
 
@@ -133,7 +133,7 @@ def seal_copies(
         The copies, in the order of `orders`.
 
     Raises:
-        MisuseError: When an order or the terms hold what no device would read.
+        MisuseError: When an order or the terms hold values that no device would accept.
         RefusedError: `PARITY`, when a copy's labels differ from its reference; nothing is sealed then.
     """
     head = release.canaries  # the release as a whole was checked on many more

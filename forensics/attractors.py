@@ -67,7 +67,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trace found.
+    """The result of a trace.
 
     Attributes:
         suspects: Every copy, the likeliest first.

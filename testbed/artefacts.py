@@ -124,8 +124,8 @@ def seal_for(
 
     Args:
         device: Whom it is for.
-        signer: Who signs.
-        payload: What is inside; the tiny graph by default.
+        signer: The signer.
+        payload: Its content; the tiny graph by default.
         keys: CEK and seed; random by default.
         chunk: Plaintext bytes of a chunk.
         changes: Fields of the manifest. A `canaries` given here is a wrong one.

@@ -167,7 +167,7 @@ class ArtGeoDA:
 
 
 def untargeted_only(problem: Problem) -> None:
-    """Holds a search to what the paper has.
+    """Refuses a search that the paper does not have.
 
     Raises:
         MisuseError: It has a target.

@@ -32,12 +32,12 @@ _MAX_FRAME_BYTES = 1 << 28
 _MAX_BATCH = 1 << 16
 _OK, _WRONG, _TOO_MANY, _RATE, _SPENT, _NOT_CURRENT, _, _BUSY = range(8)
 _FREE = {_WRONG, _TOO_MANY, _RATE, _SPENT, _NOT_CURRENT, _BUSY}
-"""What costs no budget."""
+"""The statuses that cost no budget."""
 
 
 @dataclass(frozen=True)
 class _Hello:
-    """What the device takes."""
+    """The format of the device's frames."""
 
     dtype: str
     shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class SocketOracle:
     """
 
     def __init__(self, path: Path, *, patience: Patience = NONE, timeout_s: float = TIMEOUT_S) -> None:
-        """Connects and reads what a frame is.
+        """Connects and reads the format of a frame.
 
         Args:
             path: Of the socket.

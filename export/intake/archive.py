@@ -88,11 +88,11 @@ def _answers(module: torch.nn.Module, pixels: NDArray[np.float32], fixed: int) -
 
 
 def rebuilt(data: bytes, limits: Limits) -> bytes:
-    """Builds a new archive from what is safe of an old one.
+    """Builds a new archive from the safe parts of an old one.
 
     Args:
         data: The bytes of the `.pt2` file.
-        limits: `file_bytes` caps what it unpacks to, `archive_entries` its entries.
+        limits: `file_bytes` caps its unpacked size, `archive_entries` its entries.
 
     Returns:
         An archive that `torch.export.load` reads without unpickling or evaluating anything foreign.

@@ -104,7 +104,7 @@ def from_onnx(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
 
 
 def from_pt2(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS) -> Base:
-    """Reads an archive of `torch.export.save`; it may be hostile (see `archive` for what is let through).
+    """Reads an archive of `torch.export.save`; it may be hostile (see `archive` for the parts that are accepted).
 
     Args:
         path: The file.

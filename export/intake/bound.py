@@ -54,7 +54,7 @@ def bounded(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
 
     Raises:
         RefusedError: `MODEL` for a graph that breaks the standard, `TOO_LARGE` for one that needs too much or
-            whose need cannot be told.
+            whose need cannot be determined.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)

@@ -56,7 +56,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What was checked of a canonical base: images (batch, *layout) in, scores (batch, classes) out."""
+    """The checked contract of a canonical base: images (batch, *layout) in, scores (batch, classes) out."""
 
     layout: Layout
     channels: int
@@ -133,7 +133,7 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 
 def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
-    """Turns images in [0, 1] into what the seller's base expects, without the graph: the reference in checks.
+    """Converts images in [0, 1] to the input of the seller's base, without the graph: the reference in checks.
 
     Args:
         images: float32, (batch, *layout).

@@ -74,7 +74,7 @@ _RANDOM = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a base may cost at the most.
+    """The limits for a base.
 
     Attributes:
         file_bytes: Bytes of the file with all its external data, and of a `.pt2` archive when unpacked.
@@ -122,7 +122,7 @@ def read_file(path: Path, limits: Limits) -> bytes:
 
 
 def guarded(data: bytes, folder: Path | None, limits: Limits) -> onnx.ModelProto:
-    """Parses a model and refuses what no later step should see.
+    """Parses a model and refuses parts that no later step should see.
 
     Args:
         data: The bytes of the `.onnx` file.
@@ -133,7 +133,7 @@ def guarded(data: bytes, folder: Path | None, limits: Limits) -> onnx.ModelProto
         The model, with all external data taken in.
 
     Raises:
-        RefusedError: The file is hostile, damaged, or uses what is not taken.
+        RefusedError: The file is hostile, damaged, or uses unsupported features.
     """
     if len(data) > limits.file_bytes:
         raise RefusedError(Refusal.TOO_LARGE, f"the model is larger than {limits.file_bytes} bytes")

@@ -24,7 +24,7 @@ _SILENT = 4  # fatal only: errors are raised as well
 
 @contextmanager
 def refusing(message: str, hint: str, refusal: Refusal = Refusal.MODEL) -> Iterator[None]:
-    """Turns whatever a foreign library raises on a base into a `RefusedError`.
+    """Converts any error of a foreign library on a base into a `RefusedError`.
 
     Raises:
         RefusedError: Anything but our own errors was raised inside.
@@ -45,7 +45,7 @@ def session(
     """An onnxruntime session on one thread of the CPU, quiet, that reads no file.
 
     Args:
-        graph: A serialised model; it may be hostile, but what it computes is run.
+        graph: A serialised model; it may be hostile, but its calculation is run.
         supplied: Initialisers that the graph lacks, as a device supplies them.
         lean: Whether memory is given back after each batch. Else a session keeps that of every batch size it ever saw:
             20 copies grew a process to over 2 GiB, with no more labels per second.

@@ -58,7 +58,7 @@ def module_from_spec(spec: str) -> torch.nn.Module:
     This imports and runs the seller's own code: never pass on a name that came from outside.
 
     Args:
-        spec: Where a function or class without required arguments lies that returns a `torch.nn.Module`.
+        spec: The place of a function or class without required arguments that returns a `torch.nn.Module`.
 
     Raises:
         MisuseError: The name is malformed, is not there, or gives no module.
