@@ -260,7 +260,7 @@ def test_a_base_that_mixes_the_images_of_a_batch_is_refused() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
     error = refused(model)
     assert error.refusal is Refusal.CONTRACT
-    assert "beside others" in error.message
+    assert "depends on the others of its batch" in error.message
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_a_token_pulled_out_in_the_middle(tmp_path: Path) -> None:
                 print(type(error).__name__, error.message)
         """,
     )
-    assert [line.partition(" when")[0] for line in said.splitlines()] == ["DeviceError the HSM was lost"] * 3
+    assert [line.partition(" and")[0] for line in said.splitlines()] == ["DeviceError the HSM was lost"] * 3
 
 
 def test_a_token_that_lacks_a_mechanism(tmp_path: Path) -> None:
