@@ -149,7 +149,7 @@ def attractors() -> list[str]:
 
 
 def serve() -> list[str]:
-    """Table of what isolation and HTTP cost."""
+    """Table of the cost of isolation and HTTP."""
     f = load("serve")["figures"]
 
     def row(name: str, label: str, batch: int) -> str:
@@ -191,7 +191,7 @@ def serve() -> list[str]:
 
 
 def isolation() -> list[str]:
-    """What root can read."""
+    """Root's reads."""
     document = load("isolation")
     f = document["figures"]
     return [
@@ -206,7 +206,7 @@ def isolation() -> list[str]:
 
 
 def root() -> list[str]:
-    """What root does on an open machine and in a locked image."""
+    """Root's attacks on an open machine and in a locked image."""
     f = load("root")["figures"]
     return [
         (

@@ -28,7 +28,7 @@ def exhaust(folder: Path, workplace: Path, pool: Pool, budget: int, clients: int
 
     Args:
         folder: A device that is off, whose copy has answered nothing.
-        workplace: For the socket and what the server says.
+        workplace: Folder for the socket and the server's output.
         pool: Frames with reference labels.
         budget: Signed for that copy.
         clients: How many ask at a time.
