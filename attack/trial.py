@@ -155,7 +155,7 @@ class _Watched:
         try:
             labels = self._oracle.labels(frames)
         except (VariegateError, KeyboardInterrupt) as error:
-            # The driver itself knows what to do about a spent budget.
+            # The driver itself handles a spent budget.
             spent = isinstance(error, LimitError) and error.retry_after_s is None
             self._trial.spent |= spent
             if spent or not self.ends_searches:

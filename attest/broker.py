@@ -90,12 +90,12 @@ class Broker:
             # Storage may have failed for good, and then the log with it.
             raise DeviceError("broker's storage failed") from error
         else:
-            # Before it leaves: what is not in the log was not released.
+            # Before it leaves: nothing is released that is not in the log.
             self._record("released", case, "")
             return sealed
         # Outside of the handlers, so that the reason is not the error's context.
         if case.evidence is not None and wait_s:
-            # Whoever has captured a token can send it for ever. The device's own fresh evidence is not held up by it.
+            # Whoever has captured a token can send it for ever. This does not delay the device's own fresh evidence.
             raise LimitError("evidence that is not fresh comes too often", retry_after_s=wait_s)
         raise RefusedError(Refusal.RELEASE, "the broker releases nothing for this request")
 
@@ -112,7 +112,7 @@ class Broker:
         case.envelope = opened
         self._match(evidence, opened, root)
         if root != roots[-1] and not self._store.was_released(evidence.ueid, opened.digest):
-            # As on a device: what counted when the root changed goes on, and nothing new counts under the old one.
+            # As on a device: copies from before the rotation stay valid, and no new one is valid under the old root.
             raise RefusedError(Refusal.ROLLED_BACK, "copy is under an earlier root, and was not opened before")
         manifest = opened.manifest
         if not self._store.is_allowed(manifest.buyer, manifest.ueid):

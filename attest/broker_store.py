@@ -204,7 +204,7 @@ class BrokerStore:
         """
         found = Revocations.verify(statement, root, 0)
         with self.database.transaction() as db:
-            # In one transaction, so that of two lists at once the older is told that it is.
+            # In one transaction, so that of two lists at once the older one is refused.
             newest = self._newest(db)
             if found.serial < newest.serial:
                 message = f"revocation list {found.serial} is older than list {newest.serial}"

@@ -66,7 +66,7 @@ class _Way:
     def _exchange(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
         connection = self._connection()
         connection.connect()
-        # A timeout of sockets begins anew with each byte; this one ends the call.
+        # A timeout of sockets starts again with each byte; this one ends the call.
         timer = threading.Timer(self._timeout_s, _abort, (connection.sock,))
         timer.daemon = True
         timer.start()

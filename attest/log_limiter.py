@@ -38,7 +38,7 @@ class _Quota:
     missed: int = 0
 
     def is_over(self, now: float) -> bool:
-        # A clock set back begins anew, too.
+        # A clock set back starts again, too.
         return not 0 <= now - self.since < _MINUTE_S
 
     def take(self, now: float) -> Line:

@@ -79,7 +79,7 @@ def _fitting(standing: Standing, summary: str, size: os.terminal_size) -> list[s
     room = size.lines - 3  # the header, the summary, and the row where the cursor waits
     shown = list(standing.items())
     if len(shown) > room:
-        # What is under way matters more.
+        # Units under way matter more.
         shown.sort(key=lambda item: item[1].done + item[1].failed >= item[1].units)
         shown = shown[: max(0, room - 1)]
     rows = [

@@ -175,7 +175,7 @@ def _classify(args: argparse.Namespace) -> int:
         with open_device(args) as device:
             enclave = device.boot() if args.receipt is None else isolated(device)
             asked = _Patient(enclave)
-            # What is charged shall be answered: all is read before the first question.
+            # Charged queries must be answered, so everything is read before the first query.
             shown = [(path, _frames(path, enclave.manifest)) for path in args.images]
             for path, frames in shown:
                 labels, token = asked.classify(frames, signed=args.receipt is not None)
@@ -183,7 +183,7 @@ def _classify(args: argparse.Namespace) -> int:
                 if token is not None:
                     write_atomic(args.receipt, token, mode=PUBLIC)
     finally:
-        if found:  # labels that were paid for show, whatever came after them
+        if found:  # charged labels are shown even if a later query fails
             emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
     return 0
 

@@ -138,12 +138,12 @@ class AuditLog:
             self.flush(at, boot=boot)
             tip = self._ready(at, boot)
             end = End(sequence=tip.last, boot=boot, time_ms=_ms(at), previous=tip.link)
-            # As far as each goes: what follows damage proves nothing, and the verifier names what is missing.
+            # As far as each is whole: entries after damage prove nothing, and the verifier names the missing ones.
             whole = [data[: found.end] for data in self._segments() if (found := parse(data, None)) is not None]
             return to_export(self._key.certificate, self._key.sign(end.to_bytes()), whole)
 
     def _append(self, at: float, event: str, detail: str, *, boot: int) -> None:
-        # Cut so that a line is not longer than `MAX_LINE`, whatever is escaped in it.
+        # Cut so that a line is at most `MAX_LINE` long even with escapes.
         shown = line(at, event, detail)
         detail = detail if len(shown) < MAX_LINE else _cut(detail, len(line(at, event, "")))
         tip = self._ready(at, boot)

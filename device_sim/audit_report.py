@@ -58,7 +58,7 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
     if None in found:
         faults.append("a segment does not begin with a signed head")
     segments = sorted((s for s in found if s is not None), key=lambda s: s.head.number)
-    if segments:  # what is older was dropped, and lies there by chance or by somebody's hand
+    if segments:  # older segments were dropped; such a file is there by chance or was put there
         oldest = segments[-1].head.number - SEGMENTS
         segments = [segment for segment in segments if segment.head.number > oldest]
     last, link = _walk(segments, faults)

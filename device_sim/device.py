@@ -196,7 +196,7 @@ class Device(Hardware):
 
     def confirmed_as(self, envelope: bytes) -> bool:
         """As `runtime.platform.Platform.confirmed_as`."""
-        # What passed last counts, too: its numbers rise before it is noted as confirmed, and a cut may come between.
+        # The last image that passed counts: a cut may come after its numbers rose, before it is noted as confirmed.
         numbered = self._trust.numbered
         return numbered is None or sha256(envelope) in {numbered, self._fuses.load(_PASSED)}
 
@@ -214,7 +214,7 @@ class Device(Hardware):
             return record
         try:
             envelope, manifest = self._passed(record.trial)
-        except RefusedError as error:  # the disk is not what this device wrote: restored, or damaged
+        except RefusedError as error:  # the disk has not the data that this device wrote: it was restored or damaged
             reason = f"confirm: {error.refusal}: {error.message}"
         else:
             return self._make_confirmed(record, envelope, manifest)
@@ -265,7 +265,7 @@ class Device(Hardware):
         """
         trust = self._trust
         root, serial = uniform(self, "follow", lambda: follow(trust.root, trust.serial, statement))
-        self.settle()  # what passed under the root pinned now is confirmed under it
+        self.settle()  # an image that passed under the pinned root is confirmed under it
         self._pin(self._trust.following(root, serial))
         self.record("followed", f"root {root.fingerprint.hex()}, serial {serial}")
 

@@ -227,7 +227,7 @@ class Hardware:
         if granted == 0:
             self.record("budget", f"{name}: refused, {used} of {limit} reserved")
             return 0
-        # A step, not a block: what asks often must not fill the log.
+        # A step, not a block: frequent queries must not fill the log.
         if used * _BUDGET_STEPS // limit > (used - granted) * _BUDGET_STEPS // limit:
             self.record("budget", f"{name}: {used} of {limit} reserved")
         return granted

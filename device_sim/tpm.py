@@ -234,7 +234,7 @@ class Tpm:
 
     def _public(self, index: int, *, written: bool) -> Any:
         lib = self._lib
-        # An empty authorisation: who reaches the TPM can raise the counter, and so stop the device, as they could
+        # An empty authorisation: whoever reaches the TPM can raise the counter, and so stop the device, as they could
         # by undefining it. They cannot lower it.
         attributes = lib.TPMA_NV.AUTHREAD | lib.TPMA_NV.AUTHWRITE | lib.TPMA_NV.NO_DA | (lib.TPM2_NT.COUNTER << 4)
         if written:
@@ -259,7 +259,7 @@ class Tpm:
         """The storage key that sealed objects lie under: the same for the same template and TPM."""
         lib = self._lib
         may = lib.TPMA_OBJECT
-        # NODA again: a TPM counts power cuts as failed tries, and locks what is not exempt.
+        # NODA again: a TPM counts power cuts as failed tries, and locks indices that are not exempt.
         attributes = may.FIXEDTPM | may.FIXEDPARENT | may.SENSITIVEDATAORIGIN | may.USERWITHAUTH | may.NODA
         template = lib.TPM2B_PUBLIC.parse("ecc", objectAttributes=attributes | may.RESTRICTED | may.DECRYPT)
         made, *_ = self._esys.create_primary(None, template)
@@ -304,7 +304,7 @@ class Tpm:
             yield
         except self._lib.TSS2_Exception as error:
             kind = _TakenError if error.error == self._lib.TPM2_RC.NV_DEFINED else DeviceError
-            # Not chained: the library's traceback holds what was sealed.
+            # Not chained: the library's traceback holds the sealed secret.
             raise kind(f"the TPM did not {action}: {error}", hint="is it on, and reachable?") from None
         except (ValueError, TypeError, OverflowError):
             raise DeviceError(f"the TPM did not {action}: the data that the device keeps for it is damaged") from None

@@ -170,7 +170,7 @@ class TpmChip:
     def open_secret(self, name: str) -> int:
         """As `Chip.open_secret`: a pipe that another process has filled; the secret was never in this one."""
         with self._held():
-            if name in self._kept:  # opened anew: who reads one descriptor must not move another's place
+            if name in self._kept:  # opened again: a reader of one descriptor must not move another's position
                 return os.open(f"/proc/self/fd/{self._kept[name]}", os.O_RDONLY | os.O_CLOEXEC)
             return self._opened(name)
 

@@ -115,7 +115,7 @@ def _checked(
         raise MisuseError(f"validation classes must lie in 0..{contract.classes - 1}")
     if str(images.dtype) not in {"uint8", "float32"}:
         raise MisuseError(f"validation images are {images.dtype}", hint="give uint8, or float32 in 0..1")
-    # As one condition: what is not a number is in no range.
+    # As one condition: NaN is in no range.
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise MisuseError("validation images must be finite and lie in 0..1", hint="divide bytes by 255")
     return images, truth.astype(np.int64)

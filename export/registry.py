@@ -150,7 +150,7 @@ class Registry:
         self._path = path
         self._clock = clock
         empty = not read_only and made_or_empty(path)
-        # As a URI: the mode is what keeps SQLite from making the file, which it would do through a link.
+        # As a URI: its mode keeps SQLite from making the file, which it would do through a link.
         uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
         try:
             self._db = sqlite3.connect(uri, isolation_level=None, timeout=_WAIT_S, uri=True)
@@ -297,7 +297,7 @@ class Registry:
             yield
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             message = f"the registry cannot be used{_why(error)}"
-            # Refused are damage, and what breaks a rule of the tables: a number given twice.
+            # Damage is refused, and so is a row that breaks a rule of the tables: a number given twice.
             if not is_damage(error) and not isinstance(error, sqlite3.IntegrityError):
                 raise DeviceError(message) from error
             raise RefusedError(Refusal.MALFORMED, message) from None

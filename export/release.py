@@ -92,7 +92,7 @@ class Release:
             raise MisuseError(f"cannot make {folder}: {(error.strerror or '').lower()}") from error
         packed = io.BytesIO()
         np.savez_compressed(packed, images=self.parity.images, probabilities=self.parity.probabilities)
-        # Without release.toml, these are what a killed run left behind.
+        # Without release.toml, these are left from a killed run.
         write_atomic(folder / _PAYLOAD, self.payload, overwrite=True)
         write_atomic(folder / _PARITY, packed.getvalue(), overwrite=True)
         if self.calibration is not None:

@@ -80,7 +80,7 @@ class AnswerCheck:
             Lost: It is another than a sound enclave gives.
         """
         wanted = self._claims.receipt(frames, labels, now=now)
-        # The signature is not verified: that would double the time of a receipt, and who has the key can hide something
+        # The signature is not verified: this would double a receipt's time, and whoever has the key can hide something
         # in a good one as well.
         if token != cose.sign1(receipt.TYP, wanted.to_bytes(), lambda _: token[-_SIGNATURE_BYTES:], self._public):
             raise Lost("receipt says something else")

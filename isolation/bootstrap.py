@@ -32,7 +32,7 @@ class _Pinned:
 
 def _main() -> None:
     socket, site = int(sys.argv[1]), sys.argv[2]
-    # What the supervisor's own parent left open and inheritable.
+    # Descriptors that the supervisor's own parent left open and inheritable.
     os.closerange(socket + 1, _MOST_DESCRIPTORS)
     # Set here and not inherited: one thread, so that nothing is left unseen by seccomp or the supervisor.
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")

@@ -21,7 +21,7 @@ RIGHTS = {
     40: "CAP_CHECKPOINT_RESTORE",
 }
 """Rights with which root reaches other processes, by their bit."""
-# Not the bounding set alone: whoever leaves it keeps what is permitted, and what is inheritable comes back by a file.
+# Not the bounding set alone: a right dropped from it may stay permitted, and an inheritable one returns through a file.
 _SETS = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
 _OF_KERNEL = 0x0020_0000
 _STATE, _FLAGS = 0, 6
@@ -119,9 +119,9 @@ def _sysctls_of(proc: Tree, thread: str) -> str | None:
     """Whether one of the mounts of `/proc` that a thread sees leads to a writable `sys`."""
     everything = mounts_of(proc.text(f"{thread}/mountinfo"))
     covered = {(mount.parent, mount.point) for mount in everything}
-    # No path leads to what another mount covers whole.
+    # No path leads to a mount that another one covers whole.
     mounts = [m for m in everything if m.kind == "proc" and (m.number, m.point) not in covered]
-    # By parent: what is closed below one `/proc` is not below another that lies over it.
+    # By parent: a folder closed below one `/proc` is open below another one mounted over it.
     closed = {(mount.parent, mount.point) for mount in mounts if mount.root == "/sys" and mount.read_only}
     for mount in mounts:
         below = f"{mount.point.rstrip('/')}/sys"

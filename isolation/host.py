@@ -206,7 +206,7 @@ class Isolated:
         with self._keeper.lock:
             process, platform = self._keeper.running(), self._platform
             check_current(self._manifest, platform)
-            # Before the frames are where the enclave sees them; what goes wrong from here on gives nothing back.
+            # Before the enclave can see the frames; a failure from here on returns no budget.
             self._allowance.take(count)
             self._query = number = self._query + 1
             now = platform.now()

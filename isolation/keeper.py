@@ -208,7 +208,7 @@ class Keeper:
                 raise self._with_memory(error) from None
             if self.launched == 1:
                 raise
-            # Who asks for a label is not told what broker or artefact say: to them, the device is down.
+            # Clients are not told about faults of broker or artefact: to them, the device is down.
             raise DeviceError(f"the enclave does not start again: {error.message}", hint=error.hint) from error
         except (Lost, TimeoutError) as error:
             raise self._with_memory(self.lost("stopped while it opened the copy")) from error

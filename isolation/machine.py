@@ -93,7 +93,7 @@ class _Machine:
             Unknown: It is not.
         """
         self._proc, self._settings, self._sys = proc, settings, sys
-        self._real = proc.path == _PROC  # what tests make up is mounted nowhere
+        self._real = proc.path == _PROC  # files that tests make are mounted nowhere
         if self._real and not proc.all_of("proc"):  # else it could say anything of itself
             raise Unknown("/proc is not the kernel's")
         for kind, first in _OURS_TO_SEE.items():

@@ -162,7 +162,7 @@ def copying_operator(copy: PlacedCopy) -> str | None:
             return use.operator
         weights = [(at, region[name]) for at, name in enumerate(use.inputs) if name in region]
         if constant.issuperset(filter(None, use.inputs)):
-            # Shapes and the like are calculated at no risk; a node without inputs holds we do not know what.
+            # Calculated shapes are no risk; a node without inputs may hold anything.
             if weights or not any(use.inputs):
                 return use.operator
             constant.update(use.outputs)

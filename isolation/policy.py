@@ -65,7 +65,7 @@ class DevicePolicy:
     def to_toml(self) -> bytes:
         """The file; one text for one policy."""
         values: dict[str, Any] = {"schema": SCHEMA, **asdict(self), "require": list(self.require)}
-        # JSON's spelling of texts, numbers, true and false is TOML's, too, but for characters written as surrogates.
+        # JSON's spelling of texts, numbers, true and false is TOML's, too, except for characters written as surrogates.
         return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()).encode()
 
     @classmethod

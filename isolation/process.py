@@ -155,7 +155,7 @@ class Process:
         until = started + seconds
         while True:
             if not self._pace.expect(frames, until - started):
-                # What is left: a compromised enclave could go on calling for ever.
+                # The rest of the time: a compromised enclave could call for ever.
                 self._channel.settimeout(max(0.001, until - time.monotonic()))
             packet = wire.receive(self._channel)
             if packet[0] == Kind.CALL:

@@ -145,7 +145,7 @@ class PtraceGuard:
         others: set[int] = set()
         while True:
             try:
-                # Only what this thread traces: other children of the supervisor are none of its business.
+                # Only processes that this thread traces, and no other children of the supervisor.
                 pid, raw = os.waitpid(-1, _WAIT_ALL | _WAIT_OWN_THREAD)
             except ChildProcessError:
                 return
@@ -160,7 +160,7 @@ class PtraceGuard:
             if pid == self.pid:
                 self._status = os.waitstatus_to_exitcode(raw)
                 self.exited.set()
-                # What it forked does not outlive it.
+                # Its forks do not outlive it.
                 for other in others:
                     _kill(other)
 

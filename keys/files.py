@@ -232,7 +232,7 @@ def refuse_shared(folder: Path) -> None:
     Raises:
         MisuseError: Its group or others may write it, and it is not sticky, as `/tmp` is.
     """
-    with contextlib.suppress(OSError):  # what is not there, the maker says
+    with contextlib.suppress(OSError):  # the maker reports a missing folder
         folder = folder.absolute()
         mode = folder.stat().st_mode
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:

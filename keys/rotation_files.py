@@ -105,7 +105,7 @@ def _begun(old: SellerKeys, out: str, passphrase: Passphrase) -> SellerKeys | No
         try:
             found = open_seller(out, passphrase)
         except MisuseError:
-            return None  # making them says what else may be wrong
+            return None  # making them reports other faults
     else:
         path = file_path(out)
         clear_leftovers(path)

@@ -168,7 +168,7 @@ def verify(context: bytes, statement: bytes, root: SellerRoot) -> bytes:
             pass
         case _:
             raise RefusedError(Refusal.MALFORMED, "statement does not have the shape of a signed statement")
-    # Each side checked in full, whatever the other says: the refusal does not tell which one failed.
+    # Each signature is checked in full in any case: the refusal does not tell which one failed.
     good = protected == _protected(ALG_ED25519, root.ed25519)
     good &= ed25519_verify(root.ed25519, signature, _to_be_signed(protected, context, payload))
     tree_root = merkle.root_from_path(merkle.leaf(payload), index, size, path)

@@ -56,7 +56,7 @@ def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -
 def complete(db: sqlite3.Connection, script: str, later: Sequence[str]) -> None:
     """Adds to a file of ours the later parts of its schema that it lacks, `IF NOT EXISTS`; errors are SQLite's."""
     parts = "".join(later)
-    # A file that lacks nothing is opened without waiting for who writes to it.
+    # A complete file is opened without waiting for its writers.
     if not has_schema(db, script + parts):
         with transaction(db):
             run(db, parts)
@@ -95,7 +95,7 @@ def is_damage(error: Exception) -> bool:
             # Python's own: text that is not UTF-8, or a file that was closed.
             return not isinstance(error, sqlite3.ProgrammingError)
         return code & _PRIMARY in _DAMAGE
-    # Also what SQLite says of a file may quote text that is not UTF-8.
+    # SQLite's message about a file may quote text that is not UTF-8, too.
     return isinstance(error, UnicodeDecodeError | OverflowError)
 
 

@@ -230,7 +230,7 @@ class App:
                 request = await self._workshop.do(peer, max(1, len(body)), read, hold)
             finally:
                 permit.on_lost = None
-        # What is held from here on: binary frames are a view of the whole plain body, others are an array of their own.
+        # Bytes held from here on: binary frames are a view of the whole plain body, others are an array of their own.
         claim.hold(request.frames.nbytes + (0 if split is None else split))
         return request
 

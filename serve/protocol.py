@@ -151,7 +151,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _RefusedHeadError
         lower = name.lower()
         if lower in {b"content-length", b"transfer-encoding", b"host"}:
-            # Two readings of where a body ends are two requests for who stands behind a proxy (RFC 9112, 6.3).
+            # If a proxy reads the end of the body differently, the rest is a second request to it (RFC 9112, 6.3).
             if lower in self._framed or (lower != b"host" and self._framed & {b"content-length", b"transfer-encoding"}):
                 raise _RefusedHeadError
             self._framed.add(lower)
@@ -166,7 +166,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is whole: the app starts."""
         self._raw_bytes = 0
         if self.parser.should_upgrade():
-            # httptools ends here, without the body. `data_received` goes on, or refuses.
+            # httptools ends here, without the body. `data_received` continues, or refuses.
             self._offered = self.parser.get_method() != b"CONNECT" and not any(
                 name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers
             )
@@ -290,12 +290,12 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._leaving:
             self.transport.abort()
-        elif self.flow.read_paused:  # it is us who do not read
+        elif self.flow.read_paused:  # this side does not read
             self._expect(self._limits.body_s)
         elif self._deadline > self.loop.time():
             self._timer = self.loop.call_at(self._deadline, self._look)
         elif self._answering():
-            self._expect(self._limits.head_s)  # what came behind a request must not cost it its answer
+            self._expect(self._limits.head_s)  # bytes after a request must not cost it its answer
         elif self._in_message:
             self._refuse(408)
         else:

@@ -243,9 +243,9 @@ def _config(app: Callable[[Scope, Receive, Send], object], limits: ServeLimits) 
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # what clients do wrong is in the metrics, and would fill a log
+        log_level="critical",  # clients' mistakes are in the metrics, and would fill a log
         access_log=False,
-        proxy_headers=False,  # X-Forwarded-For is whatever the client writes
+        proxy_headers=False,  # the client writes X-Forwarded-For as it likes
         server_header=False,
         date_header=False,
         timeout_keep_alive=limits.keep_alive_s,

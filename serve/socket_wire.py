@@ -92,6 +92,6 @@ def answer(query: int, labels: NDArray[np.int64]) -> bytes:
 def refusal(query: int, fault: Fault) -> bytes:
     """An answer without labels."""
     wait = fault.retry_after_s
-    # Rounded up: who waits exactly that long must not be early.
+    # Rounded up: a client that waits exactly that long must not be early.
     retry = NO_RETRY if wait is None else min(NO_RETRY - 1, int(wait * 1000) + 1)
     return _ANSWER.pack(ANSWER_MAGIC, query, fault.code, retry, 0, 0)

@@ -48,7 +48,7 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
             with SocketOracle(Path(rest), patience=patience) as behind:
                 yield behind
         case "device" if rest.isprintable() and rest:
-            # Who attacks over a network, or copies in this process, needs no device.
+            # Attacks over a network, or on copies in this process, need no device.
             from variegate.device_sim.hosting import open_port  # noqa: PLC0415
 
             with open_port(rest) as port:

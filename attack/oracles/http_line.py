@@ -151,7 +151,7 @@ class Line:
             DeviceError: No whole answer in time; the query may have been charged.
             RefusedError: `MALFORMED`, for an answer of more than `limit` bytes.
         """
-        # A timeout of sockets begins anew with each byte; this one ends the exchange.
+        # A timeout of sockets starts again with each byte; this one ends the exchange.
         timer = threading.Timer(self._timeout_s, _abort, (self._connection.sock,))
         timer.daemon = True
         timer.start()

@@ -120,7 +120,7 @@ class SocketOracle:
             except LimitError:
                 raise
             except BaseException:
-                self._drop()  # what comes next would be another query's answer
+                self._drop()  # the next bytes would be another query's answer
                 raise
 
     def _query(self, line: _Line, raw: bytes, count: int) -> NDArray[np.int64]:

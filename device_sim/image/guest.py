@@ -103,7 +103,7 @@ def _prepare() -> None:
         _run("mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
     else:
         _lock()
-    # Executed anew: the kernel works out root's rights again, from what is left.
+    # Executed again: the kernel then derives root's rights from the remaining ones.
     os.execv(sys.executable, [sys.executable, "-I", "-B", "-m", __spec__.name, _LOCKED])  # noqa: S606
 
 
@@ -114,7 +114,7 @@ def _lock() -> None:
     _run("mount", "--bind", "/proc/sys", "/proc/sys")
     for place in ("/proc/sys", "/sys"):
         _run("mount", "-o", "remount,bind,ro,nosuid,nodev,noexec", place)
-    # No other name in the TPM's place: what the supervisor counts has to reach the true one.
+    # No other file in the TPM's place: the supervisor's counts must reach the true TPM.
     _run("mount", "-o", "remount,bind,ro,nosuid,noexec", "/dev")
     for number in GIVEN_UP.values():
         syscalls.prctl(_BOUNDING_DROP, number)

@@ -176,7 +176,7 @@ class Machine:
         if self._process.stdout is None:
             return
         for raw in self._process.stdout:
-            # The firmware clears the screen; what a device says is a stranger's.
+            # The firmware clears the screen; a device's output is foreign text.
             plain = _SEQUENCES.sub(b"", raw).decode("utf-8", "replace")
             line = "".join(c for c in plain if c.isprintable()).strip()
             if line:

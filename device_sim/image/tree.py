@@ -69,7 +69,7 @@ def _library_files() -> Iterator[tuple[Path, Path]]:
                 f"an image needs the library {library}", hint='pip install "variegate[serve,tpm]"'
             ) from None
         for file in found.files or ():
-            # What lies outside of the folder of libraries are scripts, with this machine's paths in them.
+            # Files outside the folder of libraries are scripts, with this machine's paths in them.
             if ".." not in file.parts and not _LEFT_OUT.intersection(file.parts):
                 yield Path(str(found.locate_file(file))), Path(str(file))
 

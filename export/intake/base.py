@@ -141,5 +141,5 @@ def load_base(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
 
 
 def _base(limits: Limits, data: bytes, contract: Contract) -> Base:
-    # The child worked on foreign data: what comes from it passes the guard like any file.
+    # The child worked on foreign data: its output passes the guard like any file.
     return Base(model=guarded(data, None, limits), contract=contract, digest=hashlib.sha256(data).digest())

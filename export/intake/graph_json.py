@@ -21,7 +21,7 @@ _TARGET = re.compile(
     r"|math\.(ceil|floor|trunc)|torch\.sym_(max|min|int|float|not)",
     re.ASCII,
 )
-# What sympy's srepr writes for sizes: symbols with assumptions, integers, and arithmetic.
+# The output of sympy's srepr for sizes: symbols with assumptions, integers, and arithmetic.
 _EXPRESSION = re.compile(
     r"(?:Symbol\('[su]\d{1,6}'(?:, (?:positive|integer|nonnegative|zero)=(?:True|False))*\)"
     r"|[su]\d{1,6}|-?\d{1,12}|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|FloorDiv|CleanDiv|Eq|Ne|Le|Lt|Ge|Gt"

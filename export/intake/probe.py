@@ -57,7 +57,7 @@ def session(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
     options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
-    # As ONNX, whatever it looks like; whatever it says is external lies in a folder that is never there.
+    # As ONNX in any case; external data is looked for in a folder that never exists.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (supplied or {}).items()}

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from variegate.export.intake.guard import CONVERT, Limits, read_file, refuse_pickles
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-# What a file of torch.save, old or new, or any pickle of protocol 2 and above begins with.
+# The first bytes of a file of torch.save, old or new, and of any pickle of protocol 2 and above.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 5
