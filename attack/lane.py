@@ -264,7 +264,7 @@ def _check_finite(points: Points) -> None:
 def _check(problem: Problem, classes: int) -> None:
     clean, starts = problem.clean, problem.starts
     if starts.ndim != 2 or starts.shape[1:] != clean.shape:  # noqa: PLR2004
-        raise MisuseError(f"starts of shape {starts.shape} are no pictures like an image of {clean.shape}")
+        raise MisuseError(f"starts of shape {starts.shape} are not pictures like an image of {clean.shape}")
     # The comparison is also false for NaN.
     if not all(each.min(initial=0) >= 0 and each.max(initial=0) <= 1 for each in (clean, starts)):
         raise MisuseError("an image or its starts hold values outside of [0, 1]")

@@ -108,13 +108,13 @@ class AppraisalPolicy:
                 raise _wrong(key, "is not known")
         schema = values.get("schema")
         if type(schema) is not int or schema != SCHEMA:
-            raise _wrong("schema", f"is to be {SCHEMA}")
+            raise _wrong("schema", f"must be {SCHEMA}")
         skew = values.get("clock_skew_s", CLOCK_SKEW_S)
         if type(skew) is not int or not 0 <= skew <= _MAX_SKEW_S:
-            raise _wrong("clock_skew_s", f"is to be whole seconds up to {_MAX_SKEW_S}")
+            raise _wrong("clock_skew_s", f"must be whole seconds up to {_MAX_SKEW_S}")
         debug = values.get("debug", False)
         if not isinstance(debug, bool):
-            raise _wrong("debug", "is to be true or false")
+            raise _wrong("debug", "must be true or false")
         measurements = values.get("measurements")
         if not isinstance(measurements, dict) or not 1 <= len(measurements) <= MAX_NAMES:
             # A policy without reference values would take any code.
@@ -135,16 +135,16 @@ def _toml(value: object) -> str:
 
 def _texts(path: str, value: Any, *, least: int) -> tuple[str, ...]:
     if not isinstance(value, list) or not least <= len(value) <= MAX_NAMES:
-        raise _wrong(path, f"is to be a list of {least} to {MAX_NAMES} texts")
+        raise _wrong(path, f"must be a list of {least} to {MAX_NAMES} texts")
     for index, text in enumerate(value):
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_TEXT or not text.isprintable():
-            raise _wrong(f"{path}[{index}]", f"is to be 1 to {MAX_TEXT} printable characters")
+            raise _wrong(f"{path}[{index}]", f"must be 1 to {MAX_TEXT} printable characters")
     return tuple(value)
 
 
 def _hashes(path: str, value: Any) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= _MAX_VALUES:
-        raise _wrong(path, f"is to be a list of 1 to {_MAX_VALUES} values")
+        raise _wrong(path, f"must be a list of 1 to {_MAX_VALUES} values")
     return tuple(_hash(f"{path}[{index}]", item) for index, item in enumerate(value))
 
 
@@ -154,7 +154,7 @@ def _hash(path: str, value: Any) -> bytes:
             return bytes.fromhex(value)
         except ValueError:
             pass
-    raise _wrong(path, f"is to be {2 * HASH_BYTES} hexadecimal digits")
+    raise _wrong(path, f"must be {2 * HASH_BYTES} hexadecimal digits")
 
 
 def _wrong(path: str, what: str) -> RefusedError:

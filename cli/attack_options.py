@@ -85,7 +85,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no count")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a count")
     return int(text)
 
 

@@ -223,5 +223,5 @@ def _median(trial: Trial) -> float | None:
 
 def _whole(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:  # noqa: PLR2004  beyond any use
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number below 1000000000")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number below 1000000000")
     return int(text)

@@ -192,7 +192,7 @@ def check_key_file(path: Path) -> Path:
     except OSError as error:
         raise MisuseError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
     if start != keyfile.MAGIC:
-        raise RefusedError(Refusal.KEY, f"{path} is no key file", hint="variegate keys show PATH says what it is")
+        raise RefusedError(Refusal.KEY, f"{path} is not a key file", hint="variegate keys show PATH says what it is")
     return path
 
 

@@ -267,7 +267,7 @@ def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
             size = image.size
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB")) if size == (width, height) else None
     except (OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RefusedError(Refusal.INPUT, f"{path} is no PNG or JPEG image") from error
+        raise RefusedError(Refusal.INPUT, f"{path} is not a PNG or JPEG image") from error
     if pixels is None:
         message = f"{path} has {size[0]} x {size[1]} pixels, the copy takes {width} x {height}"
         raise RefusedError(Refusal.INPUT, message, hint="crop and scale it first")

@@ -204,7 +204,7 @@ def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
     try:
         return _revoked_facts(head) or _root_facts(SellerRoot.from_bytes(head))
     except RefusedError:
-        message = f"{path} is no key file, device identity, seller root or revocation list"
+        message = f"{path} is not a key file, device identity, seller root or revocation list"
         raise RefusedError(Refusal.KEY, message) from None
 
 

@@ -194,7 +194,7 @@ class AuditKey:
         match cbor.decode(data, limit=MAX_RECORD):
             case [bytes(seed), bytes(certificate)] if len(seed) == KEY_BYTES:
                 return cls(seed, certificate)
-        raise DeviceError("the device's audit key is damaged", hint="such a chip is to be replaced")
+        raise DeviceError("the device's audit key is damaged", hint="replace the chip")
 
 
 def certified(data: bytes, ueid: bytes, signing_public: bytes) -> bytes:

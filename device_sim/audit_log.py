@@ -196,7 +196,7 @@ class AuditLog:
         if burnt is None:
             return 0, START
         if len(burnt) != _NUMBER_BYTES + HASH_BYTES:
-            raise DeviceError("the chip's head of the audit log is damaged", hint="such a chip is to be replaced")
+            raise DeviceError("the chip's head of the audit log is damaged", hint="replace the chip")
         return int.from_bytes(burnt[:_NUMBER_BYTES], "big"), burnt[_NUMBER_BYTES:]
 
     def _ready(self, at: float, boot: int) -> _Tip:

@@ -223,7 +223,7 @@ class Fuses:
             self._values[name] = max(value, self._values.get(name, 0))
             self._used += 1
         if len(data) != RECORDS * _RECORD or any(data[(self._used + 1) * _RECORD :]):
-            raise DeviceError("the device's counters are damaged", hint="such a chip is to be replaced")
+            raise DeviceError("the device's counters are damaged", hint="replace the chip")
         self._attach()
 
     def _attach(self) -> None:

@@ -100,7 +100,7 @@ class Hardware:
         if folder.exists():
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
         if not folder.parent.is_dir():
-            raise MisuseError(f"{folder.parent} is no folder", hint="make it first")
+            raise MisuseError(f"{folder.parent} is not a folder", hint="make it first")
         refuse_shared(folder.parent)
         identity = DeviceIdentity.generate(device_class, kem=kem)
         policy = DevicePolicy() if policy is None else policy

@@ -296,5 +296,5 @@ def _is_ours(path: Path) -> bool:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise MisuseError(f"{name!r} is no name for a file on a device")
+        raise MisuseError(f"{name!r} is not a name for a file on a device")
     return name

@@ -248,7 +248,7 @@ class Tpm:
         """Handle of an index that is such a counter: under the same number anything else could have been defined."""
         handle = self._esys.tr_from_tpmpublic(index)
         if bytes(self._esys.tr_get_name(handle)) != bytes(self._public(index, written=True).get_name()):
-            raise DeviceError("the TPM's counter was replaced", hint="such a chip is to be replaced")
+            raise DeviceError("the TPM's counter was replaced", hint="replace the chip")
         return handle
 
     def _read(self, handle: Any) -> int:

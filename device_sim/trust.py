@@ -57,7 +57,7 @@ class Trust:
                         return cls(serial, SellerRoot.from_bytes(root), before, envelope, envelope)
                     case [bytes(numbered)]:
                         return cls(serial, SellerRoot.from_bytes(root), before, envelope, numbered)
-        raise DeviceError("the device's pinned root is damaged", hint="such a chip is to be replaced")
+        raise DeviceError("the device's pinned root is damaged", hint="replace the chip")
 
     def confirming(self, envelope: bytes, *, highest: bool) -> Trust:
         """After an image under `root` was confirmed: nothing counts under an earlier root any more.

@@ -64,7 +64,7 @@ class AnswerCheck:
             raise Lost("answer is for another query")
         labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size).astype(np.int64)
         if labels.view(np.uint64).max() >= self._classes:  # where those below 0 are large
-            raise Lost("answer holds what is no class")
+            raise Lost("answer holds a value that is not a class")
         return labels, answer[end:]
 
     def receipt(self, token: bytes, frames: NDArray[Any], labels: NDArray[np.int64], now: float) -> None:

@@ -78,7 +78,7 @@ def _first(proc: Tree, fault: Callable[[Tree, str], str | None]) -> str | None:
             known.add((pid, tid))
         if settled:
             if _INIT not in known:
-                raise Unknown("process 1 is not to be seen")
+                raise Unknown("process 1 is not visible")
             return None
     raise Unknown("processes come and go faster than they can be looked at")
 

@@ -290,4 +290,4 @@ def _encoded(value: int) -> bytes:
 
 
 def _broken() -> RefusedError:
-    return RefusedError(Refusal.MODEL, "graph is no ONNX model")
+    return RefusedError(Refusal.MODEL, "graph is not an ONNX model")

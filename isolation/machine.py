@@ -189,7 +189,7 @@ class _Machine:
             try:
                 low, high = (int(word) for word in words)
             except ValueError:
-                raise Unknown(f"{self._settings.path}/kernel/usermodehelper/{which} is no pair of numbers") from None
+                raise Unknown(f"{self._settings.path}/kernel/usermodehelper/{which} is not a pair of numbers") from None
             if held := census.rights(high << _WORD_BITS | low):
                 return False, f"programs that the kernel starts have {', '.join(held)} ({which})"
         most = self._number("user/max_user_namespaces")

@@ -82,4 +82,4 @@ def read_npy(data: bytes, what: str) -> NDArray[Any]:
     try:
         return _array(io.BytesIO(data), len(data))
     except _FAULTS as error:
-        raise RefusedError(Refusal.INPUT, f"{what} is no numpy array of numbers") from error
+        raise RefusedError(Refusal.INPUT, f"{what} is not a numpy array of numbers") from error

@@ -244,7 +244,7 @@ def _release(value: Any) -> Release:
     match value:
         case [broker, bytes(sealed)] if 1 <= len(sealed) <= MAX_SHARE_BYTES:
             return Release(_bytes(broker, BROKER_ID_BYTES), sealed)
-    raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is no broker and share")
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is not a broker and a share")
 
 
 def _measurement(item: Any) -> tuple[str, bytes]:

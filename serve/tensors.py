@@ -66,7 +66,7 @@ def _flat(data: object, shape: tuple[int, ...]) -> list[Any]:
     level: list[Any] = data
     for side in shape[1:]:
         if not all(type(item) is list and len(item) == side for item in level):
-            raise _wrong("data are nested otherwise than their shape")
+            raise _wrong("data are not nested like their shape")
         level = list(chain.from_iterable(level))
     return level
 

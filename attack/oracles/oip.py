@@ -145,7 +145,7 @@ def labels_of(body: bytes, header_length: int | None, count: int, model: Model, 
         try:
             return check_labels(np.array(data, np.int64), count, classes)
         except OverflowError:
-            _refuse("labels that are no classes")
+            _refuse("labels that are not classes")
     raw = body[end:]
     if len(raw) != count * np.dtype(kind).itemsize:
         _refuse("binary data of another length than its labels")

@@ -216,7 +216,7 @@ class _Line:
 def _hello(data: bytes) -> _Hello:
     magic, version, kind, rank, channels, height, width, classes, batch, size = _HELLO.unpack(data)
     if (magic, version, rank) != (b"VGH1", _VERSION, _SIDES) or kind not in _DTYPES:
-        raise RefusedError(Refusal.MALFORMED, "this is no label socket of version 1")
+        raise RefusedError(Refusal.MALFORMED, "this is not a label socket of version 1")
     dtype = _DTYPES[kind]
     values = channels * height * width
     if size != values * np.dtype(dtype).itemsize or not 0 < size <= _MAX_FRAME_BYTES or batch < 1:

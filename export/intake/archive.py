@@ -199,7 +199,7 @@ def _plain(meta: Mapping[str, object], field: str) -> list[int]:
     for value in values if isinstance(values, list) else [None]:
         number = value.get("as_int") if isinstance(value, dict) and len(value) == 1 else None
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise _malformed("a tensor's size in the archive is no number")
+            raise _malformed("a tensor's size in the archive is not a number")
         numbers.append(number)
     return numbers
 

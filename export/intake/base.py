@@ -137,7 +137,7 @@ def load_base(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
     hint = "give a .onnx or .pt2 file"
     if suffix == ".safetensors":
         hint = "weights alone are no base: name the module too, or export it to .onnx or .pt2"
-    raise RefusedError(Refusal.MALFORMED, f"{path.name} is no kind of base", hint=hint)
+    raise RefusedError(Refusal.MALFORMED, f"{path.name} is not a kind of base", hint=hint)
 
 
 def _base(limits: Limits, data: bytes, contract: Contract) -> Base:

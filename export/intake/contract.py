@@ -204,7 +204,7 @@ def check_scores(scores: NDArray[np.float32], outputs: Outputs, class_names: tup
     check_finite(scores)
     sums = scores.sum(axis=1, dtype=np.float64)
     if outputs == "probabilities" and (scores.min() < 0 or np.abs(sums - 1).max() > SUM_TOLERANCE):
-        raise refused("the scores are no probabilities: rows must be non-negative and sum to 1", "say logits")
+        raise refused("the scores are not probabilities: rows must be non-negative and sum to 1", "say logits")
     if class_names and (len(class_names) != classes or len(set(class_names)) != classes or "" in class_names):
         raise refused(
             f"{len(class_names)} class names for {classes} classes", f"give {classes} different names or none"

@@ -36,14 +36,14 @@ def load_weights(module: torch.nn.Module, path: Path, limits: Limits = _LIMITS) 
     """
     refuse_pickles(path)
     if path.suffix.lower() != ".safetensors":
-        raise RefusedError(Refusal.MALFORMED, f"{path} is no .safetensors file", hint=CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} is not a .safetensors file", hint=CONVERT)
     data = read_file(path, limits)
     if data.startswith(_PICKLE_STARTS):
         raise RefusedError(Refusal.MALFORMED, f"{path} holds a pickle, not safetensors", hint=CONVERT)
     try:
         given = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(Refusal.MALFORMED, f"{path} is no valid safetensors file") from error
+        raise RefusedError(Refusal.MALFORMED, f"{path} is not a valid safetensors file") from error
     wanted = module.state_dict()
     _refuse_names("lacks", {name for name in wanted.keys() - given.keys() if not name.endswith(_COUNTER)}, path)
     _refuse_names("has unexpected", given.keys() - wanted.keys(), path)
