@@ -27,7 +27,7 @@ from testbed.result import result_path, source_commit, write_result
 SEED = 20
 _WORKERS = (2, 1, 3, 0)
 _START_S = 2.0
-"""About what the command needs before it works."""
+"""About the time that the command needs to start."""
 _FILE = """
 schema = 1
 name = "resume"

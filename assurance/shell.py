@@ -39,7 +39,7 @@ class RootShell:
         """Runs a command of the shell.
 
         Returns:
-            Its exit status, and what it printed.
+            Its exit status and output.
 
         Raises:
             ShellError: It did not end in time, or the machine did.

@@ -48,7 +48,7 @@ def run(
     Raises:
         MisuseError: `width` or `batch` below 1, a key that is there twice, or a task that makes no sense or does not
             fit the oracle.
-        RefusedError, DeviceError: The oracle's, or `MALFORMED` for what are no labels; searches under way are lost.
+        RefusedError, DeviceError: The oracle's, or `MALFORMED` for answers without labels; searches under way are lost.
         LimitError: The device's own rate or budget ended the run with a retry in sight; without one, all
             searches end with what they have, judged while single frames are answered, and tasks not begun have no
             outcome.

@@ -17,7 +17,7 @@ from variegate.attack.search import Attack, Points, Problem, Search, distance
 from variegate.keys.errors import MisuseError, VariegateError
 
 _MARGIN = 1 + 1e-3
-"""By how much a length in float32 is trusted when it sorts out what cannot be an improvement."""
+"""The margin for a length in float32 when it excludes points that cannot be an improvement."""
 _IDLE = 1000
 """Times in a row that an attack may ask nothing before it counts as one that never ends."""
 
@@ -54,7 +54,7 @@ def task(
     Args:
         key: The caller's number of it.
         frame: The clean image, uint8 or float32 in 0..1, (C, H, W).
-        label: What the device says of it.
+        label: The device's label of it.
         starts: Pictures that may be answered as wanted, (n, C, H, W), likewise; None for none.
         target: The class wanted; None for any other than `label`.
         queries: As `Problem.queries`.
@@ -76,7 +76,7 @@ def task(
 
 
 def labels_of(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
-    """What a device answers, which need not be what it should."""
+    """The device's answers, which may be wrong in form."""
     return check_labels(np.asarray(oracle.labels(frames)), len(frames), oracle.classes)
 
 
@@ -129,7 +129,7 @@ class Lane:
         return points
 
     def answer(self, frames: NDArray[Any], labels: NDArray[np.int64]) -> None:
-        """Takes the answers of what `take` gave last."""
+        """Takes the answers to the points that `take` gave last."""
         wanted = self._problem.target
         fooled = labels != self._problem.label if wanted is None else labels == wanted
         end = self._answered + len(labels)
@@ -147,7 +147,7 @@ class Lane:
             self._advance()
 
     def close(self, why: str = "") -> None:
-        """Ends the search with what it has."""
+        """Ends the search with its best point so far."""
         self._search.close()
         self._failure = why if self._best.frame is None else self._failure
         self._end()
@@ -180,7 +180,7 @@ class Lane:
         )
 
     def _advance(self, *, first: bool = False) -> None:
-        """Hands the answers over and takes the next points; an attack that has nothing to ask goes on at once."""
+        """Hands the answers over and takes the next points; an attack that has nothing to ask continues at once."""
         try:
             for _ in range(_IDLE):
                 points = next(self._search) if first else self._search.send(self._answers)
@@ -264,7 +264,7 @@ def _check_finite(points: Points) -> None:
 def _check(problem: Problem, classes: int) -> None:
     clean, starts = problem.clean, problem.starts
     if starts.ndim != 2 or starts.shape[1:] != clean.shape:  # noqa: PLR2004
-        raise MisuseError(f"starts of shape {starts.shape} are no pictures like an image of {clean.shape}")
+        raise MisuseError(f"starts of shape {starts.shape} are not pictures like an image of {clean.shape}")
     # The comparison is also false for NaN.
     if not all(each.min(initial=0) >= 0 and each.max(initial=0) <= 1 for each in (clean, starts)):
         raise MisuseError("an image or its starts hold values outside of [0, 1]")

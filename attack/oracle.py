@@ -52,7 +52,7 @@ class Counted:
     """An oracle that counts queries and stops at a budget (`Oracle`). Thread-safe in its count.
 
     Attributes:
-        queries: Frames labelled so far, or that may have been: what the device refused is not among them.
+        queries: Frames labelled so far, or that may have been; refused frames are not among them.
         calls: Calls so far.
     """
 
@@ -129,7 +129,7 @@ def ask_all(oracle: Oracle, frames: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def to_frames(points: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Points in [0, 1] as a device of this dtype takes them; what lies outside is clipped.
+    """Points in [0, 1] as frames of a device of this dtype; values outside are clipped.
 
     Args:
         points: Floats of any shape, scale 0..1.

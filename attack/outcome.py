@@ -30,7 +30,7 @@ class Outcome:
         status: How it ended.
         reason: Why it failed; empty otherwise.
         sample: The frame found, (C, H, W) of the device's dtype, or None.
-        label: What the device said of it when asked alone, or None.
+        label: The device's answer when asked alone, or None.
         distance: Of the sample to the clean frame in the attack's norm, pixels in 0..1; infinite without one.
         queries: Labels asked for, the judgement included.
         trace: (queries so far, distance) at each improvement, or of each iterate.

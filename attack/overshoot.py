@@ -40,7 +40,7 @@ def stretched(clean: NDArray[Any], sample: NDArray[Any], s: float, dtype: str) -
     if clean.ndim > sample.ndim or clean.shape != sample.shape[sample.ndim - clean.ndim :]:
         raise MisuseError(f"a clean image of {clean.shape} does not fit samples of {sample.shape}")
     if s == 1 and str(sample.dtype) == dtype:
-        return sample  # exactly, whatever rounding x + (x_adv - x) would bring
+        return sample  # exactly, without the rounding of x + (x_adv - x)
     # In grey levels, bytes are whole numbers and a half is a half: nothing hangs on a division by 255.
     start, end = _grey(clean), _grey(sample)
     moved = np.clip(start + s * (end - start), 0, LEVELS)

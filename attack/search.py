@@ -33,15 +33,15 @@ toolkits return it (profile `art-1.20`)."""
 
 @dataclass(kw_only=True)
 class Problem:
-    """What one search is given.
+    """The input of one search.
 
     Attributes:
         clean: The clean image, float32 (l,) in [0, 1].
         shape: (C, H, W), with l = C * H * W.
-        label: What the device says of the clean image.
+        label: The device's label of the clean image.
         target: The class wanted; None for any other than `label`.
         starts: Pictures that may be answered as wanted, float32 (n, l), n >= 0: of other classes or of the target.
-        queries: Most labels of the search, the judgement of what it found among them: one less is answered.
+        queries: Most labels of the search, including the final check: one less is answered.
         rng: All randomness.
         dtype: Of the device's frames, "float32" or "uint8", told by the driver: on a device of bytes, points are
             rounded to whole grey levels before they are asked.
@@ -99,7 +99,7 @@ def distance(points: NDArray[np.float32], clean: NDArray[np.float32], norm: Norm
 
 
 def seeded(*parts: str | int) -> np.random.Generator:
-    """A generator that depends on these words alone, whatever batch, worker or machine uses it.
+    """A generator that depends on these words alone, and not on batch, worker or machine.
 
     Args:
         parts: For instance campaign seed, attacker, image and attack.

@@ -118,7 +118,7 @@ class Trial:
         return [one for key, one in sorted(self.outcomes.items()) if not self.misread(key)]
 
     def archive(self) -> bytes:
-        """What was found, as an .npz: images by number, their clean frames and samples, labels, distances, queries.
+        """The results as an .npz: images by number, their clean frames and samples, labels, distances, queries.
 
         The label is -1 where a sample fooled the device but was not asked again by itself: the trial was stopped, or
         the device's budget was spent.
@@ -175,7 +175,7 @@ class _Watched:
         try:
             labels = self._oracle.labels(frames)
         except (VariegateError, KeyboardInterrupt) as error:
-            # The driver itself knows what to do about a spent budget.
+            # The driver itself handles a spent budget.
             spent = isinstance(error, LimitError) and error.retry_after_s is None
             self._trial.spent |= spent
             if spent or not self._stop.ends_searches:
@@ -212,7 +212,7 @@ def attack_images(
 
     Raises:
         MisuseError: Images or labels do not fit the device, or there is no such attack.
-        LimitError, RefusedError, DeviceError: The device's; a `Trial` of one's own keeps what was found until then.
+        LimitError, RefusedError, DeviceError: The device's; a `Trial` of one's own keeps the samples found until then.
     """
     if queries < 2:  # noqa: PLR2004
         raise MisuseError("an attack needs at least two queries for each image")
@@ -254,7 +254,7 @@ class Replay:
 
 
 def replay(trial: Trial, oracles: Mapping[str, Oracle], overshoots: Sequence[float] = OVERSHOOTS) -> Replay:
-    """Shows what a trial found to other devices, the perturbation stretched by each factor.
+    """Shows a trial's samples to other devices, with the perturbation scaled by each factor.
 
     Args:
         trial: A trial that has run.

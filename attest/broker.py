@@ -29,12 +29,12 @@ class Broker:
     """A key broker; an `attest.release.Exchange`. Thread-safe.
 
     Args:
-        key: What shares are sealed to.
+        key: The key to which shares are sealed.
         root: Whose envelopes it serves: the root it was made for. Those that the seller has had since are in the books.
         store: Its books.
-        policy: What is asked of evidence.
+        policy: The rules for evidence.
         clock: Unix time in seconds.
-        nonces: For freshness; over `store` with the usual bounds unless told.
+        nonces: For freshness; over `store` with the usual bounds by default.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Broker:
             HPKE: enc || ciphertext, under `release.release_info(token)`.
 
         Raises:
-            RefusedError: `RELEASE`, whatever was wrong.
+            RefusedError: `RELEASE`, for every fault.
             LimitError: This device has asked too often, or evidence of it that is not fresh has come too often.
             DeviceError: The broker's storage failed.
         """
@@ -90,12 +90,12 @@ class Broker:
             # Storage may have failed for good, and then the log with it.
             raise DeviceError("broker's storage failed") from error
         else:
-            # Before it leaves: what is not in the log was not released.
+            # Before it leaves: nothing is released that is not in the log.
             self._record("released", case, "")
             return sealed
         # Outside of the handlers, so that the reason is not the error's context.
         if case.evidence is not None and wait_s:
-            # Whoever has captured a token can send it for ever. The device's own fresh evidence is not held up by it.
+            # Whoever has captured a token can send it for ever. This does not delay the device's own fresh evidence.
             raise LimitError("evidence that is not fresh comes too often", retry_after_s=wait_s)
         raise RefusedError(Refusal.RELEASE, "the broker releases nothing for this request")
 
@@ -112,7 +112,7 @@ class Broker:
         case.envelope = opened
         self._match(evidence, opened, root)
         if root != roots[-1] and not self._store.was_released(evidence.ueid, opened.digest):
-            # As on a device: what counted when the root changed goes on, and nothing new counts under the old one.
+            # As on a device: copies from before the rotation stay valid, and no new one is valid under the old root.
             raise RefusedError(Refusal.ROLLED_BACK, "copy is under an earlier root, and was not opened before")
         manifest = opened.manifest
         if not self._store.is_allowed(manifest.buyer, manifest.ueid):
@@ -172,7 +172,7 @@ def _opened(envelope: bytes, roots: Sequence[SellerRoot]) -> tuple[Envelope, Sel
 
 @dataclass
 class _Case:
-    """What is known so far of one request; only what a signature vouches for.
+    """The known facts about one request; only those that a signature confirms.
 
     Attributes:
         evidence: Of an enrolled device.

@@ -39,7 +39,7 @@ _SINCE = """
 CREATE TABLE IF NOT EXISTS rotations (serial INTEGER PRIMARY KEY, statement BLOB NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS released ON log (ueid, model) WHERE event = 'released';
 """
-"""What came later, and is added to books that were made before."""
+"""Tables of later versions, which are added to older books."""
 _ROTATIONS = "SELECT serial, statement FROM rotations ORDER BY serial"
 _NEWEST_LIST = "SELECT serial, ueids FROM revocations ORDER BY serial DESC LIMIT 1"
 
@@ -66,7 +66,7 @@ class LogEntry:
     Attributes:
         number: Counts from 1.
         time: Unix seconds.
-        event: What happened: "released", "refused", "limited", "allowed", "denied", "revoked", "followed".
+        event: The kind of event: "released", "refused", "limited", "allowed", "denied", "revoked", "followed".
         ueid: The device, hexadecimal, or empty.
         buyer: Buyer id, or empty.
         model: SHA-256 of the manifest, hexadecimal, or empty.
@@ -204,7 +204,7 @@ class BrokerStore:
         """
         found = Revocations.verify(statement, root, 0)
         with self.database.transaction() as db:
-            # In one transaction, so that of two lists at once the older is told that it is.
+            # In one transaction, so that of two lists at once the older one is refused.
             newest = self._newest(db)
             if found.serial < newest.serial:
                 message = f"revocation list {found.serial} is older than list {newest.serial}"
@@ -279,7 +279,7 @@ class BrokerStore:
         return roots
 
     def _chain(self, first: SellerRoot, db: sqlite3.Connection) -> list[PinnedRoot]:
-        """Roots from the first on. The statements are verified again each time: only they say who comes next."""
+        """Roots from the first on. The statements are verified again each time: only they name the next root."""
         chain = [PinnedRoot(first, 0)]
         for serial, statement in self.database.typed(db.execute(_ROTATIONS), int, bytes):
             try:

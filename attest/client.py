@@ -66,7 +66,7 @@ class _Way:
     def _exchange(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
         connection = self._connection()
         connection.connect()
-        # A timeout of sockets begins anew with each byte; this one ends the call.
+        # A timeout of sockets starts again with each byte; this one ends the call.
         timer = threading.Timer(self._timeout_s, _abort, (connection.sock,))
         timer.daemon = True
         timer.start()
@@ -90,7 +90,7 @@ class BrokerClient:
 
     Args:
         url: `https://host[:port]`; `http://` only for this very machine, since evidence names device and buyer.
-        ca: PEM file of who signs the broker's certificate; the system's authorities unless told.
+        ca: PEM file of the CA of the broker's certificate; the system's authorities by default.
         certificate: PEM file of a client certificate, if the broker asks for one.
         key: PEM file of its key.
         timeout_s: Seconds for a whole call.
@@ -139,12 +139,12 @@ class BrokerClient:
 
 
 def evidence_from(url: str, nonce: bytes, *, ca: Path | None = None, timeout_s: float = EVIDENCE_TIMEOUT_S) -> bytes:
-    """Evidence of a device that serves, for this nonce by its own account: an `attest.verifier` says what it is worth.
+    """Evidence of a device that serves, for this nonce by its own claim: an `attest.verifier` must appraise it.
 
     Args:
         url: Of the device, as of a broker.
         nonce: 8 to 64 bytes.
-        ca: PEM file of who signs its certificate.
+        ca: PEM file of the CA of its certificate.
         timeout_s: Seconds for the call.
 
     Raises:

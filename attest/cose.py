@@ -69,7 +69,7 @@ def verify1(typ: str, token: bytes, public: bytes, *, limit: int) -> bytes:
 
 
 def unverified(token: bytes, *, limit: int) -> bytes:
-    """The payload of a token whose signature nobody has checked yet, to find out whose it claims to be.
+    """The payload of a token with an unchecked signature, to find out which device it claims to be from.
 
     Raises:
         RefusedError: `TOO_LARGE` or `MALFORMED`.

@@ -109,5 +109,5 @@ class Database:
         return typed(self._path, rows, *kinds)
 
     def damaged(self) -> RefusedError:
-        """The error for content that is not what we wrote."""
+        """The error for content that we did not write."""
         return damaged(self._path)

@@ -53,7 +53,7 @@ class ProtectionClaim(NamedTuple):
     """One protection of the enclave.
 
     Attributes:
-        name: What it is.
+        name: Its name.
         state: One of `STATES`.
         reason: Why.
     """
@@ -83,10 +83,10 @@ class Evidence:
         nonce: The verifier's, 8 to 64 bytes.
         ueid: The device, 33 bytes.
         issued_at: Unix time in seconds, by the device's clock.
-        profile: What kind of device speaks; `SIMULATED` here.
+        profile: The kind of device; `SIMULATED` here.
         debug: Whether debuggers may look in.
         boot_count: Times the device was booted.
-        measurements: What was measured before the launch, by name, 32 bytes each.
+        measurements: The measurements before the launch, by name, 32 bytes each.
         security_counter: The device's rollback counter.
         root: Fingerprint of the seller's root that it pins, 32 bytes.
         model: SHA-256 of the manifest of the copy concerned, or None.
@@ -208,7 +208,7 @@ def verify(token: bytes, public: bytes) -> Evidence:
 
 
 def claimed(token: bytes) -> Evidence:
-    """Reads the claims of a token whose signature nobody has checked: to find the device's key, and to show.
+    """Reads the claims of a token with an unchecked signature, to find the device's key and to show them.
 
     Raises:
         RefusedError: `TOO_LARGE` or `MALFORMED`.

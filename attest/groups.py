@@ -21,7 +21,7 @@ HOST_PROTECTIONS = (
     "host-swap",
     "host-core",
 )
-"""What every device reports of its machine, in this order; `isolation.machine` measures it."""
+"""The protections of its machine that every device reports, in this order; `isolation.machine` measures it."""
 _PREFIX = f"{HOST}-"
 
 

@@ -11,13 +11,13 @@ STRANGERS_PER_MINUTE = 60
 PER_DEVICE = 10
 """Lines a minute about one device's evidence whose nonce is not fresh."""
 DEVICES = 4096
-"""Devices told apart at a time; those beyond share what strangers have."""
+"""Devices with a limit of their own at a time; the others share that of strangers."""
 _MINUTE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """What becomes of one line.
+    """The decision on one line.
 
     Attributes:
         entered: Whether it goes into the log.
@@ -38,7 +38,7 @@ class _Quota:
     missed: int = 0
 
     def is_over(self, now: float) -> bool:
-        # A clock set back begins anew, too.
+        # A clock set back starts again, too.
         return not 0 <= now - self.since < _MINUTE_S
 
     def take(self, now: float) -> Line:
@@ -57,7 +57,7 @@ class LogLimiter:
 
     Args:
         clock: Unix time in seconds.
-        devices: Devices told apart at a time.
+        devices: Devices with a limit of their own at a time.
     """
 
     def __init__(self, clock: Callable[[], float], *, devices: int = DEVICES) -> None:
@@ -73,7 +73,7 @@ class LogLimiter:
             ueid: The device that signed for it, or None for a stranger.
 
         Returns:
-            What becomes of it.
+            The decision.
         """
         with self._lock:
             now = self._clock()

@@ -39,7 +39,7 @@ _MS = 1000
 
 
 class NonceState(StrEnum):
-    """What a nonce turned out to be when it was taken."""
+    """The state of a nonce when it was taken."""
 
     FRESH = "fresh"
     UNKNOWN = "not given out here"
@@ -89,11 +89,11 @@ class Nonces:
         """Takes a nonce back, for good.
 
         Args:
-            nonce: What came with the evidence.
+            nonce: The nonce in the evidence.
             ueid: The device that signed for it.
 
         Returns:
-            Whether it was fresh; of several who take one nonce at once, it is for one only.
+            Whether it was fresh; if several take one nonce at once, it is fresh for one only.
 
         Raises:
             LimitError: The device has used too many, or too many are in use in all.

@@ -38,7 +38,7 @@ class AppraisalPolicy:
     Attributes:
         profiles: Profiles accepted; a simulated device passes only where its profile is named.
         measurements: For each name that evidence must hold the values accepted, 32 bytes each. Evidence that holds
-            a further name is refused: nobody has said what it should be.
+            any other name is refused, because it has no reference value.
         require: Protections that must be on, and groups of them (`groups`).
         debug: Whether a device that is open to debuggers passes.
         clock_skew_s: Seconds by which a device's clock may be off.
@@ -52,7 +52,7 @@ class AppraisalPolicy:
 
     @classmethod
     def of(cls, evidence: Evidence) -> AppraisalPolicy:
-        """The policy that this evidence meets: its profile, its measurements, and what it says is on.
+        """The policy that this evidence meets: its profile, its measurements, and the protections that are on.
 
         Debuggers are refused, even when this evidence would need them. Of its machine `host` is required where all of
         that group is on, and nothing otherwise: a part of it stops nobody, and changes with the machine's settings.
@@ -108,13 +108,13 @@ class AppraisalPolicy:
                 raise _wrong(key, "is not known")
         schema = values.get("schema")
         if type(schema) is not int or schema != SCHEMA:
-            raise _wrong("schema", f"is to be {SCHEMA}")
+            raise _wrong("schema", f"must be {SCHEMA}")
         skew = values.get("clock_skew_s", CLOCK_SKEW_S)
         if type(skew) is not int or not 0 <= skew <= _MAX_SKEW_S:
-            raise _wrong("clock_skew_s", f"is to be whole seconds up to {_MAX_SKEW_S}")
+            raise _wrong("clock_skew_s", f"must be whole seconds up to {_MAX_SKEW_S}")
         debug = values.get("debug", False)
         if not isinstance(debug, bool):
-            raise _wrong("debug", "is to be true or false")
+            raise _wrong("debug", "must be true or false")
         measurements = values.get("measurements")
         if not isinstance(measurements, dict) or not 1 <= len(measurements) <= MAX_NAMES:
             # A policy without reference values would take any code.
@@ -129,22 +129,22 @@ class AppraisalPolicy:
 
 
 def _toml(value: object) -> str:
-    """JSON's spelling of texts, lists and booleans is TOML's, too, but for characters written as surrogates."""
+    """JSON's spelling of texts, lists and booleans is TOML's, too, except for characters written as surrogates."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _texts(path: str, value: Any, *, least: int) -> tuple[str, ...]:
     if not isinstance(value, list) or not least <= len(value) <= MAX_NAMES:
-        raise _wrong(path, f"is to be a list of {least} to {MAX_NAMES} texts")
+        raise _wrong(path, f"must be a list of {least} to {MAX_NAMES} texts")
     for index, text in enumerate(value):
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_TEXT or not text.isprintable():
-            raise _wrong(f"{path}[{index}]", f"is to be 1 to {MAX_TEXT} printable characters")
+            raise _wrong(f"{path}[{index}]", f"must be 1 to {MAX_TEXT} printable characters")
     return tuple(value)
 
 
 def _hashes(path: str, value: Any) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= _MAX_VALUES:
-        raise _wrong(path, f"is to be a list of 1 to {_MAX_VALUES} values")
+        raise _wrong(path, f"must be a list of 1 to {_MAX_VALUES} values")
     return tuple(_hash(f"{path}[{index}]", item) for index, item in enumerate(value))
 
 
@@ -154,7 +154,7 @@ def _hash(path: str, value: Any) -> bytes:
             return bytes.fromhex(value)
         except ValueError:
             pass
-    raise _wrong(path, f"is to be {2 * HASH_BYTES} hexadecimal digits")
+    raise _wrong(path, f"must be {2 * HASH_BYTES} hexadecimal digits")
 
 
 def _wrong(path: str, what: str) -> RefusedError:

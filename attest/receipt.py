@@ -37,8 +37,8 @@ class Receipt:
         boot_count: Times the device was booted.
         sequence: Number of the receipt, unique since that boot and rising; a restarted enclave skips ahead.
         time_s: Unix time in seconds, by the device's clock.
-        frames: `frames_digest` of what it was shown, 32 bytes.
-        labels: What it answered, one for each frame.
+        frames: `frames_digest` of the frames shown, 32 bytes.
+        labels: The labels, one for each frame.
     """
 
     ueid: bytes
@@ -131,7 +131,7 @@ def issue(receipt: Receipt, sign: Sign, public: bytes) -> bytes:
     """Signs a receipt.
 
     Args:
-        receipt: What to sign.
+        receipt: The receipt to sign.
         sign: The device's signing key.
         public: Its public half, 32 bytes.
 

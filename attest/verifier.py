@@ -29,7 +29,7 @@ class Tier(StrEnum):
     """It could not be appraised: nobody known has signed it."""
     AFFIRMING = "affirming"
     WARNING = "warning"
-    """Every check passed, and the policy takes what deserves no full trust: a simulated device, or debuggers."""
+    """Every check passed, but the policy allows a simulated device or debuggers, which deserve no full trust."""
     CONTRAINDICATED = "contraindicated"
 
 
@@ -38,7 +38,7 @@ class Check:
     """One check.
 
     Attributes:
-        name: What was checked.
+        name: The check's name.
         passed: How it went.
         detail: Why, for people; holds no secret.
     """
@@ -50,12 +50,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Appraisal:
-    """What came out.
+    """The result of an appraisal.
 
     Attributes:
         evidence: The claims, or None when nobody known has signed them.
         checks: In order.
-        tier: What they come to.
+        tier: The result of all checks.
         fresh: Whether its nonce was taken: only so often for one device, while old evidence can come any number of
             times and from anybody.
     """
@@ -86,8 +86,8 @@ class Verifier:
     """Appraises evidence. Thread-safe.
 
     Args:
-        policy: What is asked of evidence.
-        devices: Who is enrolled.
+        policy: The rules for evidence.
+        devices: The enrolled devices.
         nonces: For freshness.
         clock: Unix time in seconds.
         revocations: Gives the devices that no longer count, at each appraisal.
@@ -128,7 +128,7 @@ class Verifier:
         return self.judge(self.identify(token))
 
     def identify(self, token: bytes) -> Evidence | Check:
-        """Finds out who signed a token; takes no nonce, so that it says who it was also when `judge` does not answer.
+        """Finds out who signed a token. It takes no nonce, so that the signer is known even if `judge` fails.
 
         Args:
             token: Hostile bytes.
@@ -152,7 +152,7 @@ class Verifier:
             return Check("signature", False, error.message)
 
     def judge(self, identified: Evidence | Check) -> Appraisal:
-        """Appraises what `identify` found.
+        """Appraises the result of `identify`.
 
         Args:
             identified: From `identify` of this verifier and from nowhere else: signatures are not looked at again.

@@ -110,7 +110,7 @@ class State:
     """Rows that are done, one JSON line each; without a file they are kept for this run alone."""
 
     def __init__(self, path: Path | None) -> None:
-        """Reads what is there; a last line that was cut off is dropped."""
+        """Reads the finished rows; a last line that was cut off is dropped."""
         self._path = path
         self._rows: dict[str, Any] = {}
         if path is not None and path.exists():
@@ -122,7 +122,7 @@ class State:
                 self._rows[row["key"]] = row["value"]
 
     def get(self, key: object) -> Any:
-        """What was kept for this key, or None."""
+        """The row kept for this key, or None."""
         return self._rows.get(_digest(key))
 
     def put(self, key: object, value: object) -> None:
@@ -157,7 +157,7 @@ class Bench:
         return measure(self.base, self.test[0])
 
     def noise_turned(self) -> float:
-        """Share of labels that noise turns: what calibration takes its step from."""
+        """Share of labels that noise changes, by which calibration chooses its step."""
         return noise_turns(self.base, self.answered.head(VALIDATION))
 
     def accuracy(self, rewriter: Rewriter) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Bench:
         return rows
 
     def hunted(self, rewriter: Rewriter, *, bases: int = 1, seed: int = 0) -> list[dict[str, Any]]:
-        """What all attacks at the full effort come to."""
+        """The result of all attacks at the full effort."""
         effort = self.study.search
         return [row for name in ATTACKS for row in self.searched(rewriter, name, effort, bases=bases, seed=seed)]
 
@@ -300,7 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
     parser.add_argument("--out", type=Path, help="result file")
-    parser.add_argument("--state", type=Path, help="file of rows that are done, to go on from")
+    parser.add_argument("--state", type=Path, help="file of finished rows, from which to continue")
     parser.add_argument("--subject", choices=[study.subject.name for study in STUDIES], help="one dataset alone")
     args = parser.parse_args()
     source_commit()

@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
     parser.add_argument("--out", type=Path, help="result file")
-    parser.add_argument("--workers", type=int, default=2, help="fleets that are studied side by side (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="fleets that run in parallel (default: 2)")
     args = parser.parse_args()
     source_commit()
     size = QUICK if args.quick else FULL

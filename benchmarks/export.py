@@ -111,7 +111,7 @@ class Workshop:
             self.cipher.encrypt(bytes(12), self.release.payload, None)
 
     def steps(self) -> dict[str, Callable[[], None]]:
-        """What is timed, a batch each."""
+        """The alternatives that are timed, a batch each."""
         return {
             "single": lambda: self.fleet("single"),
             "envelope": lambda: self.fleet("envelope"),

@@ -52,7 +52,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Shown:
-    """What came of the samples of one budget at one overshoot.
+    """The result of the samples of one budget at one overshoot.
 
     Attributes:
         samples: Samples found.
@@ -73,7 +73,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Replication:
-    """What one search replicates to.
+    """The replication of one search's samples.
 
     Attributes:
         victims: Copies each sample was shown to.
@@ -142,7 +142,7 @@ def search(
     seed: int = 0,
     overshoots: Sequence[float] = OVERSHOOTS,
 ) -> Replication:
-    """Attacks the first copy of a fleet and shows what was found to the others.
+    """Attacks the first copy of a fleet and shows its samples to the others.
 
     Args:
         fleet: The attacker's copy, then the victims.

@@ -56,7 +56,7 @@ def smaller(campaign: Campaign) -> Campaign:
 
 
 def worked(name: str, root: Path, *, quick: bool) -> Path:
-    """The folder of a campaign that is done; one that is there goes on where it stopped."""
+    """The folder of a campaign that is done; one that is there continues where it stopped."""
     made = root / name
     if not made.exists():
         campaign = config.load(CONFIGS / f"{name}.toml")
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("set", nargs="?", choices=SETS, default=NAME, help="which campaigns; also the result's name")
     parser.add_argument("--quick", action="store_true", help="few images and queries; a smoke test")
     parser.add_argument("--out", type=Path, help="result file")
-    parser.add_argument("--folder", type=Path, help="where campaigns are kept, to go on from")
-    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, help="some campaigns of the set alone")
+    parser.add_argument("--folder", type=Path, help="folder that keeps campaigns, to continue them")
+    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, help="only these campaigns of the set")
     args = parser.parse_args()
     source_commit()
     os.environ.setdefault(FOLDER_VARIABLE, str(data_root()))

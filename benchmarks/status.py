@@ -81,7 +81,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--derive", action="store_true", help="first give old results the source of their commit")
+    parser.add_argument("--derive", action="store_true", help="first add the source of their commit to old results")
     args = parser.parse_args()
     if args.derive:
         derive()

@@ -67,7 +67,7 @@ QUICK = Size(
 
 @dataclass
 class Findings:
-    """What has been found so far."""
+    """The results so far."""
 
     figures: dict[str, float] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)

@@ -175,7 +175,7 @@ def cloned(
     *,
     how: Extraction,
 ) -> tuple[dict[str, Any], list[ReplicationRow]]:
-    """A clone of the first copy, and what its white-box samples do to the fleet."""
+    """A clone of the first copy, and the effect of its white-box samples on the fleet."""
     fleet = dataset.devices(kind, FLEET)
     clone = extract(fleet[0], pictures, how)
     held_out = images.x[:500]

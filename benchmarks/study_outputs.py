@@ -46,11 +46,11 @@ def change(copy: Copy, clean: Tensor, samples: Tensor, own: Tensor, attacked: Te
     """Changes on one copy, the attacker's or a victim's.
 
     Args:
-        copy: Whose outputs are looked at.
+        copy: The copy whose outputs are examined.
         clean: Images (N, C, H, W) in 0..1.
-        samples: What was found on the attacker's copy, likewise.
+        samples: The samples found on the attacker's copy, likewise.
         own: int64 (N,), classes y of the clean images.
-        attacked: int64 (N,), classes t: what the attacker's copy answers the samples with.
+        attacked: int64 (N,), classes t: the attacker's copy's labels of the samples.
     """
     model = Ensemble([copy])
     with torch.no_grad():

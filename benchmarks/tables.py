@@ -149,7 +149,7 @@ def attractors() -> list[str]:
 
 
 def serve() -> list[str]:
-    """Table of what isolation and HTTP cost."""
+    """Table of the cost of isolation and HTTP."""
     f = load("serve")["figures"]
 
     def row(name: str, label: str, batch: int) -> str:
@@ -191,7 +191,7 @@ def serve() -> list[str]:
 
 
 def isolation() -> list[str]:
-    """What root can read."""
+    """Root's reads."""
     document = load("isolation")
     f = document["figures"]
     return [
@@ -206,7 +206,7 @@ def isolation() -> list[str]:
 
 
 def root() -> list[str]:
-    """What root does on an open machine and in a locked image."""
+    """Root's attacks on an open machine and in a locked image."""
     f = load("root")["figures"]
     return [
         (
@@ -296,22 +296,22 @@ def summary() -> list[str]:
     }
     rows = [
         (
-            "samples that fool another copy, worst of three searches and of s from 1 to 3, by queries for a sample",
+            "samples that fool another copy (worst of three searches and of s from 1 to 3), by queries per sample",
             "; ".join(f"{name} {words}" for name, words in worst.items()),
             "benchmarks.calibration",
         ),
         (
-            "accuracy that a copy costs, points",
+            "loss of accuracy in a copy, points",
             f"CIFAR-10 {a['cifar10_qim_loss']:.2f}, GTSRB {a['gtsrb_qim_loss']:.2f}",
             "benchmarks.accuracy",
         ),
         (
-            "time that a copy of ResNet-20 takes more than its base, batch 1",
+            "extra time of a copy of ResNet-20 over its base, batch 1",
             f"{100 * r['overhead_qim_resnet20_b1']:.1f} %",
             "benchmarks.runtime",
         ),
         (
-            "time that the isolated process adds to a query",
+            "extra time of a query in the isolated process",
             f"{s['enclave_us_over_bare_b1']:.0f} µs",
             "benchmarks.serve",
         ),

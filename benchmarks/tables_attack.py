@@ -293,7 +293,7 @@ _METHODS = {
 
 
 def _collusion() -> list[str]:
-    """What k colluders reach on GTSRB by labels, and seen from inside."""
+    """The success of k colluders on GTSRB, by labels and as a white box."""
     labels, inside = load("collusion"), load("study")
     raw, n, sizes = {**inside["raw"], **labels["raw"]}, labels["n"], (1, 2, 4, 8)
     lines = [

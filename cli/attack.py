@@ -193,7 +193,7 @@ def _plain(value: object) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """What `_plain` gives as a cell of a table."""
+    """The output of `_plain` as a cell of a table."""
     if isinstance(value, int | float):
         return value
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -133,7 +133,7 @@ def _keep_stopped(args: argparse.Namespace, trial: Trial, error: str) -> None:
 
 
 def _keep(args: argparse.Namespace, trial: Trial, error: str | None = None) -> None:
-    """Writes and prints what there is; what cannot be written is printed all the same."""
+    """Writes and prints the results so far; they are printed even if they cannot be written."""
     try:
         if args.out is not None and (error is None or trial.outcomes):
             write_atomic(args.out, trial.archive(), mode=_MODE)
@@ -194,7 +194,7 @@ def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[
 
 
 def text_of(trial: Trial) -> str:
-    """A table of images, and what came of them in a line."""
+    """A table of images, and a line with the result."""
     found = sum(one.sample is not None for one in trial.judged)
     median = _median(trial)
     end = "" if median is None else f"; median {trial.attack.norm} distance {median:.4f}"
@@ -223,7 +223,7 @@ def _rows(trial: Trial) -> list[tuple[object, ...]]:
 
 
 def _cut_short(trial: Trial) -> Iterator[str]:
-    """What the device's budget kept from being done."""
+    """The work that the device's budget prevented."""
     if trial.spent:
         yield "the device's budget ended the trial early"
     alone = sum(one.sample is not None and one.label is None for one in trial.judged)

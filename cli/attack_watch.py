@@ -15,12 +15,12 @@ from variegate.cli.console import note, table
 _TERMINAL_PERIOD_S = 0.5
 _LOG_PERIOD_S, _LONGEST_LOG_PERIOD_S = 5.0, 600.0
 _LOG_SHARE = 0.1
-"""A log's next line comes after this share of the time so far: what takes a week needs no line every 5 s."""
+"""A log's next line comes after this share of the time so far: a run of a week needs no line every 5 s."""
 _HEADER = ("fleet", "attack", "units", "failed", "images", "found", "queries", "median")
 
 
 class LiveTable:
-    """Told of every change; draws as often as makes sense. On stderr."""
+    """Called at every change; draws at sensible intervals. On stderr."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -79,7 +79,7 @@ def _fitting(standing: Standing, summary: str, size: os.terminal_size) -> list[s
     room = size.lines - 3  # the header, the summary, and the row where the cursor waits
     shown = list(standing.items())
     if len(shown) > room:
-        # What is under way matters more.
+        # Units under way matter more.
         shown.sort(key=lambda item: item[1].done + item[1].failed >= item[1].units)
         shown = shown[: max(0, room - 1)]
     rows = [

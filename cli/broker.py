@@ -75,7 +75,7 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Takes back what was begun in a folder of our own making."""
+    """Removes an unfinished folder that this command made."""
     with suppress(OSError):
         for path in folder.iterdir():
             path.unlink()
@@ -194,7 +194,7 @@ def _serve(args: argparse.Namespace) -> int:
         note(f"broker {key.public.id.hex()} listens on {'https' if tls else 'http'}://{where}")
 
     with _books(args.folder) as store:
-        store.roots(root)  # a root that the books do not follow from is told now, not to each device
+        store.roots(root)  # a root that does not fit the books is reported now, not to each device
         broker = Broker(key, root, store, policy, time.time)
         BrokerService(broker, args.host, args.port, tls=tls or None, on_start=started).run()
     return 0

@@ -31,7 +31,7 @@ _LOG_PERIOD_S = 5.0
 
 
 def note(text: str) -> None:
-    """Says something to the person, on stderr; whatever it quotes does nothing to the terminal."""
+    """Prints a message on stderr; quoted text cannot control the terminal."""
     print(printable(text, lines=True), file=sys.stderr, flush=True)
 
 
@@ -41,7 +41,7 @@ def emit(data: object, as_json: bool, text: Callable[[], str]) -> None:
     Args:
         data: The result in JSON's types.
         as_json: Whether to print `data` as JSON.
-        text: Makes what people read instead; whatever it quotes does nothing to the terminal.
+        text: Makes the text for people; quoted text cannot control the terminal.
     """
     print(json.dumps(data, indent=2, sort_keys=True) if as_json else printable(text(), lines=True))
 
@@ -75,7 +75,7 @@ class Progress:
     """One line on stderr for long work: redrawn on a terminal, otherwise a new line every five seconds.
 
     Args:
-        label: What is being done.
+        label: The name of the work.
         total: Number of steps, or None when unknown.
     """
 
@@ -139,7 +139,7 @@ def passphrase_reader(path: Path | None, *, create: bool = False) -> Callable[[]
     """A function that gets the passphrase when it is needed, and asks at most once.
 
     Args:
-        path: What `--passphrase-file` said; else the environment names a file, else a terminal is asked.
+        path: The value of `--passphrase-file`; else the environment names a file, else a terminal is asked.
         create: Whether a new key is made: then a terminal is asked twice.
     """
     known: list[str] = []
@@ -156,7 +156,7 @@ class Secrets:
     """The passphrase of key files and the PIN of a token, each asked for at most once, and only when needed.
 
     Args:
-        passphrase_file: What `--passphrase-file` said.
+        passphrase_file: The value of `--passphrase-file`.
         create: Whether a new key file is made: then a terminal is asked for its passphrase twice.
     """
 
@@ -165,7 +165,7 @@ class Secrets:
         self._pin = cache(_pin)
 
     def of(self, uri: str) -> Callable[[], str]:
-        """What gets the secret that opens the keys of a URI: a PIN for an HSM, else a passphrase."""
+        """A function that gets the secret for the keys of a URI: a PIN for an HSM, else a passphrase."""
         return self._pin if is_hsm(uri) else self._passphrase
 
     def seller(self, uri: str) -> SellerKeys:
@@ -192,7 +192,7 @@ def check_key_file(path: Path) -> Path:
     except OSError as error:
         raise MisuseError(f"cannot read {path}: {(error.strerror or type(error).__name__).lower()}") from error
     if start != keyfile.MAGIC:
-        raise RefusedError(Refusal.KEY, f"{path} is no key file", hint="variegate keys show PATH says what it is")
+        raise RefusedError(Refusal.KEY, f"{path} is not a key file", hint="variegate keys show PATH says what it is")
     return path
 
 

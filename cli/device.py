@@ -176,7 +176,7 @@ def _classify(args: argparse.Namespace) -> int:
         with open_device(args) as device:
             enclave = device.boot() if args.receipt is None else isolated(device)
             asked = _Patient(enclave)
-            # What is charged shall be answered: all is read before the first question.
+            # Charged queries must be answered, so everything is read before the first query.
             shown = [(path, _frames(path, enclave.manifest)) for path in args.images]
             for path, frames in shown:
                 labels, token = asked.classify(frames, signed=args.receipt is not None)
@@ -184,7 +184,7 @@ def _classify(args: argparse.Namespace) -> int:
                 if token is not None:
                     write_atomic(args.receipt, token, mode=PUBLIC)
     finally:
-        if found:  # labels that were paid for show, whatever came after them
+        if found:  # charged labels are shown even if a later query fails
             emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
     return 0
 
@@ -268,7 +268,7 @@ def _frames(path: Path, manifest: Manifest) -> NDArray[Any]:
             size = image.size
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB")) if size == (width, height) else None
     except (OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RefusedError(Refusal.INPUT, f"{path} is no PNG or JPEG image") from error
+        raise RefusedError(Refusal.INPUT, f"{path} is not a PNG or JPEG image") from error
     if pixels is None:
         message = f"{path} has {size[0]} x {size[1]} pixels, the copy takes {width} x {height}"
         raise RefusedError(Refusal.INPUT, message, hint="crop and scale it first")

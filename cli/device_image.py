@@ -57,7 +57,7 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
 
 def _image(args: argparse.Namespace) -> int:
     note("fetching Debian's packages, making root file system and boot program")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the unfinished image is removed
     policy = None
     if args.policy is not None:
         policy = DevicePolicy.from_toml(read_capped(args.policy, limit=MAX_POLICY_BYTES))
@@ -92,6 +92,6 @@ def _boot(args: argparse.Namespace) -> int:
 
 
 def _tell(machine: Machine) -> None:
-    with contextlib.suppress(DeviceError):  # its end is told by who waits for that
+    with contextlib.suppress(DeviceError):  # whoever waits for its end reports it
         machine.wait()
         note(f"answers at {machine.address}")

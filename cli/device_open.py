@@ -40,7 +40,7 @@ def open_device(args: argparse.Namespace) -> Device:
 
 
 def isolated(device: Device) -> Isolated:
-    """Boots a device whose enclave is a process of its own, which alone can sign what it says.
+    """Boots a device whose enclave is a process of its own; only such an enclave can sign.
 
     Raises:
         MisuseError: Its policy puts the enclave into this process.

@@ -126,7 +126,7 @@ def _tls(args: argparse.Namespace) -> TlsFiles | None:
 
 
 def _tell(service: Service, port: LabelPort, options: ServeOptions, protections: tuple[Protection, ...]) -> None:
-    """Says where labels are to be had, and what protects them and what does not."""
+    """Prints the addresses for labels, and the protections that are on and off."""
     m = port.manifest
     note(f"copy {m.sequence}: {m.dtype} frames of {' x '.join(map(str, m.shape))}, {m.classes} classes")
     note(

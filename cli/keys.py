@@ -188,7 +188,7 @@ def _plain(path: str) -> Path:
 
 
 def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
-    """What may be shown of a key file, a public identity or a root."""
+    """The public parts of a key file, a public identity or a root."""
     head = read_capped(path, limit=max(keyfile.MAX_KEY_FILE_BYTES, MAX_STATEMENT_BYTES))
     if head.startswith(keyfile.MAGIC):
         file = keyfile.read(path)
@@ -205,7 +205,7 @@ def _facts(path: Path, passphrase: Callable[[], str]) -> dict[str, object]:
     try:
         return _revoked_facts(head) or _root_facts(SellerRoot.from_bytes(head))
     except RefusedError:
-        message = f"{path} is no key file, device identity, seller root or revocation list"
+        message = f"{path} is not a key file, device identity, seller root or revocation list"
         raise RefusedError(Refusal.KEY, message) from None
 
 
@@ -219,7 +219,7 @@ def _root_facts(root: SellerRoot) -> dict[str, object]:
 
 
 def _revoked_facts(data: bytes) -> dict[str, object] | None:
-    """What a revocation list says; there is no root here to check its signatures with."""
+    """The content of a revocation list; there is no root here to check its signatures."""
     try:
         match cbor.decode(data, limit=MAX_STATEMENT_BYTES):
             case [[bytes(), dict(), bytes(payload), bytes()], *_]:

@@ -118,7 +118,7 @@ def _load(module: str, name: str) -> ModuleType:
 
 
 def _report(error: Exception) -> int:
-    """Says what went wrong, in the grammar of the command, and gives the exit status."""
+    """Prints an error in the command's format, and returns the exit status."""
     hint: str | None = None
     match error:
         case VariegateError():

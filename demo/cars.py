@@ -37,13 +37,13 @@ _STREAM = 1000  # the streams below are the training's and the test's
 
 @dataclass(frozen=True)
 class Model:
-    """What the seller exported.
+    """The seller's export.
 
     Attributes:
         base: The base.
         calibration: How the rewriter was chosen.
         rewriter: The choice.
-        release: What copies share.
+        release: The release of the copies.
     """
 
     base: Base
@@ -65,9 +65,9 @@ class Car:
         name: "A", "B" or "C".
         buyer: Its owner, as in the manifest.
         device: The device in it.
-        enclave: What runs on the device.
+        enclave: The enclave on the device.
         sealed: Bytes of the file that was flashed.
-        report: What flashing said.
+        report: The report of the flash.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Car:
 
     @cached_property
     def labels(self) -> PortOracle:
-        """What its owner can do: ask for labels."""
+        """Its owner's interface: ask for labels."""
         return PortOracle(self.enclave)
 
 
@@ -88,7 +88,7 @@ class Refused:
     """A copy for one car, flashed on another.
 
     Attributes:
-        outward: What the device answers.
+        outward: The device's public answer.
         inner: The reason in its inner log.
     """
 
@@ -98,11 +98,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The cars, and what was tried besides.
+    """The cars, and the attempt with the wrong car.
 
     Attributes:
         cars: In the order of `BUYERS`.
-        wrong_car: What happened to B's copy on A's car.
+        wrong_car: The refusal of B's copy on A's car.
     """
 
     cars: tuple[Car, ...]
@@ -130,7 +130,7 @@ def fleet(model: Model, seller: Seller, folder: Path, budget: int) -> Iterator[F
     """Makes devices in `folder`, seals a copy for each, flashes and boots them; turns them off at the end.
 
     Args:
-        model: What to sell.
+        model: The base.
         seller: Holder of the keys.
         folder: An existing folder.
         budget: Labels that each car may ever give.

@@ -39,7 +39,7 @@ def write(folder: Path, story: Story, made_with: str) -> list[Path]:
 
     Args:
         folder: Checked by `check_folder`; made when it is not there.
-        story: Told to its end.
+        story: The finished story.
         made_with: The command line, for the page.
 
     Returns:

@@ -69,9 +69,9 @@ def page(
 
     Args:
         chapters: In order.
-        attacked: What was found on car A.
+        attacked: The samples found on car A.
         curves: Who is fooled at which overshoot.
-        headline: What came of it all.
+        headline: The result in two sentences.
         made_with: The command line, for the foot.
     """
     parts = []

@@ -15,13 +15,13 @@ OVERSHOOTS = (1.0, 1.25, 1.5, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class Attacked:
-    """One sign, and what was found on car A.
+    """One sign, and the sample found on car A.
 
     Attributes:
         clean: uint8 (3, 32, 32); every car and the base read it rightly.
         truth: Its class.
-        outcome: What the search came to.
-        read: What each car and "base" say of the sample, by name; empty without one.
+        outcome: The outcome of the search.
+        read: The label of each car and of "base" for the sample, by name; empty without one.
     """
 
     clean: NDArray[np.uint8]

@@ -52,7 +52,7 @@ Progress = Callable[[str, int | None], AbstractContextManager[Stepper]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the demo may be told.
+    """The options of the demo.
 
     Attributes:
         seed: Of all that is drawn, except keys.
@@ -78,7 +78,7 @@ class Options:
 
 @dataclass
 class Story:
-    """Everything that happened, filled in while it is told."""
+    """Everything that happened, filled in chapter by chapter."""
 
     options: Options
     chapters: list[Chapter] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Story:
         """Tells the story; each chapter comes when it is done.
 
         Raises:
-            VariegateError: When a part of the product refuses what it should not.
+            VariegateError: When a part of the product refuses unexpectedly.
         """
         for chapter in self._tell(progress):
             self.chapters.append(chapter)
@@ -151,7 +151,7 @@ class Story:
     def _attack(
         self, model: Model, cars: Fleet, images: NDArray[np.uint8], truths: NDArray[np.int64], progress: Progress
     ) -> None:
-        """Searches on car A, and on the network without Variegate; shows what was found to all."""
+        """Searches on car A, and on the network without Variegate; shows the samples to all cars."""
         total = self.options.queries
         share = max(200, total // CONTRAST_SHARE)
         drawn = frames(self.options.seed, _OWN, STARTS)
@@ -178,7 +178,7 @@ class Story:
             self.attacked.append(Attacked(image, truth, outcome, read))
 
     def _show(self, model: Model, cars: Fleet) -> None:
-        """Stretches what was found, and lets all cars read it."""
+        """Scales the samples, and lets all cars read them."""
         readers: dict[str, Oracle] = {car.name: car.labels for car in cars.cars}
         self.curves["with"] = replay(self._trials["with"], readers, OVERSHOOTS)
         self.curves["without"] = replay(self._trials["without"], {"base": model.bare, **readers}, OVERSHOOTS)
@@ -214,7 +214,7 @@ def _drive(model: Model, cars: Fleet, images: NDArray[np.uint8]) -> dict[str, ND
 
 
 def _past(car: Oracle, prints: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
-    """What a car reads that drives past prints: each photographed once, from somewhere else, in another light."""
+    """Labels of a car that drives past prints: each photographed once, from another place, in another light."""
     return ask_all(VehicleOracle(car, stand=driving, seed=seed), prints)
 
 
@@ -223,7 +223,7 @@ def _choose(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The first sign of each kind that every car and the base read rightly, in the order of the road.
 
-    Signs in the dark are left out where others are enough: a person shall see what is shown.
+    Signs in the dark are left out where others are enough: a person should recognise them.
     """
     right = np.all([answers == labels for answers in drive.values()], axis=0)
     light = right & (images.mean(axis=(1, 2, 3)) > _DARK)
@@ -237,7 +237,7 @@ def _choose(
 
 
 def _ask_too_much(cars: Fleet, image: NDArray[np.uint8]) -> str:
-    """What car A answers when asked for one label more than is left."""
+    """Car A's answer to a query for one label more than its budget has."""
     enclave = cars.cars[0].enclave
     count = (enclave.status().remaining or 0) + 1
     try:

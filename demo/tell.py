@@ -41,7 +41,7 @@ class Chapter:
 
 
 def export(model: Model) -> Chapter:
-    """What the seller exported, and what calibration tried."""
+    """The seller's export, and the candidates of the calibration."""
     c = model.calibration
     rows = [
         (
@@ -72,7 +72,7 @@ def _messages(parameters: dict[str, object]) -> int:
 
 
 def delivery(fleet: Fleet) -> Chapter:
-    """What was sealed and flashed, and the wrong car."""
+    """The sealed and flashed copies, and the wrong car."""
     rows = [
         (
             car.name,
@@ -120,7 +120,7 @@ def drive(
 
 
 def attack(attacked: Sequence[Attacked], status: Status, before: int | None, queries: int) -> Chapter:
-    """What the attacker found on car A."""
+    """The samples that the attacker found on car A."""
     rows = [
         (
             i,
@@ -144,7 +144,7 @@ def attack(attacked: Sequence[Attacked], status: Status, before: int | None, que
 
 
 def read(attacked: Sequence[Attacked], photographed: Mapping[str, int]) -> Chapter:
-    """Which car reads what."""
+    """The labels of each car."""
     found = [(i, a) for i, a in enumerate(attacked, 1) if a.read]
     rows: list[tuple[Cell, ...]] = [
         (i, SIGNS[a.truth].name, *(_verdict(a.read[name], a.truth) for name in (*BUYERS, "base"))) for i, a in found
@@ -163,7 +163,7 @@ def read(attacked: Sequence[Attacked], photographed: Mapping[str, int]) -> Chapt
 
 
 def curves(found: Mapping[str, Replay]) -> Chapter:
-    """What overshoot brings her."""
+    """The effect of overshoot."""
     rows: list[tuple[Cell, ...]] = []
     for key, origin in (("with", "car A"), ("without", "bare network")):
         curve = found[key]
@@ -196,7 +196,7 @@ def spent(remaining: int, answer: str) -> Chapter:
 
 
 def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
-    """Whose copy made it."""
+    """The trace of the samples."""
     rows: list[tuple[Cell, ...]] = []
     notes = []
     if "with" in verdicts:
@@ -234,7 +234,7 @@ def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
 
 
 def headline(attacked: Sequence[Attacked], verdicts: Mapping[str, Verdict], guilty: str) -> str:
-    """What came of it all, in two sentences."""
+    """The result, in two sentences."""
     found = [a for a in attacked if a.read]
     if not found:
         return "The attacker found nothing on her own car."

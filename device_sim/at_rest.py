@@ -30,9 +30,9 @@ _BLANK = bytes(SECTOR_BYTES)
 class AtRest:
     """A `Storage` whose every sector is encrypted; safe among threads, one operation at a time.
 
-    A power cut does what it does to the disk below: a sector is old or new, whole. A partial sector is read, changed
-    and written whole, which changes nothing of that. One thing is left open: where a file that was shortened is
-    lengthened again and the power goes, its own old bytes may come back in place of zeros, for a sector.
+    A power cut has the same effect as on the disk below: each sector is old or new as a whole. A partial sector is
+    read, changed and written whole, which does not change that. One case is left open: if a shortened
+    file is lengthened again and the power goes, its own old bytes may come back in place of zeros, for one sector.
 
     Args:
         storage: The disk.
@@ -127,7 +127,7 @@ class AtRest:
             self._disk.fsync_dir()
 
     def _clear_after(self, name: str, size: int) -> None:
-        """Sees to it that what was cut off after `size` bytes does not come back when the file grows."""
+        """Makes sure that bytes cut off after `size` do not come back when the file grows."""
         stop = self._disk.size(name)
         if stop <= size:  # both are 0; a rest too short to hold plaintext is cleared like any other
             return

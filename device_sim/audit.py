@@ -40,7 +40,7 @@ MAX_LINE = 255
 """Characters of an entry as people read it."""
 _LAST_TIME_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 LOST = "lost"
-"""The event of an entry that says what is missing before it."""
+"""The event of an entry that names the entries missing before it."""
 START = bytes(HASH_BYTES)
 MAX_COUNT = (1 << 63) - 1
 MAX_RECORD = 2048
@@ -127,7 +127,7 @@ class End:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is whole of a segment, from its start on.
+    """The undamaged part of a segment, from its start on.
 
     Attributes:
         head: Its head.
@@ -148,9 +148,9 @@ class Segment:
 
 
 class AuditKey:
-    """What signs a device's log, and the device's word for it. Its text form shows nothing.
+    """The key that signs a device's log, and its certificate. Its text form shows no secret.
 
-    It is not the identity's key, so that what writes the log need not hold that.
+    It is not the identity's key, so that the log's writer need not hold the identity.
     """
 
     def __init__(self, seed: bytes, certificate: bytes) -> None:
@@ -181,7 +181,7 @@ class AuditKey:
         return len(rest).to_bytes(_LENGTH_BYTES, "big") + rest
 
     def to_bytes(self) -> bytes:
-        """What is burnt: secret."""
+        """The burnt value; it is secret."""
         return cbor.encode([self._seed, self.certificate])
 
     @classmethod
@@ -194,7 +194,7 @@ class AuditKey:
         match cbor.decode(data, limit=MAX_RECORD):
             case [bytes(seed), bytes(certificate)] if len(seed) == KEY_BYTES:
                 return cls(seed, certificate)
-        raise DeviceError("the device's audit key is damaged", hint="such a chip is to be replaced")
+        raise DeviceError("the device's audit key is damaged", hint="replace the chip")
 
 
 def certified(data: bytes, ueid: bytes, signing_public: bytes) -> bytes:
@@ -221,7 +221,7 @@ def moment(time_ms: int) -> str:
 
 
 def line(at: float, event: str, detail: str) -> str:
-    """One line for people; what is not printable is escaped, what is long is cut."""
+    """One line for people; unprintable characters are escaped, long text is cut."""
     return f"{moment(round(1000 * at))} {event} {detail}".encode("unicode_escape")[:MAX_LINE].decode("ascii")
 
 
@@ -233,7 +233,7 @@ def parse(data: bytes, public: bytes | None) -> Segment | None:
         public: The audit key, or None to check the chain and no signature.
 
     Returns:
-        What was read, or None when there is not even a head.
+        The segment, or None when there is not even a head.
     """
     records = _records(data, public)
     body, end = next(records, (b"", 0))
@@ -288,7 +288,7 @@ def parse_export(data: bytes) -> tuple[bytes, bytes, list[bytes]]:
 
 
 def _to_certify(ueid: bytes, public: bytes) -> bytes:
-    """What the device's own key signs."""
+    """The bytes that the device's own key signs."""
     return _KEY_CONTEXT + cbor.encode([ueid, public])
 
 

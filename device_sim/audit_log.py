@@ -39,12 +39,12 @@ from variegate.keys.errors import DeviceError
 from variegate.keys.primitives import HASH_BYTES, sha256
 
 HEAD = "audit-head"
-"""What the chip keeps of the entry that it counted last."""
+"""The chip's record of the entry that it counted last."""
 _NUMBER_BYTES = 8
 
 
 class Anchor(Protocol):
-    """What the log needs of the chip."""
+    """The part of the chip that the log needs."""
 
     def load(self, name: str) -> bytes | None:
         """A stored value; None where there is none."""
@@ -86,12 +86,12 @@ class AuditLog:
             return self._counted()[0]
 
     def write(self, at: float, event: str, detail: str, *, boot: int) -> None:
-        """Appends an entry, durable before this returns; repeats of what others cause are counted first.
+        """Appends an entry, durable before this returns; repeats of events that others cause are only counted.
 
         Args:
             at: Unix time in seconds.
             event: One word.
-            detail: The rest, without secrets; what is not printable is escaped, what is long is cut.
+            detail: The rest, without secrets; unprintable characters are escaped, long text is cut.
             boot: Boots of the device so far.
 
         Raises:
@@ -108,7 +108,7 @@ class AuditLog:
                     raise
 
     def flush(self, at: float, *, boot: int) -> None:
-        """Writes what was only counted so far.
+        """Writes the events that were only counted so far.
 
         Raises:
             DeviceError: The disk or the chip failed.
@@ -118,7 +118,7 @@ class AuditLog:
                 self._append(at, *owed, boot=boot)
 
     def lines(self, at: float) -> list[str]:
-        """All entries kept, oldest first, for people; nothing is verified. Last, what was only counted so far.
+        """All entries kept, oldest first, for people; nothing is verified. Events only counted so far come last.
 
         Args:
             at: Unix time in seconds, for the latter.
@@ -133,7 +133,7 @@ class AuditLog:
             return written + [line(at, *owed) for owed in self._repeats.owed()]
 
     def export(self, at: float, *, boot: int) -> bytes:
-        """The log with its end, signed now: what `audit_report.verify` takes.
+        """The log with its end, signed now, for `audit_report.verify`.
 
         Raises:
             DeviceError: The disk or the chip failed.
@@ -142,12 +142,12 @@ class AuditLog:
             self.flush(at, boot=boot)
             tip = self._ready(at, boot)
             end = End(sequence=tip.last, boot=boot, time_ms=_ms(at), previous=tip.link)
-            # As far as each goes: what follows damage proves nothing, and the verifier names what is missing.
+            # As far as each is whole: entries after damage prove nothing, and the verifier names the missing ones.
             whole = [data[: found.end] for data in self._segments() if (found := parse(data, None)) is not None]
             return to_export(self._key.certificate, self._key.sign(end.to_bytes()), whole)
 
     def _append(self, at: float, event: str, detail: str, *, boot: int) -> None:
-        # Cut so that a line is not longer than `MAX_LINE`, whatever is escaped in it.
+        # Cut so that a line is at most `MAX_LINE` long even with escapes.
         shown = line(at, event, detail)
         detail = detail if len(shown) < MAX_LINE else _cut(detail, len(line(at, event, "")))
         tip = self._ready(at, boot)
@@ -200,11 +200,11 @@ class AuditLog:
         if burnt is None:
             return 0, START
         if len(burnt) != _NUMBER_BYTES + HASH_BYTES:
-            raise DeviceError("the chip's head of the audit log is damaged", hint="such a chip is to be replaced")
+            raise DeviceError("the chip's head of the audit log is damaged", hint="replace the chip")
         return int.from_bytes(burnt[:_NUMBER_BYTES], "big"), burnt[_NUMBER_BYTES:]
 
     def _ready(self, at: float, boot: int) -> _Tip:
-        """Where to go on; what a power cut left open is settled, and what is missing is said."""
+        """Where to continue; settles an entry left by a power cut, and records lost entries."""
         if self._tip is None:
             found = self._found()
             tip = _Tip(found.head, found.last, found.link, found.end) if found else _Tip(None, 0, START, 0)
@@ -232,7 +232,7 @@ class AuditLog:
     def _settled(self, found: Segment | None) -> bool:
         """Whether the newest segment ends in the entry that the chip counted; one entry ahead is counted here.
 
-        A segment begun after a loss follows on what was left, not on what the chip counted. To go on with it hides
+        A segment begun after a loss follows on what was left, not on what the chip counted. To continue with it hides
         nothing: the loss is in its head.
         """
         counted, link = self._counted()
@@ -264,7 +264,7 @@ class AuditLog:
         return found
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
-        """Bytes of each segment's file, empty for none; no more than was written, whatever lies there."""
+        """Bytes of each segment's file, empty for none; at most as much as the log writes."""
         disk = self._disk
         names = [_name(place) for place in range(SEGMENTS)]
         return [disk.read(name, 0, most) if disk.exists(name) else b"" for name in names]

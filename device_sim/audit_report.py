@@ -10,7 +10,7 @@ from variegate.keys.identity import DevicePublic
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What holds of a log, and what does not.
+    """The result of a log's verification.
 
     Attributes:
         ueid: Of the device, 33 bytes.
@@ -20,7 +20,7 @@ class AuditReport:
         entries: Those that verify, oldest first.
         dropped: Entries 1 to this were dropped to make room.
         lost: Entries that the device itself has found missing, ever.
-        faults: What is wrong, and where; empty when the log is whole.
+        faults: Faults with their places; empty when the log is whole.
     """
 
     ueid: bytes
@@ -41,10 +41,10 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
 
     Args:
         export: Hostile bytes.
-        device: Whose log it is said to be; enrolment says that this is that device.
+        device: The device that the log should be of; enrolment establishes that this is that device.
 
     Returns:
-        What was found. Only a log without faults is whole.
+        The findings. Only a log without faults is whole.
 
     Raises:
         RefusedError: `TOO_LARGE`, `MALFORMED`, `WRONG_DEVICE` or `SIGNATURE`, when it is not an export of this device
@@ -58,7 +58,7 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
     if None in found:
         faults.append("a segment does not begin with a signed head")
     segments = sorted((s for s in found if s is not None), key=lambda s: s.head.number)
-    if segments:  # what is older was dropped, and lies there by chance or by somebody's hand
+    if segments:  # older segments were dropped; such a file is there by chance or was put there
         oldest = segments[-1].head.number - SEGMENTS
         segments = [segment for segment in segments if segment.head.number > oldest]
     last, link = _walk(segments, faults)

@@ -11,7 +11,7 @@ from pathlib import Path
 from variegate.keys.errors import DeviceError
 
 SECTOR_BYTES = 512
-"""What a disk writes whole or not at all."""
+"""The unit that a disk writes whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Truncate:
-    """A new length; what it adds are zeros."""
+    """A new length; added bytes are zeros."""
 
     length: int
 
@@ -43,7 +43,7 @@ class Truncate:
 
 @dataclass(eq=False)
 class File:
-    """One file whatever its name: where its synced bytes are, and what was done since."""
+    """One file under any name: the place of its synced bytes, and the changes since."""
 
     path: Path
     length: int

@@ -85,7 +85,7 @@ class Chip(Protocol):
         ...
 
     def open_secret(self, name: str) -> int:
-        """A descriptor that a secret is read from, once, by whoever needs it; the caller closes it.
+        """A descriptor from which a secret can be read once; the caller closes it.
 
         Raises:
             DeviceError: There is no such secret, or the chip failed or refuses.
@@ -94,7 +94,7 @@ class Chip(Protocol):
 
     @property
     def boot(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the chip is bound to that.
+        """Measurement of the machine's boot, 32 bytes, if the chip is bound to it.
 
         Raises:
             DeviceError: The chip failed.
@@ -104,7 +104,7 @@ class Chip(Protocol):
     def close_boot(self) -> bool:
         """Gives secrets to nobody but this process until the machine starts again.
 
-        A chip that was moved to this machine is bound to what it booted by that, once and for good.
+        Binds a chip that was moved to this machine to the machine's boot, once and for good.
 
         Returns:
             Whether the chip can do that.
@@ -141,7 +141,7 @@ def open_chip(folder: Path, measure: Callable[[], Mapping[str, bytes]]) -> Chip:
 
 
 def moved(folder: Path, tcti: str, measured: Mapping[str, bytes]) -> None:
-    """Describes a chip anew whose folder was copied to another machine; there `close_boot` binds it.
+    """Describes a chip whose folder was copied to another machine; there `close_boot` binds it.
 
     Args:
         folder: Of the copied chip.

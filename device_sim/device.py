@@ -50,7 +50,7 @@ class Lifecycle(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
-    """What a device's owner may know of it.
+    """A device's status for its owner.
 
     Attributes:
         ueid: 33 bytes.
@@ -113,7 +113,7 @@ class Device(Hardware):
         return self.broker
 
     def boot(self) -> LabelPort:
-        """Starts the image on trial, or else the confirmed one; whatever ran before is stopped.
+        """Starts the image on trial, or else the confirmed one; an enclave that ran before is stopped.
 
         An image on trial gets `TRIES` boots to be confirmed in. One that is refused is dropped at once.
 
@@ -196,7 +196,7 @@ class Device(Hardware):
 
     def confirmed_as(self, envelope: bytes) -> bool:
         """As `runtime.platform.Platform.confirmed_as`."""
-        # What passed last counts, too: its numbers rise before it is noted as confirmed, and a cut may come between.
+        # The last image that passed counts: a cut may come after its numbers rose, before it is noted as confirmed.
         numbered = self._trust.numbered
         return numbered is None or sha256(envelope) in {numbered, self._fuses.load(_PASSED)}
 
@@ -214,7 +214,7 @@ class Device(Hardware):
             return record
         try:
             envelope, manifest = self._passed(record.trial)
-        except RefusedError as error:  # the disk is not what this device wrote: restored, or damaged
+        except RefusedError as error:  # the disk has not the data that this device wrote: it was restored or damaged
             reason = f"confirm: {error.refusal}: {error.message}"
         else:
             return self._make_confirmed(record, envelope, manifest)
@@ -265,12 +265,12 @@ class Device(Hardware):
         """
         trust = self._trust
         root, serial = uniform(self, "follow", lambda: follow(trust.root, trust.serial, statement))
-        self.settle()  # what passed under the root pinned now is confirmed under it
+        self.settle()  # an image that passed under the pinned root is confirmed under it
         self._pin(self._trust.following(root, serial))
         self.record("followed", f"root {root.fingerprint.hex()}, serial {serial}")
 
     def status(self) -> DeviceStatus:
-        """What its owner may know of it.
+        """Its status for its owner.
 
         Raises:
             DeviceError: The disk failed.

@@ -26,7 +26,7 @@ from variegate.keys.manifest import ComponentRef, Manifest
 from variegate.runtime.admission import admit, uniform
 
 _SYNC_BYTES = 1 << 20
-"""Written between two syncs: what a power cut can cost, and what waits in memory."""
+"""Bytes written between two syncs: the most that a power cut can cost, and that waits in memory."""
 
 Progress = Callable[[int, int], None]
 """Called as `progress(chunks done, chunks in all)`."""
@@ -34,10 +34,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FlashReport:
-    """What a flash did.
+    """The result of a flash.
 
     Attributes:
-        slot: Where the image lies.
+        slot: The image's slot.
         sequence: Number of its manifest.
         chunks: Of its component.
         written: Chunks written now; the others lay there already, and were checked.
@@ -56,7 +56,7 @@ class FlashReport:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A component's header and leaves, both held against the signed root."""
+    """A component's header and leaves, both checked against the signed root."""
 
     layout: Layout
     leaves: list[bytes]
@@ -79,14 +79,14 @@ def flash(
         component_file: The component's file, for an envelope. Without it the envelope must be for the component that
             a slot holds already, as that of a new epoch or policy is: only the envelope moves then.
         confirm: Whether to confirm at once. Otherwise the image is on trial from the next boot on.
-        progress: Told of every chunk.
+        progress: Called for every chunk.
 
     Returns:
-        What was done.
+        A summary of the work.
 
     Raises:
         RefusedError: `ARTEFACT`: the device's inner log has the reason. The old image stays.
-        DeviceError: The hardware or the source failed; calling again goes on.
+        DeviceError: The hardware or the source failed; calling again continues.
         MisuseError: A file cannot be read, or no slot holds the component of an envelope that came alone.
     """
     with ExitStack() as stack:
@@ -196,7 +196,7 @@ def _stream(
     *,
     whole: bool,
 ) -> int:
-    """Writes what the slot lacks, every chunk checked before it is written; returns how many that were."""
+    """Writes the chunks that the slot lacks, each checked before; returns how many were written."""
     layout, leaves = plan.layout, plan.leaves
     if not storage.exists(name):
         storage.create(name)
@@ -227,7 +227,7 @@ def _stream(
 
 
 def _chunk(source: Source, part: slice, leaf: bytes, storage: AtRest, name: str) -> bytes | memoryview:
-    """A chunk, checked; where the source fails, what came before it is kept."""
+    """A checked chunk; if the source fails, the chunks before it are kept."""
     try:
         chunk = source.read(part)
     except VariegateError:

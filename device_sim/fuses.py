@@ -40,7 +40,7 @@ class Fuses:
         """Turns the chip on.
 
         Args:
-            folder: Stands for the chip.
+            folder: The folder that simulates the chip.
 
         Raises:
             DeviceError: Another process holds the device, or the counters were damaged.
@@ -153,7 +153,7 @@ class Fuses:
         self.burn(name, value)
 
     def open_secret(self, name: str) -> int:
-        """A descriptor that a secret is read from, once, by whoever needs it; the caller closes it.
+        """A descriptor from which a secret can be read once; the caller closes it.
 
         Raises:
             DeviceError: There is no such secret, or the chip failed.
@@ -166,10 +166,10 @@ class Fuses:
 
     @property
     def boot(self) -> None:
-        """None: a chip of files knows nothing of what the machine booted."""
+        """None: a chip of files knows nothing of the machine's boot."""
 
     def close_boot(self) -> bool:
-        """False: who reads the files has the secrets."""
+        """False: whoever reads the files has the secrets."""
         return False
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ class Fuses:
             self._values[name] = max(value, self._values.get(name, 0))
             self._used += 1
         if len(data) != RECORDS * _RECORD or any(data[(self._used + 1) * _RECORD :]):
-            raise DeviceError("the device's counters are damaged", hint="such a chip is to be replaced")
+            raise DeviceError("the device's counters are damaged", hint="replace the chip")
         self._attach()
 
     def _attach(self) -> None:
@@ -267,7 +267,7 @@ def _parse(record: bytes) -> tuple[str, int] | None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Holds a chip's lock, and clears away what a kill left of a replacement.
+    """Holds a chip's lock, and removes the temporary files of a killed replacement.
 
     Raises:
         DeviceError: Another process holds the device, or the folder cannot be used.
@@ -283,7 +283,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Removes what a kill left of a replacement."""
+    """Removes the temporary files of a killed replacement."""
     for left in folder.glob(".*"):
         left.unlink()
 

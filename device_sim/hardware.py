@@ -86,7 +86,7 @@ class Hardware:
             root: The seller's public keys to pin.
             kem: Key-agreement algorithm of its key.
             tpm: TPM 2.0 below it, as `swtpm:path=/run/x.sock` or `device:/dev/tpmrm0`; None for a chip of files.
-            policy: How its enclaves are isolated; the default policy unless told.
+            policy: How its enclaves are isolated; the default policy if none is given.
             host: As `open`. A TPM binds the device's key to what this host measures.
 
         Returns:
@@ -100,7 +100,7 @@ class Hardware:
         if folder.exists():
             raise MisuseError(f"{folder} exists already", hint="give a folder that does not exist")
         if not folder.parent.is_dir():
-            raise MisuseError(f"{folder.parent} is no folder", hint="make it first")
+            raise MisuseError(f"{folder.parent} is not a folder", hint="make it first")
         refuse_shared(folder.parent)
         identity = DeviceIdentity.generate(device_class, kem=kem)
         policy = DevicePolicy() if policy is None else policy
@@ -139,8 +139,8 @@ class Hardware:
         """Turns a device on; nothing boots yet.
 
         Args:
-            folder: Where it lies.
-            host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process unless told.
+            folder: Its folder.
+            host: Where its enclaves run, as `hosting.host_of` says for its policy; in this process by default.
             fault: When its disk loses power, if ever.
             clock: Unix time in seconds.
 
@@ -178,13 +178,13 @@ class Hardware:
 
     @property
     def identity(self) -> DevicePublic:
-        """What the seller needs to seal for this device."""
+        """The public identity, for which the seller seals."""
         return self._public
 
     def identity_descriptor(self) -> int:
         """A descriptor that the private identity is read from, once, to its end; the caller closes it.
 
-        What inherits it can unseal; this process need not hold the keys for that, nor do they pass through it.
+        A process that inherits it can unseal; the keys need not pass through this process.
 
         Raises:
             DeviceError: The device is off, or its chip does not give the keys.
@@ -227,7 +227,7 @@ class Hardware:
         if granted == 0:
             self.record("budget", f"{name}: refused, {used} of {limit} reserved")
             return 0
-        # A step, not a block: what asks often must not fill the log.
+        # A step, not a block: frequent queries must not fill the log.
         if used * _BUDGET_STEPS // limit > (used - granted) * _BUDGET_STEPS // limit:
             self.record("budget", f"{name}: {used} of {limit} reserved")
         return granted
@@ -237,13 +237,13 @@ class Hardware:
         return self._clock()
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What was measured at launch, by name, 32 bytes each."""
+        """The measurements at launch, by name, 32 bytes each."""
         booted = {} if self._boot_digest is None else {BOOT: self._boot_digest}
         return {**self._host.measurements(), **booted, "root": self._root.fingerprint}
 
     @property
     def boot_digest(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the chip is bound to that."""
+        """Measurement of the machine's boot, 32 bytes, if the chip is bound to it."""
         return self._boot_digest
 
     def close_boot(self) -> bool:

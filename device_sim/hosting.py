@@ -29,7 +29,7 @@ class InProcess:
         self.policy = policy
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What can be measured of a process that runs already: its own code, as it lies on the disk now."""
+        """The measurements of a process that runs already: its own code as it is on the disk now."""
         return {**measurements(), "policy": self.policy.digest}
 
     def start(self, artefact: Artefact, platform: DevicePlatform) -> LabelPort:
@@ -56,7 +56,7 @@ def policy_of(folder: Path) -> DevicePolicy:
 
 
 def host_for(policy: DevicePolicy) -> Host:
-    """What a policy asks for."""
+    """The host that a policy asks for."""
     return IsolatedHost(policy) if policy.isolation == "process" else InProcess(policy)
 
 
@@ -76,7 +76,7 @@ def open_port(folder: Path | str) -> Iterator[LabelPort]:
 
 
 def host_of(folder: Path) -> Host:
-    """What the policy of the device in `folder` asks for.
+    """The host that the policy of the device in `folder` asks for.
 
     Raises:
         RefusedError, MisuseError: As `policy_of`.

@@ -12,7 +12,7 @@ BURST = 64
 EVERY_S = 30.0
 """Entries of a bounded kind: so many at once, then one in so many seconds."""
 BOUNDED = frozenset({"refused", "budget"})
-"""Events that others cause as often as they like. The rest are bounded by what causes them."""
+"""Events that others can cause at will. Other events are limited by their causes."""
 _OTHERS = "others"
 
 Text = tuple[str, str]
@@ -27,10 +27,10 @@ class _Kind:
 
 
 class Repeats:
-    """Decides what is written, and remembers what is owed. What is owed is lost when the power goes.
+    """Decides which entries are written, and counts the others. The counts are lost when the power goes.
 
     Args:
-        clock: Seconds that only rise; not the device's, which may stand still.
+        clock: Seconds that only rise; not the device's clock, which may stand still.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,11 +63,11 @@ class Repeats:
         self._kinds.pop((event, detail), None)
 
     def owed(self) -> list[Text]:
-        """What was counted and not written yet."""
+        """The counted events that are not written yet."""
         return [_text(event, detail, kind) for (event, detail), kind in self._kinds.items() if kind.count]
 
     def due(self, *, all_of_it: bool = False) -> list[Text]:
-        """What is to be written now; it is owed no more."""
+        """The entries to write now; their counts are cleared."""
         until = self._clock() - WINDOW_S
         over = {key: kind for key, kind in self._kinds.items() if all_of_it or kind.since <= until}
         for key in over:

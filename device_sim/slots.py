@@ -40,7 +40,7 @@ class BootRecord:
         confirmed: Slot of the image that was confirmed, or None before the first.
         trial: Slot of an image on trial, or None.
         tries: Boots that it has left.
-        passed: Its self-test passed: what is left of its confirmation is to be completed.
+        passed: Its self-test passed, and its confirmation must be completed.
     """
 
     generation: int = 0
@@ -113,7 +113,7 @@ class Slots:
             The record with its new generation.
 
         Raises:
-            DeviceError: The disk failed, or it does not give back what was written.
+            DeviceError: The disk failed, or it does not return the written bytes.
         """
         record = replace(record, generation=self.record().generation + 1)
         if not self.storage.exists(_FILE):

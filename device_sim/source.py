@@ -74,7 +74,7 @@ class Counted:
 
 
 class Stored:
-    """A component that lies in a slot, under another envelope.
+    """A component that is in a slot already, under another envelope.
 
     Attributes:
         moved: Bytes of the envelope, which alone came from outside.
@@ -153,7 +153,7 @@ def _head(path: Path, most: int) -> bytes:
 def _open(path: Path) -> BinaryIO:
     """Opens a regular file: it is read twice and at any place, which a pipe does not allow."""
     if "\0" in str(path):
-        raise MisuseError(f"{str(path)!r} is no path", hint="give the path of a file")
+        raise MisuseError(f"{str(path)!r} is not a path", hint="give the path of a file")
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

@@ -29,7 +29,7 @@ class PowerCut(DeviceError):  # noqa: N818  the event, not a mistake
 
 @dataclass(frozen=True)
 class Fault:
-    """When the power goes, and what happens to reach the disk.
+    """The moment when the power goes, and the changes that reach the disk.
 
     Attributes:
         operation: Number of the operation that does not return, from 1. Only operations that change something
@@ -249,7 +249,7 @@ class Storage:
         return file
 
     def _cut(self, fault: Fault) -> None:
-        """Lets a random part of what was not synced reach the disk; none and all are likely on purpose."""
+        """Lets a random part of the unsynced changes reach the disk; none and all are likely on purpose."""
         chance = random.Random(fault.seed)  # noqa: S311  a fault to repeat, not a secret
         share = chance.choice((0.0, chance.random(), 1.0)) if fault.share is None else fault.share
         files = {id(f): f for f in (*self._durable.values(), *(e.file for e in self._entries))}.values()
@@ -284,7 +284,7 @@ class Storage:
 
 
 def _opened(path: Path, flags: int) -> FileIO:
-    """A real file, never through a link: whoever has the disk may put one there while the device is on."""
+    """A real file, never through a link, which someone with the disk could put there while the device is on."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     return FileIO(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
 
@@ -296,5 +296,5 @@ def _is_ours(path: Path) -> bool:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise MisuseError(f"{name!r} is no name for a file on a device")
+        raise MisuseError(f"{name!r} is not a name for a file on a device")
     return name

@@ -22,7 +22,7 @@ from variegate.keys.errors import DeviceError, MisuseError
 from variegate.keys.primitives import HASH_BYTES, sha256
 
 PCR = 23
-"""Application support (PC Client profile, section 4.6): resettable, so that turning a device on can start it anew."""
+"""Application support (PC Client profile, section 4.6): resettable, so that turning a device on can start it again."""
 BOOT_PCRS = (0, 2, 4, 7, 11, 12)
 """What firmware and boot stub measured before the kernel ran: firmware, option ROMs, the boot image, the state of
 Secure Boot, the image's parts, and what was passed to it from outside. Numbers 0 to 7 are those of the PC Client
@@ -130,7 +130,7 @@ class Tpm:
             self._extend(PCR, digest)
 
     def boot(self) -> bytes:
-        """What this machine booted: SHA-256 over the values of `BOOT_PCRS`, in that order, 32 bytes."""
+        """Measurement of this machine's boot: SHA-256 over the values of `BOOT_PCRS`, in that order, 32 bytes."""
         return sha256(*self._values(BOOT_PCRS))
 
     def close_boot(self) -> None:
@@ -139,7 +139,7 @@ class Tpm:
             self._extend(CLOSED_PCR, sha256(b"variegate/1/tpm/closed"))
 
     def new_counter(self) -> int:
-        """Defines an NV counter under a free index; it starts above whatever any counter of this TPM ever held.
+        """Defines an NV counter under a free index; it starts above all values that a counter of this TPM ever had.
 
         Returns:
             The index.
@@ -206,7 +206,7 @@ class Tpm:
             return Sealed(bytes(private.marshal()), bytes(made.marshal()))
 
     def unseal(self, sealed: Sealed, policy: Policy) -> bytes:
-        """Gives back what was sealed, encrypted on its way here, if the TPM finds that the policy holds."""
+        """Unseals a secret, encrypted on its way here, if the TPM finds that the policy holds."""
         lib = self._lib
         with self._errors("unseal"), self._primary() as parent:
             private, _ = lib.TPM2B_PRIVATE.unmarshal(sealed.private)
@@ -234,7 +234,7 @@ class Tpm:
 
     def _public(self, index: int, *, written: bool) -> Any:
         lib = self._lib
-        # An empty authorisation: who reaches the TPM can raise the counter, and so stop the device, as they could
+        # An empty authorisation: whoever reaches the TPM can raise the counter, and so stop the device, as they could
         # by undefining it. They cannot lower it.
         attributes = lib.TPMA_NV.AUTHREAD | lib.TPMA_NV.AUTHWRITE | lib.TPMA_NV.NO_DA | (lib.TPM2_NT.COUNTER << 4)
         if written:
@@ -248,7 +248,7 @@ class Tpm:
         """Handle of an index that is such a counter: under the same number anything else could have been defined."""
         handle = self._esys.tr_from_tpmpublic(index)
         if bytes(self._esys.tr_get_name(handle)) != bytes(self._public(index, written=True).get_name()):
-            raise DeviceError("the TPM's counter was replaced", hint="such a chip is to be replaced")
+            raise DeviceError("the TPM's counter was replaced", hint="replace the chip")
         return handle
 
     def _read(self, handle: Any) -> int:
@@ -259,7 +259,7 @@ class Tpm:
         """The storage key that sealed objects lie under: the same for the same template and TPM."""
         lib = self._lib
         may = lib.TPMA_OBJECT
-        # NODA again: a TPM counts power cuts as failed tries, and locks what is not exempt.
+        # NODA again: a TPM counts power cuts as failed tries, and locks indices that are not exempt.
         attributes = may.FIXEDTPM | may.FIXEDPARENT | may.SENSITIVEDATAORIGIN | may.USERWITHAUTH | may.NODA
         template = lib.TPM2B_PUBLIC.parse("ecc", objectAttributes=attributes | may.RESTRICTED | may.DECRYPT)
         made, *_ = self._esys.create_primary(None, template)
@@ -299,12 +299,12 @@ class Tpm:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Turns what the library raises into ours, with the TPM's own words."""
+        """Converts the library's errors into ours, with the TPM's own words."""
         try:
             yield
         except self._lib.TSS2_Exception as error:
             kind = _TakenError if error.error == self._lib.TPM2_RC.NV_DEFINED else DeviceError
-            # Not chained: the library's traceback holds what was sealed.
+            # Not chained: the library's traceback holds the sealed secret.
             raise kind(f"the TPM did not {action}: {error}", hint="is it on, and reachable?") from None
         except (ValueError, TypeError, OverflowError):
             raise DeviceError(f"the TPM did not {action}: the data that the device keeps for it is damaged") from None

@@ -45,7 +45,7 @@ from variegate.runtime.admission import SECURITY_COUNTER
 
 _STATE = "state"
 _MOST_AHEAD = 2
-"""What a state may be ahead of `updates`: an opening writes it so, see above."""
+"""The most that a state may be ahead of `updates`: an opening writes such a state, see above."""
 _RESTORED = "restore the state that the device wrote last, if it still exists"
 
 
@@ -58,7 +58,7 @@ class TpmChip:
         Args:
             folder: Where lock and state lie.
             tcti: As `tpm.checked_tcti`.
-            measured: What was measured at launch, by name, 32 bytes each.
+            measured: The measurements at launch, by name, 32 bytes each.
             launch: What it was made under, on another machine; `close_boot` binds it to this one and to `measured`.
 
         Raises:
@@ -117,7 +117,7 @@ class TpmChip:
         return made
 
     def scrap(self) -> None:
-        """Undefines the chip's counters: the device is lost. For one whose making failed."""
+        """Undefines the chip's counters, and the device is lost. For a device that was not made completely."""
         for index in (self._state.indices.updates, self._state.indices.openings, self._state.indices.raises):
             _remove(self._tcti, index)
 
@@ -170,13 +170,13 @@ class TpmChip:
     def open_secret(self, name: str) -> int:
         """As `Chip.open_secret`: a pipe that another process has filled; the secret was never in this one."""
         with self._held():
-            if name in self._kept:  # opened anew: who reads one descriptor must not move another's place
+            if name in self._kept:  # opened again: a reader of one descriptor must not move another's position
                 return os.open(f"/proc/self/fd/{self._kept[name]}", os.O_RDONLY | os.O_CLOEXEC)
             return self._opened(name)
 
     @property
     def bound(self) -> bool:
-        """Whether it opens only on a machine that booted what it was bound to."""
+        """Whether it opens only on a machine with the boot to which it was bound."""
         return self._state.bound
 
     @property
@@ -227,7 +227,7 @@ class TpmChip:
             yield
 
     def _bind(self, measured: Mapping[str, bytes]) -> None:
-        """Binds the chip to what this machine booted, for good: what was sealed before no longer opens."""
+        """Binds the chip to this machine's boot, for good: the earlier sealed secret no longer opens."""
         pcr = pcr_after(launch_digest(measured))
         with self._unless_broken():
             sealed = resealed_from(self._job(Action.BIND, self._state, data=pcr).ask())
@@ -328,12 +328,12 @@ def is_bound(folder: Path) -> bool:
 
 
 def launch_digest(measured: Mapping[str, bytes]) -> bytes:
-    """What the PCR is extended with, 32 bytes: SHA-256 over a context and CBOR [[name, value], ...], by name."""
+    """The PCR is extended with this, 32 bytes: SHA-256 over a context and CBOR [[name, value], ...], by name."""
     return sha256(b"variegate/1/tpm/launch/", cbor.encode(sorted([name, value] for name, value in measured.items())))
 
 
 def _measure(tcti: str, digest: bytes) -> bytes:
-    """Starts the PCR anew with what was measured.
+    """Resets the PCR and extends it with the measurements.
 
     Returns:
         Its value, 32 bytes.

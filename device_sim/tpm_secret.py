@@ -27,7 +27,7 @@ from variegate.keys.errors import DeviceError, VariegateError
 from variegate.keys.primitives import KEY_BYTES, TAG_BYTES, aead, hkdf
 
 MAX_SECRET_BYTES = 16 * 1024
-"""Far below what a pipe takes in, so that the process ends before its answer is read."""
+"""Far below the capacity of a pipe, so that the process ends before its answer is read."""
 _MAX_JOB_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 32 * 1024
 _TIMEOUT_S = 60.0
@@ -38,7 +38,7 @@ _REFUSED = 3
 
 
 class Action(StrEnum):
-    """What is asked."""
+    """A request."""
 
     MAKE = "make"
     """A new root secret. Answer: CBOR [private, public, the answer to `STATE_KEY`]."""
@@ -59,7 +59,7 @@ class Job:
     """One question.
 
     Attributes:
-        action: What is asked.
+        action: The action.
         tcti: How the TPM is reached.
         policy: That the root secret is sealed under.
         sealed: The root secret; None for `MAKE`.
@@ -201,7 +201,7 @@ def main() -> int:
 
 
 def _said(stream: bytes) -> str:
-    """The line that the process said; what is not printable is left out."""
+    """The line that the process said; unprintable characters are left out."""
     return "".join(c for c in stream.decode("utf-8", "replace") if c.isprintable())[:200]
 
 

@@ -49,13 +49,13 @@ class Indices:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What can be read of a state without its key.
+    """The part of a state that can be read without its key.
 
     Attributes:
         raises: Value of `indices.raises` that it goes with.
         indices: The TPM's counters.
         sealed: The root secret, under the measurements and `indices.raises <= raises`.
-        bound: Whether it is also under what the machine booted.
+        bound: Whether it is also sealed under the machine's boot.
     """
 
     raises: int
@@ -110,7 +110,7 @@ class State(Head):
 
 
 def read_head(data: bytes) -> Head:
-    """Reads the head of hostile bytes; it is to be believed only after `read_state`.
+    """Reads the head of hostile bytes; trust it only after `read_state`.
 
     Raises:
         DeviceError: They are not in the format.

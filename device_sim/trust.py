@@ -14,7 +14,7 @@ _MAX_TRUST_BYTES = 16 * 1024
 
 @dataclass(frozen=True)
 class Trust:
-    """What is pinned.
+    """The pinned root.
 
     Attributes:
         serial: Rotations followed so far.
@@ -33,7 +33,7 @@ class Trust:
     image's, unless that one was let back below it."""
 
     def to_bytes(self) -> bytes:
-        """What is burnt."""
+        """The burnt value."""
         earlier = None if self.earlier is None else self.earlier.to_bytes()
         # As chips from before hold it, where it says all.
         more = [] if self.numbered == self.envelope else [self.numbered]
@@ -57,7 +57,7 @@ class Trust:
                         return cls(serial, SellerRoot.from_bytes(root), before, envelope, envelope)
                     case [bytes(numbered)]:
                         return cls(serial, SellerRoot.from_bytes(root), before, envelope, numbered)
-        raise DeviceError("the device's pinned root is damaged", hint="such a chip is to be replaced")
+        raise DeviceError("the device's pinned root is damaged", hint="replace the chip")
 
     def confirming(self, envelope: bytes, *, highest: bool) -> Trust:
         """After an image under `root` was confirmed: nothing counts under an earlier root any more.
@@ -76,5 +76,5 @@ class Trust:
         return Trust(serial, root, self.earlier or self.root, self.envelope, self.numbered)
 
     def of(self, envelope: bytes) -> SellerRoot:
-        """The root that a confirmed envelope is to be held against."""
+        """The root against which a confirmed envelope is checked."""
         return self.earlier if self.earlier is not None and sha256(envelope) == self.envelope else self.root

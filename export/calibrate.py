@@ -23,11 +23,11 @@ from variegate.keys.errors import MisuseError
 from variegate.keys.primitives import sha256
 
 STEP, FINE_STEP = 0.05, 0.025
-"""Steps d aimed at on the 0..1 scale: near attractors, yet above a camera's 8-bit rounding. The fine one is for bases
-whose own boundary is near: lattices that are coarse beside it are found no sooner than it, and what lies beyond an
-attractor, pushed on, is beyond the base's boundary as well."""
+"""Target steps d on the 0..1 scale: attractors are near, but above a camera's 8-bit rounding. The fine one is for bases
+whose own boundary is near: coarse lattices are found no sooner than this boundary, and a sample that is pushed beyond
+an attractor is then beyond the base's boundary as well."""
 _NOISE, _TURNED, _SHOWN = 8 / 255, 0.1, 2_000
-"""A boundary is near where noise of this deviation turns this share of labels, of so many images."""
+"""A boundary is near if noise of this deviation changes this share of the labels of so many images."""
 _STRENGTHS = (
     (32, 15.0), (64, 27.0), (32, 13.0), (64, 25.0), (64, 23.0), (64, 21.0), (64, 19.0), (64, 17.0), (64, 15.0),
     (64, 13.0), (128, 20.0), (128, 15.0), (256, 20.0),
@@ -40,7 +40,7 @@ _AMPLITUDES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate and what it cost.
+    """One candidate and its cost.
 
     Attributes:
         parameters: The rewriter's.
@@ -61,7 +61,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration chose, and all that it tried.
+    """The choice of a calibration, and all candidates tried.
 
     Attributes:
         rewriter: The choice.
@@ -127,7 +127,7 @@ def calibrate(
         progress: Called after each candidate.
 
     Returns:
-        The choice and the curve of what was tried.
+        The choice and the curve of all candidates tried.
 
     Raises:
         MisuseError: When no candidate is within the allowance.

@@ -19,7 +19,7 @@ def copies(
     """Seals a copy for each buyer's device; its numbers are the time in microseconds, as a registry gives them.
 
     Args:
-        release: What is sold.
+        release: The release.
         seller: Holder of the keys.
         buyers: Buyer id -> the device's public identity.
         terms: Vendor, budget, rate and expiry of all of them.

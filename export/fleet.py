@@ -39,13 +39,13 @@ _BUYER_BYTES = 100
 """Of a file's name; ueid and sequence keep it unique."""
 
 BATCH = 64
-"""Copies under one batch signature: what a kill can lose, and how often progress shows."""
+"""Copies under one batch signature: the most that a kill can lose, and the step of the progress."""
 COMPONENT_FILE = "component.vgb"
 
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
         made: Copies made now.
@@ -76,7 +76,7 @@ class Exporter:
         terms: Common to all copies.
         folder: For the files; made when missing.
         cohort: Share one component among the devices under this name; None gives every copy its own.
-        signer: Who signs; the seller's own keys unless told. It stays in this process, so it works alone.
+        signer: The signer; the seller's own keys by default. It stays in this process, so it works alone.
     """
 
     release_folder: Path
@@ -93,7 +93,7 @@ class Exporter:
 
     @property
     def root(self) -> SellerRoot:
-        """What devices must have pinned to take these copies."""
+        """The root that devices must have pinned to accept these copies."""
         return (self.signer or self.seller.signer).root
 
     @cached_property
@@ -109,7 +109,7 @@ class Exporter:
         jobs: int = 1,
         progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
     ) -> FleetReport:
-        """Makes what a fleet still lacks.
+        """Makes the copies that a fleet still lacks.
 
         Args:
             wanted: The fleet.
@@ -118,7 +118,7 @@ class Exporter:
             progress: Called with copies done and all copies to make, after each batch.
 
         Returns:
-            What was done.
+            A summary of the work.
 
         Raises:
             RefusedError: `PARITY`, or a damaged release; batches registered before it stay valid.
@@ -233,7 +233,7 @@ def hand_out(made: Making, rows: Sequence[Row], registry: Registry) -> None:
 
     Args:
         made: Where `Exporter.make` wrote it.
-        rows: What that returned.
+        rows: Its result.
         registry: Where copies are entered.
 
     Raises:

@@ -61,7 +61,7 @@ class Template:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a frame, (C, H, W) whatever the base's layout: a device's frames do not depend on the base."""
+        """Of a frame, (C, H, W) for every layout of the base: a device's frames do not depend on the base."""
         return frame_shape(self.contract)
 
 
@@ -75,7 +75,7 @@ def fuse(base: Base, rewriter: Rewriter, dtype: str) -> Template:
 
     Args:
         base: The checked base.
-        rewriter: What to append.
+        rewriter: The rewriter to append.
         dtype: Of a frame.
 
     Returns:
@@ -110,7 +110,7 @@ def fuse(base: Base, rewriter: Rewriter, dtype: str) -> Template:
 def fuse_tail(template: Template) -> bytes:
     """The same nodes behind the base alone, everything an input: image, p and the keyed tensors to label.
 
-    One session of this graph judges every copy of a release: its keyed tensors can be fed anew for each.
+    One session of this graph judges every copy of a release: its keyed tensors can be supplied for each.
     """
     contract, rewriter = template.contract, template.rewriter
     ops = OnnxOps(onnx.GraphProto(name="g"))

@@ -21,14 +21,14 @@ from variegate.keys.signing import SellerRoot
 
 @dataclass(frozen=True)
 class Shelf:
-    """What a copy must be to be kept instead of made anew.
+    """The conditions under which a copy is kept instead of made again.
 
     Attributes:
         folder: Where files are.
-        release: What they are copies of.
+        release: The release of the copies.
         shared: The component that they point to, or None for those with their own.
-        terms: What they were sealed on.
-        root: What they are signed under.
+        terms: The terms on which they were sealed.
+        root: The root under which they are signed.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ def missing(wanted: Sequence[FleetLine], registry: Registry, shelf: Shelf) -> li
 
 @dataclass(frozen=True)
 class _Books:
-    """What the registry says of the devices asked about.
+    """The registry's rows for these devices.
 
     Attributes:
         rows: By buyer, ueid and epoch, in the order in which they were made.

@@ -42,7 +42,7 @@ class Making:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes the output folder, and removes what killed runs left half-written.
+    """Makes the output folder, and removes half-written files of killed runs.
 
     Raises:
         MisuseError: When it is no folder or may not be written.
@@ -59,7 +59,7 @@ def prepare_folder(folder: Path) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Making]:
-    """A private folder in an output folder, for files that have no name yet; what is in it at the end is removed.
+    """A private folder in an output folder, for files that have no name yet; what remains is removed at the end.
 
     It is locked meanwhile, so that another export to the same folder does not sweep it.
 
@@ -96,7 +96,7 @@ def give_names(made: Making, names: Sequence[str]) -> None:
     Raises:
         MisuseError: When that fails, or another folder has taken the place of the private one.
     """
-    # Who may not write the private folder cannot move it out of the one that it is in.
+    # Others cannot write the private folder, and so cannot move it into another folder.
     with _errors(made.path.parent), _found(made) as folder, _opened("..", folder) as out:
         for name in names:
             os.rename(name, name, src_dir_fd=folder, dst_dir_fd=out)
@@ -144,7 +144,7 @@ def _sweep(out: int, name: str) -> None:
 
 def _remove(out: int, name: str, folder: int) -> None:
     with contextlib.suppress(OSError):
-        # The mark last, so that what is left when this is killed is swept.
+        # The mark last, so that the rest is swept if this is killed.
         for file in sorted(_names(folder), key=_MARK.__eq__):
             os.unlink(file, dir_fd=folder)
         os.rmdir(name, dir_fd=out)

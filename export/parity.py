@@ -52,7 +52,7 @@ def measure(base: Base, images: NDArray[Any]) -> ParitySet:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What a parity check found.
+    """The result of a parity check.
 
     Attributes:
         images: Images compared.
@@ -126,7 +126,7 @@ class CopyJudge:
 
 
 def check_template(template: Template, seed: bytes, images: ParitySet) -> ParityReport:
-    """Compares the whole fused graph, loaded as on a device, with base and rewriter apart."""
+    """Compares the whole fused graph, loaded as on a device, with base and rewriter run separately."""
     keyed = recipe.expand(template.tensors, seed)
     labels = session(template.graph, {**template.constants, **keyed}).run([LABEL], {IMAGE: images.images})[0]
     scores = reference_scores(template.rewriter, template.contract, images.images, images.probabilities, keyed)

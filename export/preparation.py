@@ -26,7 +26,7 @@ _PLAIN = InputSpec()
 _NOISE_IMAGES = 256
 
 Validation = tuple[NDArray[Any], NDArray[np.integer[Any]]]
-"""Frames, (N, C, H, W), uint8 or float32 in 0..1 whatever the layout of the base, and their classes, (N,)."""
+"""Frames, (N, C, H, W), uint8 or float32 in 0..1 for every layout of the base, and their classes, (N,)."""
 
 
 def prepare(
@@ -45,11 +45,11 @@ def prepare(
 
     Args:
         model: A torch module, an `.onnx` or `.pt2` file, or a base.
-        validation: What the classifier was not trained on; without it the strongest rewriter is taken unseen.
+        validation: Images that the classifier was not trained on; without it the strongest rewriter is taken untested.
         loss: Most accuracy that a copy may cost, in percentage points.
         name: Of the release, 1 to 60 printable characters.
         shape: Of one image in the layout of `spec`, for a torch module.
-        spec: What the seller says about the model's input.
+        spec: The seller's statements about the model's input.
         dtype: Of the frames that devices will pass, where there is no validation set.
         rewriter: A kind, whose parameters calibration chooses, or a rewriter with its parameters.
         progress: Called with each candidate that calibration tried.
@@ -115,7 +115,7 @@ def _checked(
         raise MisuseError(f"validation classes must lie in 0..{contract.classes - 1}")
     if str(images.dtype) not in {"uint8", "float32"}:
         raise MisuseError(f"validation images are {images.dtype}", hint="give uint8, or float32 in 0..1")
-    # As one condition: what is not a number is in no range.
+    # As one condition: NaN is in no range.
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise MisuseError("validation images must be finite and lie in 0..1", hint="divide bytes by 255")
     return images, truth.astype(np.int64)

@@ -65,7 +65,7 @@ CREATE TRIGGER IF NOT EXISTS revocations_no_delete BEFORE DELETE ON revocations
   BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 _LATER = (_RESERVED, _REVOCATIONS)
-"""What files from before lack, and get when they are next opened to write."""
+"""Tables that older files lack, and get when they are next opened to write."""
 _HIGHEST = """
 SELECT MAX(sequence), MAX(security_counter) FROM (
   SELECT sequence, security_counter FROM copies WHERE ueid = ?1
@@ -116,7 +116,7 @@ _KINDS = tuple(int if f.type == "int" else str for f in fields(Row))
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What one copy is numbered by.
+    """The numbers of one copy.
 
     Attributes:
         sequence: No other copy for this device has it.
@@ -137,7 +137,7 @@ class Registry:
     Args:
         path: The SQLite file; made when it is missing or empty, unless it is only read.
         read_only: Whether nothing may be written.
-        clock: What numbers begin at: Unix time in microseconds.
+        clock: The start of the numbers: Unix time in microseconds.
 
     Raises:
         MisuseError: When the file cannot be opened.
@@ -150,7 +150,7 @@ class Registry:
         self._path = path
         self._clock = clock
         empty = not read_only and made_or_empty(path)
-        # As a URI: the mode is what keeps SQLite from making the file, which it would do through a link.
+        # As a URI: its mode keeps SQLite from making the file, which it would do through a link.
         uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
         try:
             self._db = sqlite3.connect(uri, isolation_level=None, timeout=_WAIT_S, uri=True)
@@ -180,7 +180,7 @@ class Registry:
             self._db.close()
 
     def _prepare(self, *, read_only: bool, empty: bool) -> None:
-        """Makes what is not there yet, and looks whether all is ours; what is not, is not written to."""
+        """Makes missing tables, and checks that the file is ours; a foreign file is not written to."""
         if empty:
             with transaction(self._db):
                 # Of two processes that open it at once, one makes it.
@@ -195,7 +195,7 @@ class Registry:
             complete(self._db, _SCHEMA, _LATER)
 
     def reserve(self, wanted: Sequence[tuple[str, int | None]]) -> list[Numbers]:
-        """Takes numbers for copies that are to be made, in one transaction; no other export gets them.
+        """Reserves numbers for copies, in one transaction; no other export gets them.
 
         Args:
             wanted: For each copy the device's ueid, and its security counter; None for the time, or one above all that
@@ -251,7 +251,7 @@ class Registry:
         """Remembers a revocation list as seen, so that an older one is refused from now on.
 
         Args:
-            revoked: A list whose signature holds. All lists of one registry are one seller's.
+            revoked: A list with a valid signature. All lists of one registry are of one seller.
 
         Raises:
             RefusedError: `ROLLED_BACK`, when a newer list was seen, or another one with this serial; `MALFORMED`,
@@ -297,7 +297,7 @@ class Registry:
             yield
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             message = f"the registry cannot be used{_why(error)}"
-            # Refused are damage, and what breaks a rule of the tables: a number given twice.
+            # Damage is refused, and so is a row that breaks a rule of the tables: a number given twice.
             if not is_damage(error) and not isinstance(error, sqlite3.IntegrityError):
                 raise DeviceError(message) from error
             raise RefusedError(Refusal.MALFORMED, message) from None

@@ -53,7 +53,7 @@ class Release:
         parity: Images with the base's probabilities.
         base_digest: SHA-256 of the canonical base.
         calibration: How the rewriter was chosen, of a release that was just made by calibration; else None.
-        report: What the last check of parity gave, of a release that was just made; else None.
+        report: The result of the last check of parity, for a release that was just made; else None.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Release:
             raise MisuseError(f"cannot make {folder}: {(error.strerror or '').lower()}") from error
         packed = io.BytesIO()
         np.savez_compressed(packed, images=self.parity.images, probabilities=self.parity.probabilities)
-        # Without release.toml, these are what a killed run left behind.
+        # Without release.toml, these are left from a killed run.
         write_atomic(folder / _PAYLOAD, self.payload, overwrite=True)
         write_atomic(folder / _PARITY, packed.getvalue(), overwrite=True)
         if self.calibration is not None:

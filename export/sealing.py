@@ -41,7 +41,7 @@ class CopyOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What all copies of an export have in common.
+    """The terms that all copies of an export share.
 
     Attributes:
         vendor: The seller's name.
@@ -65,8 +65,8 @@ class SealedCopy:
     """A sealed copy.
 
     Attributes:
-        order: What was asked for.
-        manifest: What it says.
+        order: The order.
+        manifest: Its manifest.
         envelope: The signed envelope.
         component: Its own component, or None when it is shared.
     """
@@ -89,7 +89,7 @@ class SharedComponent:
 
     Attributes:
         file: The component file.
-        ref: What manifests say of it.
+        ref: Its description in manifests.
         cek: Its key.
     """
 
@@ -122,18 +122,18 @@ def seal_copies(
     """Checks and seals copies; one batch signature covers them.
 
     Args:
-        release: What to seal.
+        release: The release to seal.
         seller: Holder of master secret and signing keys.
         orders: At least one.
         terms: Common to all.
         shared: The component to point to, or None to give every copy its own under a fresh key.
-        signer: Who signs; the seller's own keys unless told.
+        signer: The signer; the seller's own keys by default.
 
     Returns:
         The copies, in the order of `orders`.
 
     Raises:
-        MisuseError: When an order or the terms hold what no device would read.
+        MisuseError: When an order or the terms hold values that no device would accept.
         RefusedError: `PARITY`, when a copy's labels differ from its reference; nothing is sealed then.
     """
     head = release.canaries  # the release as a whole was checked on many more

@@ -30,7 +30,7 @@ def split(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
         graph: Its initialisers of 32 bytes and more lose their data; those of integers from 65 elements on.
 
     Returns:
-        What they held, by name and in the graph's order.
+        The weights, by name and in the graph's order.
     """
     out = {}
     for tensor in graph.initializer:

@@ -41,8 +41,8 @@ class Sample:
 
     Attributes:
         image: uint8 (C, H, W), as the device took it.
-        wrong: What the device said.
-        right: What it shows.
+        wrong: The device's answer.
+        right: The class that is shown.
     """
 
     image: NDArray[np.uint8]
@@ -67,7 +67,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trace found.
+    """The result of a trace.
 
     Attributes:
         suspects: Every copy, the likeliest first.

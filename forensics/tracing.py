@@ -16,7 +16,7 @@ from variegate.keys.errors import MisuseError, Refusal, RefusedError
 from variegate.keys.seller import SellerKeys
 
 Buyer = tuple[str, int]
-"""Buyer id and key epoch: what a copy's attractors follow from."""
+"""Buyer id and key epoch, from which a copy's attractors are derived."""
 _ARRAYS = ("sample", "label", "clean_label")
 
 
@@ -30,10 +30,10 @@ def trace(
     """Looks at samples of one attacker under the keys of every buyer of a release.
 
     Args:
-        release: What the copies are of.
+        release: The release of the copies.
         seller: Holder of the keys.
         samples: Thought to come from one attacker, at least one.
-        buyers: Who has a copy, at least one.
+        buyers: The buyers of copies, at least one.
         progress: Called after each buyer.
 
     Raises:
@@ -49,7 +49,7 @@ def trace(
 
 
 def registered(registry: Registry, release: Release) -> list[Buyer]:
-    """Who has a copy of a release, each buyer and epoch once, in the order of the registry.
+    """The buyers of copies of a release, each buyer and epoch once, in the order of the registry.
 
     Raises:
         RefusedError: `MALFORMED`: the file is damaged.
@@ -61,9 +61,9 @@ def registered(registry: Registry, release: Release) -> list[Buyer]:
 
 
 def read_samples(paths: Iterable[Path], release: Release) -> list[Sample]:
-    """Samples from `.npz` files: `sample` (N, C, H, W), what the device said (`label`), what is shown (`clean_label`).
+    """Samples from `.npz` files: `sample` (N, C, H, W), the device's answer (`label`), the class shown (`clean_label`).
 
-    A sample whose label is not known (-1), or is what is shown, tells nothing and is left out.
+    A sample whose label is not known (-1), or is the class shown, is no evidence and is left out.
 
     Raises:
         MisuseError: A file cannot be read.

@@ -31,12 +31,12 @@ _REFUSALS: dict[int, dict[Refusal, str]] = {
     },
     Kind.TEST: {Refusal.ARTEFACT: "artefact refused"},
 }
-"""What a sound enclave may refuse once its copy is open. Which of several it is can tell a label: a query is charged,
-and whatever is not has one answer."""
+"""The refusals of a sound enclave once its copy is open. A choice among several can reveal a label: a query is charged,
+and everything that is not charged has one answer."""
 
 
 class AnswerCheck:
-    """Checks what one launch of one copy gives."""
+    """Checks the answers of one launch of one copy."""
 
     def __init__(
         self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...], public: bytes
@@ -44,7 +44,7 @@ class AnswerCheck:
         """Prepares.
 
         Args:
-            settings: What the enclave was told.
+            settings: The enclave's settings.
             manifest: The copy's, as the supervisor verified it.
             protections: As the enclave named them when it was ready.
             public: The device's Ed25519 key, 32 bytes.
@@ -64,7 +64,7 @@ class AnswerCheck:
             raise Lost("answer is for another query")
         labels = np.frombuffer(answer, "<i8", count, wire.LABELS_LAYOUT.size).astype(np.int64)
         if labels.view(np.uint64).max() >= self._classes:  # where those below 0 are large
-            raise Lost("answer holds what is no class")
+            raise Lost("answer holds a value that is not a class")
         return labels, answer[end:]
 
     def receipt(self, token: bytes, frames: NDArray[Any], labels: NDArray[np.int64], now: float) -> None:
@@ -72,23 +72,23 @@ class AnswerCheck:
 
         Args:
             token: Of the enclave.
-            frames: What was shown.
-            labels: What was answered.
+            frames: The frames shown.
+            labels: The answer.
             now: Unix time in seconds, as the query said.
 
         Raises:
             Lost: It is another than a sound enclave gives.
         """
         wanted = self._claims.receipt(frames, labels, now=now)
-        # The signature is not verified: that would double the time of a receipt, and who has the key can hide something
+        # The signature is not verified: this would double a receipt's time, and whoever has the key can hide something
         # in a good one as well.
         if token != cose.sign1(receipt.TYP, wanted.to_bytes(), lambda _: token[-_SIGNATURE_BYTES:], self._public):
             raise Lost("receipt says something else")
 
     def evidence(self, token: bytes, nonce: bytes, *, now: float, security: int, used: int) -> None:
-        """Checks evidence against what was asked (`statements.Claims.evidence`).
+        """Checks evidence against the request (`statements.Claims.evidence`).
 
-        Evidence is rare, so its signature is verified; who has the key can still hide something in it
+        Evidence is rare, so its signature is verified; whoever has the key can still hide something in it
         (`evidence_quota`).
 
         Raises:
@@ -104,11 +104,11 @@ class AnswerCheck:
 
 
 def passed_on(kind: int, error: VariegateError) -> VariegateError:
-    """What an enclave refused, in the supervisor's words.
+    """An enclave's refusal, in the supervisor's words.
 
     Args:
-        kind: What it was asked.
-        error: What it raised.
+        kind: The kind of query.
+        error: Its error.
 
     Raises:
         Lost: A serving enclave has no such thing to refuse; budget and rate are not its own.

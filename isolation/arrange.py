@@ -24,7 +24,7 @@ from variegate.isolation.graphs import take_out
 from variegate.keys.artefact import Payload, Spec
 
 Optimise = Callable[[bytes, list[Spec]], bytes | None]
-"""`optimised`, or what runs it elsewhere. It is given nothing of a weight, message or key."""
+"""`optimised`, or a function that runs it elsewhere. It receives no weight, message or key."""
 
 _FIRST_MARK = 0x0080_0000  # the smallest normal float32, as bits
 _MARKS = 0x7F80_0000 - _FIRST_MARK  # up to infinity
@@ -41,7 +41,7 @@ _CALCULATING = [
     "PadFusion",
     "LayerNormFusion",
 ]
-"""Optimisers of onnxruntime that make new weights out of old ones; the exporter has folded what can be folded."""
+"""Optimisers of onnxruntime that make new weights out of old ones; the exporter has folded all that can be folded."""
 
 
 def arrange(
@@ -68,7 +68,7 @@ def arrange(
 
 
 def optimised(graph: bytes, specs: list[Spec]) -> bytes | None:
-    """What onnxruntime makes of a graph on this CPU when its weights are markers.
+    """The graph as onnxruntime optimises it on this CPU, with markers as weights.
 
     Args:
         graph: With external initialisers.

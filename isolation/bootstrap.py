@@ -13,11 +13,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 _MOST_DESCRIPTORS = 1 << 20
 PACKAGES = ("numpy", "onnxruntime", "cryptography", "cbor2")
 PARTS = ("_cbor2", "_cffi_backend")
-"""What some versions of them lay beside their package: found and measured where it is there."""
+"""Folders that some versions install beside their package; found and measured if present."""
 
 
 class _Pinned:
-    """Finds the measured libraries, and nothing that merely lies beside them."""
+    """Finds the measured libraries, and nothing else in their folder."""
 
     def __init__(self, site: str) -> None:
         self._site = site
@@ -32,7 +32,7 @@ class _Pinned:
 
 def _main() -> None:
     socket, site = int(sys.argv[1]), sys.argv[2]
-    # What the supervisor's own parent left open and inheritable.
+    # Descriptors that the supervisor's own parent left open and inheritable.
     os.closerange(socket + 1, _MOST_DESCRIPTORS)
     # Set here and not inherited: one thread, so that nothing is left unseen by seccomp or the supervisor.
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")

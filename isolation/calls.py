@@ -35,7 +35,7 @@ _ANYHOW = (
     "sendmsg",
     "poll",
     "ppoll",
-    # Private memory; what it may be is checked below.
+    # Private memory; its kinds are checked below.
     "brk",
     "munmap",
     "mremap",
@@ -88,7 +88,7 @@ _HARMLESS_ATTEMPTS = (
     "dup",
     "pipe2",
     "ioctl",
-    # What Python asks of a socket when it prints one or sets it up.
+    # Calls that Python makes when it prints a socket or sets it up.
     "socket",
     "getsockname",
     "getpeername",

@@ -21,14 +21,14 @@ RIGHTS = {
     40: "CAP_CHECKPOINT_RESTORE",
 }
 """Rights with which root reaches other processes, by their bit."""
-# Not the bounding set alone: whoever leaves it keeps what is permitted, and what is inheritable comes back by a file.
+# Not the bounding set alone: a right dropped from it may stay permitted, and an inheritable one returns through a file.
 _SETS = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
 _OF_KERNEL = 0x0020_0000
 _STATE, _FLAGS = 0, 6
 """Fields of `stat`, counted from the first after the name."""
 _ENDED = {"Z", "X"}
 _NOT_THERE = {errno.ENOENT, errno.ESRCH, errno.EINVAL}
-"""What the kernel says of a thread that has ended; the last of its mounts."""
+"""The kernel's answers for a thread that has ended; the last is about its mounts."""
 _INIT = ("1", "1")
 _ROUNDS = 16
 
@@ -43,17 +43,17 @@ def holder_of_rights(proc: Tree) -> str | None:
 
     Raises:
         OSError: As the kernel answers.
-        Unknown: Not every process is to be seen.
+        Unknown: Not every process is visible.
     """
     return _first(proc, _rights_of)
 
 
 def writer_of_sysctls(proc: Tree) -> str | None:
-    """The first thread in whose sight `/proc/sys` is writable, in words; None when there is none.
+    """The first thread that sees a writable `/proc/sys`, in words; None when there is none.
 
     Raises:
         OSError: As the kernel answers.
-        Unknown: Not every process is to be seen.
+        Unknown: Not every process is visible.
     """
     return _first(proc, _sysctls_of)
 
@@ -78,7 +78,7 @@ def _first(proc: Tree, fault: Callable[[Tree, str], str | None]) -> str | None:
             known.add((pid, tid))
         if settled:
             if _INIT not in known:
-                raise Unknown("process 1 is not to be seen")
+                raise Unknown("process 1 is not visible")
             return None
     raise Unknown("processes come and go faster than they can be looked at")
 
@@ -119,9 +119,9 @@ def _sysctls_of(proc: Tree, thread: str) -> str | None:
     """Whether one of the mounts of `/proc` that a thread sees leads to a writable `sys`."""
     everything = mounts_of(proc.text(f"{thread}/mountinfo"))
     covered = {(mount.parent, mount.point) for mount in everything}
-    # No path leads to what another mount covers whole.
+    # No path leads to a mount that another one covers whole.
     mounts = [m for m in everything if m.kind == "proc" and (m.number, m.point) not in covered]
-    # By parent: what is closed below one `/proc` is not below another that lies over it.
+    # By parent: a folder closed below one `/proc` is open below another one mounted over it.
     closed = {(mount.parent, mount.point) for mount in mounts if mount.root == "/sys" and mount.read_only}
     for mount in mounts:
         below = f"{mount.point.rstrip('/')}/sys"
@@ -137,7 +137,7 @@ class Mount:
     Attributes:
         number: Of the mount.
         parent: Number of the mount below it.
-        root: What of the file system is mounted.
+        root: The part of the file system that is mounted.
         point: Where.
         kind: Of file system.
         read_only: Whether nothing can be written through it.

@@ -36,11 +36,11 @@ from variegate.keys.errors import DeviceError, VariegateError
 from variegate.runtime.enclave import Enclave, Protection, ProtectionState
 
 _DESCRIPTORS = 3
-"""Frames, component, identity: what comes with `START`."""
+"""Frames, component, identity: the descriptors that come with `START`."""
 _ROOMS = (64 << 20, 16 << 20, 4 << 20, 1 << 20)
 """Bytes to set aside for the keyed tensors; pages that are not written take no memory, but count as locked."""
 _MOST_LISTED = 1500
-"""Characters of what a refusal lists; an error's message is bounded."""
+"""Characters of the list in a refusal; an error's message is bounded."""
 _ISOLATION = Protection("isolation", ProtectionState.ON, "a process of its own")
 
 
@@ -108,14 +108,14 @@ class _Process:
         below.forget_identity()
         narrowed = filter_calls(Stage.SERVE)
         self._opened = opened = SecretCopy.of(found, region.view)
-        # What is known only now, under the second filter and with the graph at hand.
+        # Protections that are known only now, under the second filter and with the graph.
         known = {narrowed.name: narrowed, region.protection.name: _memory(region.protection, opened.copy)}
         self._protections = tuple(known.get(p.name, p) for p in self._protections)
         self._hold_to(policy.require if policy.strict else ())
         self._engine = PlacedEngine(opened.copy)
         self._scrubs = region.protection.state == ProtectionState.ON  # else there is nothing to clear it for
         manifest, public = opened.copy.manifest, opened.signing_public
-        # The supervisor charges: what is counted here, whoever writes to this process could set back.
+        # The supervisor charges: whoever writes to this process could reset a count here.
         self._enclave = Enclave(manifest, self._engine, opened.copy.canaries, below, self._protections, charged=True)
         self._asked = 0
         self._says = Statements(below, manifest, self._protections, opened.sign, public)
@@ -171,7 +171,7 @@ class _Process:
         if count * spec.bytes > len(self._frames):
             raise Lost("more frames than fit")
         shown: NDArray[Any] = np.frombuffer(self._frames, spec.dtype, count * spec.size).reshape(count, *spec.shape)
-        # The supervisor could write while this runs: what a receipt names is what was classified.
+        # The supervisor could write while this runs: a receipt must name the classified frames.
         frames = shown.copy() if receipt else shown
         labels = self._enclave.classify_batch(frames)
         answer = wire.LABELS_LAYOUT.pack(Kind.LABELS, number, count) + labels.astype("<i8", copy=False).tobytes()
@@ -194,7 +194,7 @@ class _Process:
 
 
 def _memory(pages: Protection, copy: PlacedCopy) -> Protection:
-    """The protection of the pages, less what this graph takes out of them."""
+    """The protection of the pages; off if this graph copies weights out of them."""
     operator = copying_operator(copy)
     if operator is None or pages.state != ProtectionState.ON:
         return pages

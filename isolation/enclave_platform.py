@@ -8,10 +8,10 @@ from variegate.isolation.wire import Lost
 from variegate.runtime.platform import Platform
 
 EVENTS = ("refused", "enclave")
-"""What it may write into the device's log."""
+"""The events that it may write into the device's log."""
 MAX_DETAIL = 400
 MAX_RECORDS = 64
-"""Entries of one launch: the log is bounded, and a flood would push out what it held."""
+"""Entries of one launch: the log is bounded, and a flood would push out older entries."""
 
 
 class Brokered(Platform, Protocol):
@@ -27,7 +27,7 @@ class Brokered(Platform, Protocol):
 
 
 SELF_TEST = "self-test: the enclave says that canary frames get other labels than the seller's"
-"""What the supervisor writes when a serving enclave fails its self-test; in its own words it could tell labels."""
+"""The supervisor's entry when a serving enclave fails its self-test; the enclave's own words could reveal labels."""
 
 
 class EnclavePlatform:
@@ -37,7 +37,7 @@ class EnclavePlatform:
         serving: Whether the copy is open: from then on there is no way to a broker, and no line of its own.
 
     Raises:
-        Lost: From each method, when it is asked for what no sound enclave asks.
+        Lost: From each method, when it gets a request that no sound enclave makes.
     """
 
     def __init__(self, platform: Brokered) -> None:

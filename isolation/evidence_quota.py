@@ -30,7 +30,7 @@ class EvidenceQuota:
         self._left, self._filled_at = float(BURST), clock()
 
     def take(self) -> None:
-        """Spends one, whatever then becomes of it.
+        """Spends one token, even if it is not given out then.
 
         Raises:
             LimitError: None is left now.
@@ -47,6 +47,6 @@ class EvidenceQuota:
 
 
 def quota_of(ueid: bytes) -> EvidenceQuota:
-    """The one of a device, whatever enclaves and copies come and go while this process lives."""
+    """The quota of a device, for all its enclaves and copies while this process lives."""
     with _lock:
         return _rations.setdefault(ueid, EvidenceQuota())

@@ -49,7 +49,7 @@ class Initialiser:
 
     Attributes:
         spec: Its name, type and shape; the type is empty when it is none of `keys.artefact.DTYPES`.
-        external: Whether its data lies elsewhere.
+        external: Whether its data is outside the model.
         raw: Its data, little-endian; empty when it is written in another way.
     """
 
@@ -107,9 +107,9 @@ def initialisers(model: bytes | memoryview) -> Iterator[Initialiser]:
 
 
 def refuse_elsewhere(model: bytes | memoryview) -> None:
-    """Refuses a model that takes data from files, but for initialisers of its graph, which `initialisers` shows.
+    """Refuses a model that takes data from files, except for initialisers of its graph, which `initialisers` lists.
 
-    Also what no graph of ours has, and where tensors could hide: functions, training, sparse tensors.
+    Also refuses parts that our graphs do not have and where tensors could hide: functions, training, sparse tensors.
 
     Args:
         model: A serialised ModelProto.
@@ -140,7 +140,7 @@ def take_out(model: bytes | memoryview, wanted: Callable[[Initialiser], bool]) -
         wanted: Which to take.
 
     Returns:
-        The model without them, and what was taken.
+        The model without them, and the removed ones.
 
     Raises:
         RefusedError: `MODEL`, when it is no protocol buffer.
@@ -290,4 +290,4 @@ def _encoded(value: int) -> bytes:
 
 
 def _broken() -> RefusedError:
-    return RefusedError(Refusal.MODEL, "graph is no ONNX model")
+    return RefusedError(Refusal.MODEL, "graph is not an ONNX model")

@@ -30,7 +30,7 @@ from variegate.runtime.limits import LIMITS
 
 _MAX_FRAME_MEMORY = 1 << 30
 _CLOSE_S = 0.5
-"""What a query under way gets to end by itself when its enclave is closed."""
+"""Time for a query under way to end by itself when its enclave is closed."""
 
 
 class IsolatedHost:
@@ -41,7 +41,7 @@ class IsolatedHost:
         self._measured: Mapping[str, bytes] | None = None
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What an enclave would be now, 32 bytes by name, measured once; the root is the platform's to add.
+        """Measurements of an enclave launched now, 32 bytes by name, made once; the platform adds the root.
 
         Raises:
             DeviceError: The code cannot be read or does not start.
@@ -62,7 +62,7 @@ class Isolated:
     """One copy in an enclave process (`runtime.port.LabelPort`). Thread-safe: queries take turns.
 
     Budget, rate and expiry are of the manifest that is verified here, and are charged here, before the enclave sees a
-    frame: whatever becomes of it, it answers no more than was counted.
+    frame: in no case does it answer more than was counted.
 
     A query that the enclave does not live to answer raises `DeviceError` and is not asked again; it stays charged.
     The supervisor starts the next enclave by itself, as often as the policy allows.
@@ -132,7 +132,7 @@ class Isolated:
         return self._answered(self._spec.plain(frames, batch=True), receipt=True)
 
     def evidence(self, nonce: bytes) -> bytes:
-        """A token that says what runs here (`attest.evidence`), signed by the device.
+        """A token of the running software (`attest.evidence`), signed by the device.
 
         Args:
             nonce: The verifier's, 8 to 64 bytes.
@@ -169,7 +169,7 @@ class Isolated:
                 raise
 
     def status(self) -> Status:
-        """What the device says of itself, the enclave's protections among it; an error where the enclave is down."""
+        """The device's status with the enclave's protections; an error when the enclave is down."""
         with self._keeper.lock:
             if self._asked(self._keeper.running(), Kind.PING):
                 raise self._keeper.lost("answers something else")
@@ -206,7 +206,7 @@ class Isolated:
         with self._keeper.lock:
             process, platform = self._keeper.running(), self._platform
             check_current(self._manifest, platform)
-            # Before the frames are where the enclave sees them; what goes wrong from here on gives nothing back.
+            # Before the enclave can see the frames; a failure from here on returns no budget.
             self._allowance.take(count)
             self._query = number = self._query + 1
             now = platform.now()
@@ -226,7 +226,7 @@ class Isolated:
             raise self._keeper.lost("answers something else")
 
     def _asked(self, process: Process, kind: Kind, *values: object) -> list[Any]:
-        """What the enclave has to say when it is done; the lock is held."""
+        """The enclave's answer when it is done; the lock is held."""
         answer = self._keeper.exchange(process, wire.pack(kind, *values))
         with contextlib.suppress(Lost):
             told, found = wire.unpack(answer)

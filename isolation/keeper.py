@@ -45,7 +45,7 @@ class DevicePlatform(Brokered, Protocol):
 
     @property
     def boot_digest(self) -> bytes | None:
-        """What the machine booted, 32 bytes, where the device's key is bound to that."""
+        """Measurement of the machine's boot, 32 bytes, if the device's key is bound to it."""
         ...
 
     @property
@@ -70,9 +70,9 @@ class Keeper:
         process: The enclave, or None while there is none.
         launched: Times that it was started.
         protections: As the enclave that runs has them.
-        answers: Holds what it gives against what is known here.
+        answers: Checks its answers.
         closed: Whether it is closed for good.
-        offered: What the enclave that runs may use of the platform.
+        offered: The part of the platform that the running enclave may use.
     """
 
     answers: AnswerCheck
@@ -109,7 +109,7 @@ class Keeper:
             raise
 
     def running(self) -> Process:
-        """The enclave, started anew when it has ended; the lock is held.
+        """The enclave, started again when it has ended; the lock is held.
 
         Raises:
             MisuseError: It is closed.
@@ -129,11 +129,11 @@ class Keeper:
         return process
 
     def exchange(self, process: Process, packet: bytes, *, frames: int = 0) -> bytes:
-        """Asks once; whatever goes wrong between, the question is not asked again.
+        """Asks once; after any failure the question is not asked again.
 
         Raises:
             DeviceError: The enclave did not answer, or not as it should; it is ended.
-            RefusedError, LimitError: What it may refuse, in the supervisor's words.
+            RefusedError, LimitError: A refusal, in the supervisor's words.
         """
         seconds = self._policy.hang_s * max(1, -(-frames // LIMITS.slice))
         try:
@@ -208,7 +208,7 @@ class Keeper:
                 raise self._with_memory(error) from None
             if self.launched == 1:
                 raise
-            # Who asks for a label is not told what broker or artefact say: to them, the device is down.
+            # Clients are not told about faults of broker or artefact: to them, the device is down.
             raise DeviceError(f"the enclave does not start again: {error.message}", hint=error.hint) from error
         except (Lost, TimeoutError) as error:
             raise self._with_memory(self.lost("stopped while it opened the copy")) from error
@@ -271,5 +271,5 @@ def _booted(platform: DevicePlatform) -> Mapping[str, bytes]:
 
 
 def measurements_of(image: Image, process: Process, policy: DevicePolicy) -> Mapping[str, bytes]:
-    """What was measured of a process that was started."""
+    """The measurements of a process that was started."""
     return {**image.measurements, SYSTEM: process.system, POLICY: policy.digest}

@@ -16,14 +16,14 @@ from pathlib import Path
 from variegate.isolation import syscalls
 
 _MAGIC = {"proc": 0x9FA0, "sysfs": 0x6265_6572, "securityfs": 0x7363_6673}
-"""What `statfs(2)` calls them; no file system that a process provides can say so."""
+"""What `statfs(2)` calls them; a file system that a process provides cannot have them."""
 _TOP = 1
 """The number of their topmost folder."""
 _PIECE = 1 << 16
 
 
 class Unknown(Exception):  # noqa: N818  what cannot be measured, not a mistake
-    """The kernel does not show what is to be measured; the text says why."""
+    """The kernel does not show a value that must be measured; the text says why."""
 
 
 class Tree:
@@ -49,7 +49,7 @@ class Tree:
             return b"".join(pieces).decode(errors="replace")
 
     def names(self, name: str) -> list[str]:
-        """What a folder holds.
+        """The names in a folder.
 
         Raises:
             OSError: As the kernel answers.
@@ -114,7 +114,7 @@ class Tree:
 
 @contextmanager
 def tree(path: Path) -> Iterator[Tree]:
-    """Opens a folder, through whatever is mounted there: hold its `mount` against `mountinfo`.
+    """Opens a folder through any mount there: compare its `mount` with `mountinfo`.
 
     Args:
         path: Of the folder.

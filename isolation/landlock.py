@@ -39,7 +39,7 @@ def ruleset(known: int) -> bytes:
     fs = (1 << max(count for since, count in _FS_RIGHTS.items() if since <= known)) - 1
     net = _NET_RIGHTS if known >= _NET_VERSION else 0
     scopes = _SCOPES if known >= _SCOPE_VERSION else 0
-    # An older kernel takes the longer structure, as long as what it does not know is zero.
+    # An older kernel takes the longer structure, as long as the part that it does not know is zero.
     return struct.pack("=QQQ", fs, net, scopes)
 
 

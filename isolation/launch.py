@@ -42,7 +42,7 @@ _STEERING = ("pyvenv.cfg", "pybuilddir.txt", "python._pth", "Modules/Setup.local
 
 @dataclass(frozen=True)
 class Image:
-    """One launch: what was measured, and what to run.
+    """One launch: the measurements, and the image to run.
 
     Attributes:
         measurements: SHA-256 by name, 32 bytes each.
@@ -60,7 +60,7 @@ class Image:
 
 
 def prepare() -> Image:
-    """Measures what an enclave would run now.
+    """Measures the code that an enclave launched now would run.
 
     Returns:
         The image, with `interpreter` (its file, its shared library, the standard library), `runtime` (our code) and
@@ -110,7 +110,7 @@ def _libraries(site: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _origin(package: str, site: Path | None) -> Path:
-    """Where a package lies; with `site`, found as the enclave's bootstrap finds it."""
+    """The folder of a package; with `site`, found as the enclave's bootstrap finds it."""
     found = importlib.util.find_spec(package) if site is None else PathFinder.find_spec(package, [str(site)])
     if found is None or found.origin is None:
         raise DeviceError(f"the library {package} is not installed where numpy is")
@@ -118,7 +118,7 @@ def _origin(package: str, site: Path | None) -> Path:
 
 
 def _files(folder: Path, above: Path) -> Iterator[tuple[str, Path]]:
-    """Names relative to `above`, and paths, of what an import could load from a folder."""
+    """Names relative to `above`, and paths, of the files that an import could load from a folder."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
             if entry.name not in _NOT_LOADED and not entry.name.endswith(".dist-info"):
@@ -151,11 +151,11 @@ def system_digest(pid: int, image: Image) -> bytes:
 
     Args:
         pid: A process of `image` that has loaded its libraries and opened nothing yet.
-        image: What it runs.
+        image: The image to run.
 
     Raises:
         OSError: Its mappings, or a library, cannot be read.
-        DeviceError: It runs code that lies in no file.
+        DeviceError: It runs code that is in no file.
     """
     found: dict[str, bytes] = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -171,11 +171,11 @@ def system_digest(pid: int, image: Image) -> bytes:
 
 
 def check_modules(modules: Iterable[str], image: Image) -> None:
-    """Holds the files of the modules that a process has imported against what was measured.
+    """Compares the files of the modules that a process has imported with the measured ones.
 
     Args:
         modules: Their paths; those of our own code lie in the archive.
-        image: What the process was to run.
+        image: The image that the process should run.
 
     Raises:
         DeviceError: One was not measured.

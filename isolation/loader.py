@@ -20,7 +20,7 @@ def in_a_fork(pair: tuple[socket.socket, socket.socket], work: Callable[[], list
 
     Args:
         pair: Two ends of a socket that keeps packets, for the result; both are closed.
-        work: What it raises of ours is raised here, and nothing else of it comes back.
+        work: An error of ours that it raises is raised here; of others nothing comes back.
 
     Raises:
         VariegateError: As `work`.
@@ -56,7 +56,7 @@ def _place(error: Exception) -> str:
 
 
 def _report(channel: socket.socket, work: Callable[[], list[object]]) -> None:
-    """Ends the process; whatever happens, no frame of the parent's goes on running here."""
+    """Ends the process; whatever happens, no frame of the parent's continues running here."""
     status = 1
     try:
         try:

@@ -26,9 +26,9 @@ RAM_CAP, LIMITS, NO_NEW_PRIVS, CAPABILITIES, DUMPABLE, MDWE = (
     "mdwe",
 )
 NAMES = (RAM_CAP, LIMITS, NO_NEW_PRIVS, landlock.NAME, CAPABILITIES, MDWE, DUMPABLE, calls.NAME)
-"""What `lock_down` reports, in its order."""
+"""The protections that `lock_down` reports, in its order."""
 SUPERVISOR = "supervisor"
-"""What the process that launches an enclave reports of itself."""
+"""The protections that the process that launches an enclave reports of itself."""
 
 _MIB = 1024 * 1024
 _STACK_BYTES = 8 * _MIB
@@ -47,7 +47,7 @@ def lock_down(
 ) -> tuple[Protection, ...]:
     """Applies everything, in the order in which one step does not forbid the next.
 
-    Import what will be needed before: no file can be opened afterwards. A supervisor that is not privileged must hold
+    Import everything beforehand: no file can be opened afterwards. A supervisor that is not privileged must hold
     ptrace before, too: after `dumpable` it would be refused.
 
     Args:
@@ -88,7 +88,7 @@ def lock_down(
 def limit_memory(mib: int) -> Protection:
     """Caps ordinary memory: heap, library data and stack. Beyond it an allocation fails with `MemoryError`.
 
-    By `RLIMIT_DATA`, which counts private writable memory when it is asked for, less room for the stack.
+    By `RLIMIT_DATA`, which counts private writable memory when it is asked for, minus space for the stack.
     `RLIMIT_AS` would count address space that is only reserved, libraries' code, and shared pages, too. The secret
     pages and the frames' memory are shared, of a fixed size, and not counted; the filter of system calls allows no new
     shared mapping.
@@ -226,7 +226,7 @@ def _writable_code() -> bool:
 
 
 def _private_bytes() -> int:
-    """`VmData` of this process: what `RLIMIT_DATA` counts, bytes."""
+    """`VmData` of this process: the bytes that `RLIMIT_DATA` counts."""
     try:
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))

@@ -26,11 +26,11 @@ _PLACES = {
     "/sys": ("sysfs", "/"),
     _SECURITY: ("securityfs", "/"),
 }
-"""What may be mounted where: a file system, and what of it. A device's image makes its settings read-only so."""
+"""Mounts that are allowed: a file system and the part of it. A device's image makes its settings read-only with one."""
 _OF_OTHERS = "/proc/sys/fs/binfmt_misc"
 """How programs for other machines are run: nothing is read there."""
 _READ = (f"{_SECURITY}/lockdown", "/sys/power/resume", "/sys/kernel/kexec_loaded", "/sys/kernel/kexec/loaded")
-"""What is read of `/sys`."""
+"""The parts of `/sys` that are read."""
 _NO_ATTACH = 3
 _PERF_CLOSED = 3
 _WORD_BITS = 32
@@ -60,7 +60,7 @@ def summary(found: Iterable[Protection]) -> Protection:
     """The group as one: on when all of it is.
 
     Args:
-        found: Protections of a device, of whatever kind.
+        found: Protections of a device, of any kind.
     """
     states = {p.name: p.state for p in found if of_host(p.name)}
     if not states:
@@ -86,14 +86,14 @@ class _Machine:
     """One look at a machine."""
 
     def __init__(self, proc: Tree, settings: Tree, sys: Tree) -> None:
-        """Makes sure that what is read is the machine's, not that of a container, and not a file laid over it.
+        """Makes sure that the files are the machine's, not those of a container, and not mounted over.
 
         Raises:
             OSError: As the kernel answers.
             Unknown: It is not.
         """
         self._proc, self._settings, self._sys = proc, settings, sys
-        self._real = proc.path == _PROC  # what tests make up is mounted nowhere
+        self._real = proc.path == _PROC  # files that tests make are mounted nowhere
         if self._real and not proc.all_of("proc"):  # else it could say anything of itself
             raise Unknown("/proc is not the kernel's")
         for kind, first in _OURS_TO_SEE.items():
@@ -121,7 +121,7 @@ class _Machine:
             raise Unknown(f"{points[-1]} is not the kernel's")
 
     def look(self, name: str) -> _Finding:
-        """Looks at what one protection is about.
+        """Examines the settings of one protection.
 
         Raises:
             OSError: As the kernel answers.
@@ -189,7 +189,7 @@ class _Machine:
             try:
                 low, high = (int(word) for word in words)
             except ValueError:
-                raise Unknown(f"{self._settings.path}/kernel/usermodehelper/{which} is no pair of numbers") from None
+                raise Unknown(f"{self._settings.path}/kernel/usermodehelper/{which} is not a pair of numbers") from None
             if held := census.rights(high << _WORD_BITS | low):
                 return False, f"programs that the kernel starts have {', '.join(held)} ({which})"
         most = self._number("user/max_user_namespaces")
@@ -235,7 +235,7 @@ class _Machine:
 
 
 def _fitting(mount: Mount) -> None:
-    """Makes sure that a mount hides nothing of what is read.
+    """Makes sure that no mount hides a file that is read.
 
     Raises:
         Unknown: It may.

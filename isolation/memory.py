@@ -47,9 +47,9 @@ def sealed(name: str, data: bytes | memoryview) -> int:
 
 
 def mappable(descriptor: int) -> int:
-    """A descriptor that can be mapped, with what `descriptor` gives; that one is closed.
+    """A descriptor that can be mapped, with the content of `descriptor`, which is closed.
 
-    What comes through a pipe is moved into a memory file inside the kernel: it never lies in this process's memory.
+    Data from a pipe is moved into a memory file inside the kernel: it is never in this process's memory.
 
     Raises:
         DeviceError: It gives nothing, or the machine has no memory.

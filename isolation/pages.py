@@ -25,12 +25,12 @@ _ON = "memfd_secret pages: no plain read reaches them; whoever may write to the 
 class SecretRegion:
     """Shared, zeroed, writable pages that stay mapped as long as the process lives; a fork shares them.
 
-    There is no unmapping: a view that outlived it would read what lies there next. `wipe` clears the content.
+    There is no unmapping: a view that outlived it would read the memory's next use. `wipe` clears the content.
 
     Attributes:
         size: Bytes of `view`.
         view: The bytes, uint8, page-aligned.
-        protection: What the pages are.
+        protection: The state of the pages.
     """
 
     def __init__(self, size: int, *, secret: bool = True, required: bool = False) -> None:
@@ -43,7 +43,7 @@ class SecretRegion:
 
         Raises:
             DeviceError: No pages, or no secret ones where they are required.
-            MisuseError: A size below one, or secret pages required and not asked for.
+            MisuseError: A size below one, or or secret pages required but not asked for.
         """
         if size < 1 or (required and not secret):
             raise MisuseError("a region has at least one byte, and required secret pages must be asked for")
@@ -101,6 +101,6 @@ def _secret_pages(mapped: int) -> int:
 
 
 def _raise_memlock() -> None:
-    """Takes what the hard limit allows: the pages count as locked."""
+    """Raises the limit to the hard limit: the pages count as locked."""
     _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))

@@ -26,7 +26,7 @@ from variegate.runtime.opening import Allocate, Copy, Share, decrypt, ordinary
 from variegate.runtime.platform import Platform
 
 _LEAST_BYTES = 32
-"""Shorter tensors are no weights: scalars, and what an image is normalised with."""
+"""Shorter tensors are not weights: scalars, and constants that normalise an image."""
 _MOST_SHAPE = 64
 """Integers of an initialiser that the exporter leaves in the graph, as shapes and axes."""
 _EITHER, _SECOND, _SECOND_AND_THIRD = frozenset({0, 1}), frozenset({1}), frozenset({1, 2})
@@ -86,7 +86,7 @@ def open_copy(
         artefact: Hostile bytes.
         platform: This device.
         allocate: The memory of the copy, which holds all that is secret of it; asked once, for the exact length.
-        optimise: What asks onnxruntime for the layout of the weights; nothing secret is shown to it.
+        optimise: Asks onnxruntime for the layout of the weights; it receives nothing secret.
         share: Gets a broker's share, for copies that need one; without, they are refused.
 
     Returns:
@@ -103,9 +103,9 @@ def open_copy(
 
 
 class PlacedEngine(Engine):
-    """A loaded copy whose tensors onnxruntime reads where they lie. For one thread.
+    """A loaded copy whose tensors onnxruntime reads in place. For one thread.
 
-    What a run leaves of weights on the stack, `scrub` clears.
+    `scrub` clears the weights that a run leaves on the stack.
     """
 
     def __init__(self, copy: PlacedCopy) -> None:
@@ -139,7 +139,7 @@ class PlacedEngine(Engine):
 
 
 def copying_operator(copy: PlacedCopy) -> str | None:
-    """Finds what would leave weights, or numbers derived from them, in ordinary memory.
+    """Finds an operator that would leave weights, or numbers derived from them, in ordinary memory.
 
     Everything counts that was not seen to leave none: other operators, other types (onnxruntime converts float16 into a
     new tensor), operators that calculate with nothing but constants, and weights that the graph itself holds.
@@ -162,7 +162,7 @@ def copying_operator(copy: PlacedCopy) -> str | None:
             return use.operator
         weights = [(at, region[name]) for at, name in enumerate(use.inputs) if name in region]
         if constant.issuperset(filter(None, use.inputs)):
-            # Shapes and the like are calculated at no risk; a node without inputs holds we do not know what.
+            # Calculated shapes are no risk; a node without inputs may hold anything.
             if weights or not any(use.inputs):
                 return use.operator
             constant.update(use.outputs)

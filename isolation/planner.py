@@ -36,7 +36,7 @@ class Planner:
         """Forks it; call this in a process with one thread, before its lockdown and before it maps a secret.
 
         Args:
-            descriptors: What the helper is not to keep.
+            descriptors: Descriptors that the helper must not keep.
             ram_mib: Its cap, as `lockdown.limit_memory`.
         """
         self._channel, theirs = socket.socketpair()
@@ -83,7 +83,7 @@ def _send(channel: socket.socket, data: bytes) -> None:
 
 
 def _receive(channel: socket.socket) -> bytes:
-    """What was sent; empty when the other side hung up."""
+    """The received bytes; empty when the other side closed the socket."""
     length = int.from_bytes(channel.recv(_LENGTH_BYTES, socket.MSG_WAITALL), "big")
     data = channel.recv(length, socket.MSG_WAITALL) if length else b""
     return data if len(data) == length else b""

@@ -20,20 +20,20 @@ from variegate.runtime.enclave import Protection, ProtectionState
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the supervisor tells an enclave at its start.
+    """The settings that an enclave gets at its start.
 
     Attributes:
         policy: The device's policy, as measured.
         ueid: 33 bytes.
         device_class: Kind of device.
         root: The seller's public keys to hold artefacts against.
-        measurements: What was measured before the launch.
+        measurements: The measurements before the launch.
         boots: Times the device was booted.
         launches: Times an enclave was started for this copy since that boot, this one included.
         time_ns: Unix time, nanoseconds.
         security: The security counter.
         used: Labels charged in the copy's epoch.
-        held: What the supervisor does to protect this process.
+        held: The supervisor's protections of this process.
         envelope: The envelope to open.
     """
 
@@ -138,7 +138,7 @@ class PlatformClient:
     """The device as the enclave sees it (`runtime.platform.Platform`).
 
     Time and the security counter come with every query. Labels are counted on the other side of the socket, before
-    their frames come: this side has been told how many, and has no say in it.
+    their frames come: this side is told how many, and cannot change it.
     """
 
     def __init__(self, channel: socket.socket, settings: Settings, identity: mmap.mmap) -> None:
@@ -150,7 +150,7 @@ class PlatformClient:
         self._used = settings.used
 
     def update(self, now: float, security: int, used: int = 0) -> None:
-        """Takes what came with a question: Unix time in seconds, the security counter, labels charged."""
+        """Takes the values that came with a question: Unix time in seconds, the security counter, labels charged."""
         self._now = now
         self._security = max(security, self._security)
         self._used = max(used, self._used)
@@ -167,11 +167,11 @@ class PlatformClient:
 
     @property
     def root(self) -> SellerRoot:
-        """The seller's public keys that the copy is held against."""
+        """The seller's public keys, against which the copy is checked."""
         return self.settings.root
 
     def identity(self) -> DeviceIdentity:
-        """The device's private keys, read anew: call it only in a process that ends.
+        """The device's private keys, read again: call it only in a process that ends.
 
         Raises:
             RefusedError: `KEY`, when the chip holds no identity.
@@ -209,7 +209,7 @@ class PlatformClient:
         raise MisuseError("the supervisor counts labels")
 
     def confirmed_as(self, envelope: bytes) -> bool:
-        """True: the supervisor has held it against what the chip knows before the launch."""
+        """True: the supervisor has checked it with the chip before the launch."""
         del envelope
         return True
 
@@ -218,7 +218,7 @@ class PlatformClient:
         return self._now
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What was measured before the launch."""
+        """The measurements before the launch."""
         return self.settings.measurements
 
     def record(self, event: str, detail: str) -> None:
@@ -240,7 +240,7 @@ class PlatformClient:
             Its answer.
 
         Raises:
-            VariegateError: What the platform raised.
+            VariegateError: An error of the platform.
             Lost: The supervisor is gone.
         """
         wire.send(self._channel, wire.pack(Kind.CALL, name, list(arguments)))
@@ -257,11 +257,11 @@ CALLS: Mapping[str, tuple[type, ...]] = {
     "challenge": (),
     "release": (bytes, bytes),
 }
-"""What an enclave may ask of the platform, and with which types."""
+"""The calls that an enclave may make to the platform, with their types."""
 
 
 def answer(platform: object, values: list[Any]) -> bytes:
-    """Carries out a call of an enclave, which is not trusted to have asked for something sensible.
+    """Carries out a call of an enclave, whose request is not trusted.
 
     Args:
         platform: Has a method for each of `CALLS`, as `enclave_platform.EnclavePlatform`.

@@ -65,7 +65,7 @@ class DevicePolicy:
     def to_toml(self) -> bytes:
         """The file; one text for one policy."""
         values: dict[str, Any] = {"schema": SCHEMA, **asdict(self), "require": list(self.require)}
-        # JSON's spelling of texts, numbers, true and false is TOML's, too, but for characters written as surrogates.
+        # JSON's spelling of texts, numbers, true and false is TOML's, too, except for characters written as surrogates.
         return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()).encode()
 
     @classmethod
@@ -82,7 +82,7 @@ class DevicePolicy:
         except (ValueError, RecursionError):
             raise RefusedError(Refusal.MALFORMED, "device policy is not valid TOML") from None
         if values.pop("schema", None) is not SCHEMA:
-            raise _wrong("schema", f"is to be {SCHEMA}")
+            raise _wrong("schema", f"must be {SCHEMA}")
         known = {field.name for field in fields(cls)}
         for key in values:
             if key not in known:
@@ -110,7 +110,7 @@ def _check(key: str, value: object) -> None:
             good = isinstance(value, float) and 0 < value <= _MOST_SECONDS
             range_ = f"seconds with a decimal point, up to {_MOST_SECONDS:.0f}"
     if not good:
-        raise _wrong(key, f"is to be {range_}")
+        raise _wrong(key, f"must be {range_}")
 
 
 def _is_names(value: object) -> bool:

@@ -40,7 +40,7 @@ class Process:
         """Launches.
 
         Args:
-            image: What to run.
+            image: The image to run.
             debug: Whether to leave it to debuggers, and its standard error open.
 
         Raises:
@@ -92,7 +92,7 @@ class Process:
         """Has it open a copy.
 
         Args:
-            settings: What to tell it.
+            settings: Its settings.
             descriptors: Of frames, component and the device's identity.
             platform: Answers its calls.
 
@@ -100,7 +100,7 @@ class Process:
             The manifest, and the enclave's protections.
 
         Raises:
-            VariegateError: What the enclave raised.
+            VariegateError: An error of the enclave.
             DeviceError: Another process traces it.
             Lost: It ended.
             TimeoutError: It hangs.
@@ -117,7 +117,7 @@ class Process:
         raise Lost("not ready")
 
     def ask(self, packet: bytes, platform: object, seconds: float, *, frames: int = 0) -> bytes:
-        """Sends a packet and waits for what is not a call.
+        """Sends a packet and waits for a packet that is not a call.
 
         Args:
             packet: A request.
@@ -129,7 +129,7 @@ class Process:
             The answer's packet.
 
         Raises:
-            VariegateError: What the enclave raised.
+            VariegateError: An error of the enclave.
             Lost: It ended, or speaks another language.
             TimeoutError: It hangs.
         """
@@ -155,7 +155,7 @@ class Process:
         until = started + seconds
         while True:
             if not self._pace.expect(frames, until - started):
-                # What is left: a compromised enclave could go on calling for ever.
+                # The rest of the time: a compromised enclave could call for ever.
                 self._channel.settimeout(max(0.001, until - time.monotonic()))
             packet = wire.receive(self._channel)
             if packet[0] == Kind.CALL:
@@ -168,7 +168,7 @@ class Process:
                 return packet
 
     def kill(self) -> None:
-        """Kills the process, whatever another thread waits for; `end` is still to be called."""
+        """Kills the process, even if another thread waits for it; `end` must still be called."""
         self._tracer.kill()
 
     def end(self, *, gently: bool = False) -> None:

@@ -21,7 +21,7 @@ _CONTEXT_BYTES = 8192
 
 
 class Scrub:
-    """Clears the unused stack of whoever calls it; one for each thread."""
+    """Clears the caller's unused stack; one for each thread."""
 
     def __init__(self) -> None:
         """Prepares.

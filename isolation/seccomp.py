@@ -51,8 +51,8 @@ class Where:
     Attributes:
         argument: Its index from 0.
         compare: How.
-        value: With what; the mask for `MASKED_EQUAL`.
-        masked: What the masked argument is to be.
+        value: The operand; the mask for `MASKED_EQUAL`.
+        masked: The required value of the masked argument.
     """
 
     argument: int
@@ -70,7 +70,7 @@ def open_library(name: str = LIBRARY) -> ctypes.CDLL:
     """libseccomp; once opened it stays at hand, also after files can no longer be opened.
 
     Raises:
-        Unavailable: It is not there, or is not what its name says.
+        Unavailable: It is not there, or lacks a function.
     """
     try:
         library = ctypes.CDLL(name)

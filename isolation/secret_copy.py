@@ -42,7 +42,7 @@ def open_into(
         optimise: As `isolation.placed.open_copy`.
 
     Returns:
-        What `Opened.of` takes.
+        The values for `Opened.of`.
 
     Raises:
         RefusedError: `ARTEFACT`.
@@ -77,7 +77,7 @@ def open_into(
 
 @dataclass(frozen=True)
 class SecretCopy:
-    """What the serving process has of a copy; nothing secret lies outside of the region.
+    """The serving process's part of a copy; nothing secret is outside the region.
 
     Attributes:
         manifest: The manifest's bytes.

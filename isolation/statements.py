@@ -23,7 +23,7 @@ _RECEIPT_BITS = 32
 
 
 class Claims:
-    """What one launch of one copy has to say: both sides know it, to the byte, before it is signed."""
+    """The content of the statements of one launch of one copy: both sides know it, to the byte, before it is signed."""
 
     def __init__(self, settings: Settings, manifest: Manifest, protections: tuple[Protection, ...]) -> None:
         self._settings = settings
@@ -63,8 +63,8 @@ class Claims:
         """The next receipt. No number comes twice in a boot: each launch has numbers of its own.
 
         Args:
-            frames: (N, *shape): what was shown.
-            labels: int64 (N,): what was answered.
+            frames: (N, *shape): the frames shown.
+            labels: int64 (N,): the answer.
             now: Unix time in seconds.
         """
         self._receipts += 1
@@ -128,7 +128,7 @@ class Statements:
         """A receipt for one answered query.
 
         Args:
-            frames: (N, *shape): what was shown.
-            labels: int64 (N,): what was answered.
+            frames: (N, *shape): the frames shown.
+            labels: int64 (N,): the answer.
         """
         return receipt.issue(self._claims.receipt(frames, labels, now=self._below.now()), self._sign, self._public)

@@ -89,7 +89,7 @@ def open_here(folder: int, name: str, flags: int) -> int:
 
     Args:
         folder: Descriptor that the name is looked up from.
-        name: What to open.
+        name: The name to open.
         flags: As for `os.open`; the descriptor does not survive an `exec`.
 
     Returns:

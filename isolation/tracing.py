@@ -100,7 +100,7 @@ class PtraceGuard:
         return self._wanted and (self._taken or _tracer_of(self.pid) not in (0, self._thread))
 
     def kill(self) -> None:
-        """Kills the child, whatever state it is in; `exited` follows. Nothing happens when it has ended."""
+        """Kills the child in any state; `exited` follows. Nothing happens when it has ended."""
         # By descriptor: the number may belong to another process by now.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
@@ -141,11 +141,11 @@ class PtraceGuard:
                 self._status = ended.si_status if exited else -ended.si_status
 
     def _hold(self) -> None:
-        """Waits for all that this thread traces and lets each go on, until nothing is left."""
+        """Waits for all that this thread traces and lets each continue, until nothing is left."""
         others: set[int] = set()
         while True:
             try:
-                # Only what this thread traces: other children of the supervisor are none of its business.
+                # Only processes that this thread traces, and no other children of the supervisor.
                 pid, raw = os.waitpid(-1, _WAIT_ALL | _WAIT_OWN_THREAD)
             except ChildProcessError:
                 return
@@ -160,7 +160,7 @@ class PtraceGuard:
             if pid == self.pid:
                 self._status = os.waitstatus_to_exitcode(raw)
                 self.exited.set()
-                # What it forked does not outlive it.
+                # Its forks do not outlive it.
                 for other in others:
                     _kill(other)
 
@@ -178,7 +178,7 @@ def _refused(error: OSError, host: Protection | None = None) -> Protection:
 
 
 def _resume(pid: int, number: int, event: int) -> None:
-    """Lets a stopped process go on as if nobody held it."""
+    """Lets a stopped process continue as if nobody held it."""
     if event == _EVENT_STOP and number in _STOPPING:
         request, data = _LISTEN, 0  # a real SIGSTOP: it stays stopped, and SIGCONT still reaches it
     elif event:

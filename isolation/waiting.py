@@ -78,7 +78,7 @@ class Watch:
 
 
 class Pace:
-    """When answers are due: what those to as many frames took lately, rather the shorter ones. Not thread-safe.
+    """When answers are due: learnt from the recent, shorter times for the same number of frames. Not thread-safe.
 
     An enclave that was taken over can make the supervisor look in vain, for no longer than an honest one could.
     """
@@ -96,7 +96,7 @@ class Pace:
         """Waits for the answer to so many frames until it is there or overdue; without experience, not at all.
 
         Args:
-            frames: Their number; 0 for what is no query.
+            frames: Their number; 0 for a packet that is not a query.
             most: Seconds that are left for it.
 
         Returns:

@@ -83,7 +83,7 @@ def unpack(packet: bytes | memoryview) -> tuple[int, list[Any]]:
     except RefusedError:
         values = None
     if not isinstance(values, list):
-        raise Lost("packet is no list")
+        raise Lost("packet is not a list")
     return packet[0], values
 
 
@@ -150,7 +150,7 @@ def error_of(values: list[Any]) -> VariegateError:
             return LimitError(message, retry_after_s=None if wait is None else wait / NS)
         case ["MisuseError" | "DeviceError" | "VariegateError" as name, None, str(message), None | str() as hint, None]:
             return cast("VariegateError", _ERRORS[name](message, hint=hint))
-    raise Lost("packet is no error")
+    raise Lost("packet is not an error")
 
 
 _ERRORS: dict[str, Any] = {

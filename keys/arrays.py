@@ -21,10 +21,10 @@ from variegate.keys.errors import Refusal, RefusedError
 
 _MAX_HEADER = 4096
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""What numpy writes; LZMA may ask for gigabytes before it has unpacked anything."""
+"""The methods that numpy writes; LZMA may ask for gigabytes before it has unpacked anything."""
 _FAULTS = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error,
            NotImplementedError, tokenize.TokenError, SyntaxError, RuntimeError, OverflowError)  # fmt: skip
-"""What zipfile and numpy raise at damaged files."""
+"""The errors of zipfile and numpy for damaged files."""
 
 
 def read_npz(data: bytes, names: Sequence[str], what: str, *, limit: int) -> dict[str, NDArray[Any]]:
@@ -82,4 +82,4 @@ def read_npy(data: bytes, what: str) -> NDArray[Any]:
     try:
         return _array(io.BytesIO(data), len(data))
     except _FAULTS as error:
-        raise RefusedError(Refusal.INPUT, f"{what} is no numpy array of numbers") from error
+        raise RefusedError(Refusal.INPUT, f"{what} is not a numpy array of numbers") from error

@@ -115,7 +115,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Payload:
-    """What a component holds.
+    """The content of a component.
 
     Attributes:
         tensors: The keyed tensors that the graph lacks.
@@ -218,7 +218,7 @@ class Payload:
 
 
 def _spans(at: int, specs: list[Spec]) -> Iterator[slice]:
-    """Where each constant stands when the graph ends at `at`."""
+    """The place of each constant when the graph ends at `at`."""
     for spec in specs:
         start = -(-at // ALIGNMENT) * ALIGNMENT
         at = start + spec.bytes

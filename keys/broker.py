@@ -40,7 +40,7 @@ _FIELDS = {"schema", "kem", "kem_public"}
 
 @dataclass(frozen=True)
 class BrokerPublic:
-    """What the seller needs of a broker to seal copies for it.
+    """The public part of a broker, for which the seller seals copies.
 
     Attributes:
         kem: One of `primitives.KEM_NAMES`.
@@ -96,10 +96,10 @@ class BrokerPublic:
 
         Args:
             manifest: Without a release.
-            keys: What the copy needs to open.
+            keys: The keys that open the copy.
 
         Returns:
-            The manifest to sign, and what to seal to the device instead of `keys`.
+            The manifest to sign, and the bytes to seal to the device instead of `keys`.
 
         Raises:
             MisuseError: The manifest has a release already.
@@ -184,5 +184,5 @@ class BrokerKey:
 
 
 def _info(manifest: Manifest) -> bytes:
-    """Binds a share to the manifest that it is for, all but the place where it will stand."""
+    """Binds a share to its manifest, except for the field that will hold it."""
     return _SHARE_CONTEXT + sha256(manifest.to_bytes())

@@ -58,7 +58,7 @@ def decode(data: bytes, *, limit: int, items: int = MAX_ITEMS) -> Any:
         value = cbor2.loads(data)
         again = encode(value)
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError, RecursionError):
-        # cbor2 quotes what it read; the cause is not chained, so that no log shows it.
+        # cbor2 quotes its input; the cause is not chained, so that no log shows it.
         raise RefusedError(Refusal.MALFORMED, "structure is not valid CBOR") from None
     if again != data:
         raise RefusedError(Refusal.MALFORMED, "structure is not in deterministic CBOR")

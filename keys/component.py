@@ -32,7 +32,7 @@ _CONTEXT = b"variegate/1/component/"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things stand in a component file.
+    """The layout of a component file.
 
     Attributes:
         header: The 36 bytes.
@@ -62,7 +62,7 @@ class Layout:
         return self.body + self.payload + TAG_BYTES * self.chunks
 
     def span(self, index: int) -> slice:
-        """Where chunk `index` stands in the file."""
+        """The place of chunk `index` in the file."""
         start = self.body + index * (self.chunk + TAG_BYTES)
         return slice(start, min(start + self.chunk + TAG_BYTES, self.length))
 
@@ -114,7 +114,7 @@ def seal(
         chunk: Plaintext bytes of a chunk.
 
     Returns:
-        The component file, and what the manifest must say of it.
+        The component file, and its description for the manifest.
 
     Raises:
         MisuseError: When payload or chunk size is out of range.
@@ -161,9 +161,9 @@ def unseal(file: bytes | memoryview, layout: Layout, cek: bytes, into: memoryvie
 
     Args:
         file: The component.
-        layout: What `check` returned.
+        layout: The result of `check`.
         cek: Content encryption key, 32 bytes.
-        into: Writable memory of exactly `layout.payload` bytes for the plaintext, which then lies nowhere else; new
+        into: Writable memory of exactly `layout.payload` bytes for the plaintext, which is then nowhere else; new
             memory unless given.
 
     Returns:

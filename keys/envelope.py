@@ -29,7 +29,7 @@ class Envelope:
     """An envelope whose signatures held.
 
     Attributes:
-        manifest: What it says.
+        manifest: Its manifest.
         digest: SHA-256 of the manifest's bytes.
         sealed: The sealed keys, opaque.
     """
@@ -42,7 +42,7 @@ class Envelope:
         """Opens the keys with the device's key, and a broker's share where the manifest names a broker.
 
         Args:
-            unwrap: Opens what was sealed to the device.
+            unwrap: Decrypts with the device's key.
             share: 64 bytes, or None without a broker. A wrong one gives wrong keys, which open no component.
 
         Raises:
@@ -56,7 +56,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class SealedKeys:
-    """What only the device learns. Never printed.
+    """The secrets that only the device learns. Never printed.
 
     Attributes:
         cek: Content encryption key of the component, 32 bytes.
@@ -97,8 +97,8 @@ class EnvelopeDraft:
     """What one envelope shall hold.
 
     Attributes:
-        manifest: What it shall say; its `ueid` is the device's.
-        keys: What to seal.
+        manifest: Its manifest; the `ueid` is the device's.
+        keys: The keys to seal.
         kem: The device's key-agreement algorithm.
         kem_public: The device's public key.
     """

@@ -41,7 +41,7 @@ class VariegateError(Exception):
 
     Attributes:
         message: One sentence, lower case, without secrets.
-        hint: What the person can do about it, or None.
+        hint: Advice for the person, or None.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -51,7 +51,7 @@ class VariegateError(Exception):
 
 
 class MisuseError(VariegateError):
-    """The caller or operator asked for something that makes no sense (exit status 2)."""
+    """The caller or operator made a mistake (exit status 2)."""
 
 
 class RefusedError(VariegateError):

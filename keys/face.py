@@ -11,7 +11,7 @@ def lazily(package: str, **modules: str) -> Callable[[str], object]:
 
     Args:
         package: Its `__name__`.
-        modules: Name -> the module that has it.
+        modules: Name -> its module.
     """
 
     def attribute(name: str) -> object:

@@ -21,7 +21,7 @@ _OTHERS_WRITE = 0o022
 _HINT = "name a file in a folder that exists and that you may write"
 _PART = ".part"
 _DRAWN = "?" * 8
-"""What `mkstemp` draws."""
+"""The random part of names of `mkstemp`."""
 _POLL_S = 0.05
 
 
@@ -34,7 +34,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PRIVATE, overwrite: boo
     Args:
         path: The file.
         data: Its whole content.
-        mode: Permission bits, whatever the umask says.
+        mode: Permission bits, regardless of the umask.
         overwrite: Whether a file that is already there is replaced. Otherwise the name is taken by a hard
             link, so that of two writers at once only one succeeds.
 
@@ -94,7 +94,7 @@ def clear_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
-    """A lock on a folder, for changes of what is in it: of two processes one waits, and then finds what the other did.
+    """A lock on a folder, for changes of its content: of two processes one waits, and then sees the other's changes.
 
     Args:
         folder: The folder.
@@ -128,7 +128,7 @@ def write_new(name: str, data: bytes | memoryview, *, folder: int, mode: int = P
         name: The file's.
         data: Its whole content.
         folder: Descriptor of the folder: its path may lead elsewhere by now.
-        mode: Permission bits, whatever the umask says.
+        mode: Permission bits, regardless of the umask.
 
     Raises:
         OSError: It is there already, or could not be written.
@@ -143,7 +143,7 @@ def made_or_empty(path: Path) -> bool:
     """Makes an empty private file where there is none, never through a link; for databases that are filled later.
 
     Returns:
-        Whether it is empty. False for a link, whatever it leads to.
+        Whether it is empty. False for any link.
 
     Raises:
         MisuseError: It cannot be made.
@@ -158,7 +158,7 @@ def made_or_empty(path: Path) -> bool:
 
 
 def check_new(path: Path) -> None:
-    """Looks whether `write_atomic` could make a file, before work is spent on what goes into it.
+    """Checks whether `write_atomic` could make a file, before work is spent on its content.
 
     Args:
         path: The file.
@@ -223,16 +223,16 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
 def refuse_shared(folder: Path) -> None:
     """Refuses a folder to make another in, if somebody else may rename that one away and put a link in its place.
 
-    Whatever is then written by path lands where the link leads. The folder's owner, and those who may write the folders
+    Files written by path then land where the link leads. The folder's owner, and those who may write the folders
     above, are trusted. Single files need none of this: see `write_atomic`.
 
     Args:
-        folder: Where a folder is to be made; it need not be there.
+        folder: The parent of a new folder; it need not exist.
 
     Raises:
         MisuseError: Its group or others may write it, and it is not sticky, as `/tmp` is.
     """
-    with contextlib.suppress(OSError):  # what is not there, the maker says
+    with contextlib.suppress(OSError):  # the maker reports a missing folder
         folder = folder.absolute()
         mode = folder.stat().st_mode
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:

@@ -99,7 +99,7 @@ class HsmSeller:
 
     @classmethod
     def open(cls, where: Pkcs11Uri, pin: str) -> HsmSeller:
-        """Opens what `create` made, and checks that its parts belong together.
+        """Opens a set made by `create`, and checks that its parts belong together.
 
         Raises:
             MisuseError: There is no such module, token or object.
@@ -124,8 +124,8 @@ class HsmSeller:
         Args:
             where: Token and new label.
             pin: The user's PIN.
-            secrets: What to bring in; seeds that it lacks, and all of it when it is None, the token makes itself.
-            after: The seller in the same token whose master secret goes on, under new signing keys and the next
+            secrets: The secrets to import; seeds that it lacks, and all of it when it is None, the token makes itself.
+            after: The seller in the same token whose master secret is kept, under new signing keys and the next
                 serial. Not together with `secrets`.
 
         Raises:

@@ -50,7 +50,7 @@ _RECORD: _Template = {Attribute.CLASS: ObjectClass.DATA, Attribute.APPLICATION: 
 
 @dataclass(frozen=True)
 class Record:
-    """What the token keeps beside the keys.
+    """The record that the token keeps beside the keys.
 
     Attributes:
         serial: How often the signing keys have been rotated.
@@ -113,11 +113,11 @@ def make(token: HsmToken, label: str, secrets: SellerSecrets | None, made: list[
     """Makes a seller's objects, the record last: a set with a record is whole.
 
     Args:
-        token: Whose session may write.
+        token: A token with a session that may write.
         label: Of all of them.
-        secrets: What to bring in; the token makes what is missing.
+        secrets: The secrets to import; the token makes what is missing.
         made: Gets every object as it is made, so that the caller can take a broken start back.
-        after: Whose master key is copied instead, and the serial; then there are no `secrets`.
+        after: The set whose master key is copied instead, and the serial; then there are no `secrets`.
 
     Raises:
         DeviceError: The token fails.
@@ -184,7 +184,7 @@ def held(token: HsmToken, label: str, template: _Template, what: str, use: Attri
 
 
 def damaged() -> RefusedError:
-    """What to raise when parts do not belong together."""
+    """The error for parts that do not belong together."""
     return RefusedError(Refusal.KEY, "record in the token is damaged or belongs to other keys")
 
 

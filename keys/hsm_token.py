@@ -22,7 +22,7 @@ NEEDED = {
     Mechanism.SHA256_HMAC: "HMAC-SHA256 (CKM_SHA256_HMAC)",
     Mechanism.AES_GCM: "AES-GCM (CKM_AES_GCM)",
 }
-"""What a token must be able to do."""
+"""The operations that a token must support."""
 _MAX_PIN_BYTES = 255
 _WRONG_PIN = (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange)
 _LOST = (
@@ -40,10 +40,10 @@ _CANNOT = (exceptions.FunctionNotSupported, exceptions.MechanismInvalid, excepti
 
 @contextlib.contextmanager
 def hsm_calls(what: str) -> Iterator[None]:
-    """Turns what python-pkcs11 raises inside into our errors.
+    """Converts errors of python-pkcs11 into ours.
 
     Args:
-        what: What is being done, as in "sign".
+        what: The operation, as in "sign".
 
     Raises:
         RefusedError: `KEY`, when the PIN is wrong or locked.
@@ -59,7 +59,7 @@ class HsmToken:
     """A token, logged in.
 
     Args:
-        where: Module, token, and how to tell it from others.
+        where: Module, token, and how to identify it.
         pin: The user's PIN.
         writes: Whether objects are made; a session that only reads also works with a write-protected token.
 
@@ -101,7 +101,7 @@ class HsmToken:
             return list(self.session.get_objects({Attribute.LABEL: label, Attribute.TOKEN: True, **template}))
 
     def all_of(self, label: str) -> list[Any]:
-        """Every object with a label, of whatever class.
+        """Every object with a label, of any class.
 
         Raises:
             DeviceError: The token fails.

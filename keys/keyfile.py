@@ -52,15 +52,15 @@ class Argon2Costs:
 
 WRITTEN_COSTS = Argon2Costs()
 HIGHEST_COSTS = Argon2Costs(memory_kib=512 * 1024, iterations=10, lanes=16)
-"""What a file may ask for at most: 512 MiB and about ten seconds."""
+"""The highest costs that a file may ask for: 512 MiB and about ten seconds."""
 
 
 @dataclass(frozen=True)
 class KeyFile:
-    """A key file taken apart, nothing decrypted.
+    """The parts of a key file, not decrypted.
 
     Attributes:
-        kind: What it holds: "seller", "device" or "broker".
+        kind: Its kind: "seller", "device" or "broker".
         costs: Costs of its passphrase.
         salt: 16 bytes.
         header: The header's bytes.
@@ -78,7 +78,7 @@ class KeyFile:
         """Reads a file's bytes.
 
         Raises:
-            RefusedError: `KEY`, when it is no key file or asks for costs out of range.
+            RefusedError: `KEY`, when it is not a key file or asks for costs out of range.
         """
         if not data.startswith(MAGIC):
             raise RefusedError(Refusal.KEY, "file is not a Variegate key file")

@@ -31,7 +31,7 @@ _RELEASE, _DOWNGRADE = 16, 17
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the device must hold to.
+    """The rules that a device must enforce.
 
     Attributes:
         version: Version of this policy, for people.
@@ -67,7 +67,7 @@ class ComponentRef:
 
 @dataclass(frozen=True)
 class Release:
-    """What a copy needs of a key broker before it opens; see `keys.broker`.
+    """The broker's part of a manifest, without which a copy does not open; see `keys.broker`.
 
     Attributes:
         broker: Id of the broker's key, 16 bytes.
@@ -91,16 +91,16 @@ class Manifest:
         ueid: The one device, 33 bytes.
         buyer: Buyer id.
         epoch: The buyer's key epoch.
-        component: What to load.
-        policy: What the device must hold to.
+        component: The component to load.
+        policy: The rules for the device.
         dtype: Of a frame: "uint8" (0..255) or "float32" (0..1).
         shape: Of a frame, without the batch axis.
         classes: Number of classes.
         canaries: SHA-256 of the labels (int64, little-endian) of the component's canary frames.
-        measurements: Expected measurements by name, 32 bytes each; empty asks for none.
+        measurements: Expected measurements by name, 32 bytes each; empty for none.
         not_after: Unix seconds, or None.
         previous: SHA-256 of the manifest that this one follows, or None.
-        release: What it needs of a key broker, or None.
+        release: The broker that it needs, or None.
         allow_downgrade: Whether it may take the place of one with a higher sequence number and the same security
             counter.
     """
@@ -151,7 +151,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Reads a manifest whose signature already held.
+        """Reads a manifest whose signature is already checked.
 
         Raises:
             RefusedError: `TOO_LARGE` or `MALFORMED`.
@@ -244,7 +244,7 @@ def _release(value: Any) -> Release:
     match value:
         case [broker, bytes(sealed)] if 1 <= len(sealed) <= MAX_SHARE_BYTES:
             return Release(_bytes(broker, BROKER_ID_BYTES), sealed)
-    raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is no broker and share")
+    raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is not a broker and a share")
 
 
 def _measurement(item: Any) -> tuple[str, bytes]:

@@ -29,7 +29,7 @@ _FIELDS = {"schema", "ueid", "device_class", "signing_public", "kem", "kem_publi
 
 @dataclass(frozen=True)
 class DevicePublic:
-    """What the seller needs to know of a device. Made by `DeviceIdentity.public` or `from_json`.
+    """The seller's knowledge of a device. Made by `DeviceIdentity.public` or `from_json`.
 
     Attributes:
         ueid: 33 bytes, 0x01 and 32 random ones (RFC 9711 section 4.2.1).
@@ -49,7 +49,7 @@ class DevicePublic:
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of what is signed: what people compare."""
+        """SHA-256 of what is signed: for comparison by people."""
         return sha256(self.signed_bytes())
 
     def to_json(self) -> str:
@@ -97,7 +97,7 @@ class DevicePublic:
         return public
 
     def signed_bytes(self) -> bytes:
-        """What the device signs."""
+        """The bytes that the device signs."""
         fields = [_FORMAT, self.ueid, self.device_class, self.signing_public, self.kem, self.kem_public]
         return _CONTEXT + cbor.encode(fields)
 

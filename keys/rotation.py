@@ -40,7 +40,7 @@ class Rotation(NamedTuple):
 
 
 class PinnedRoot(NamedTuple):
-    """What a device pins.
+    """The root that a device pins, with its serial.
 
     Attributes:
         root: The seller's public keys.
@@ -77,7 +77,7 @@ def follow(root: SellerRoot, serial: int, statement: bytes) -> PinnedRoot:
         statement: Hostile bytes.
 
     Returns:
-        What to pin from now on.
+        The root to pin from now on.
 
     Raises:
         RefusedError: `TOO_LARGE`, `MALFORMED` or `SIGNATURE`; `ROLLED_BACK`, when the serial does not grow;

@@ -17,7 +17,7 @@ from variegate.keys.uri import Passphrase, file_path, is_hsm, next_seller, open_
 
 
 class Rotated(NamedTuple):
-    """A rotation whose files are all there.
+    """A rotation with all its files.
 
     Attributes:
         seller: The new keys.
@@ -33,7 +33,7 @@ def extend(path: Path, seller: SellerKeys, ueids: Iterable[bytes]) -> Revocation
 
     Args:
         path: The list.
-        seller: Whose it is.
+        seller: The seller who rotates.
         ueids: The devices.
 
     Returns:
@@ -60,7 +60,7 @@ def rotate(
     """Makes the next keys, the statement that hands over to them, and the revocation list under them.
 
     In this order: a statement whose keys were never stored would hand the devices to nobody, and a list under keys
-    that nobody has been told of would be of no use. Where it was stopped, the same call goes on: keys that are there
+    that nobody has been told of would be of no use. Where it was stopped, the same call continues: keys that are there
     already count when they follow `old`, the statement when it hands over to them, the list when they have signed it.
 
     Args:
@@ -105,7 +105,7 @@ def _begun(old: SellerKeys, out: str, passphrase: Passphrase) -> SellerKeys | No
         try:
             found = open_seller(out, passphrase)
         except MisuseError:
-            return None  # making them says what else may be wrong
+            return None  # making them reports other faults
     else:
         path = file_path(out)
         clear_leftovers(path)

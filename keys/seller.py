@@ -24,7 +24,7 @@ _MAX_TEXT = 128
 
 
 class SellerKeys(Protocol):
-    """Whatever holds the seller's secrets: a key file's content in memory, an HSM."""
+    """A holder of the seller's secrets: a key file's content in memory, or an HSM."""
 
     @property
     def serial(self) -> int:
@@ -62,8 +62,8 @@ class Reopener(Generic[_Keys_co]):
     """A call with secrets that crosses to a worker process. Unlike a `partial`, its text form does not show them.
 
     Attributes:
-        call: What opens the keys.
-        arguments: What it is called with.
+        call: The function that opens the keys.
+        arguments: Its arguments.
     """
 
     call: Callable[..., _Keys_co]
@@ -76,7 +76,7 @@ class Reopener(Generic[_Keys_co]):
 
 @dataclass(frozen=True)
 class SellerSecrets:
-    """What an HSM takes in.
+    """The secrets that an HSM imports.
 
     Attributes:
         serial: How often the signing keys have been rotated.
@@ -202,7 +202,7 @@ class Seller:
         return Reopener(Seller.from_secret, (self.to_secret(),))
 
     def secrets(self) -> SellerSecrets:
-        """What an HSM takes in to stand for this seller."""
+        """The secrets that an HSM imports for this seller."""
         return SellerSecrets(self._serial, hkdf_extract(self._master), *self._seeds)
 
     def to_secret(self) -> bytes:

@@ -10,7 +10,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     marks that turn text round are among them.
 
     Args:
-        text: Whatever it is.
+        text: Any text.
         lines: Whether ends of lines stay.
     """
     return "".join(c if c.isprintable() or (lines and c == "\n") else "?" for c in text)

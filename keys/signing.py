@@ -45,7 +45,7 @@ class SellerRoot:
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of both keys: what people compare."""
+        """SHA-256 of both keys: for comparison by people."""
         return sha256(self.ed25519, self.mldsa65)
 
     def to_bytes(self) -> bytes:
@@ -65,7 +65,7 @@ class SellerRoot:
 
 
 class Signer(Protocol):
-    """Whatever holds the seller's signing keys: a file, an HSM."""
+    """A holder of the seller's signing keys: a file or an HSM."""
 
     @property
     def root(self) -> SellerRoot:
@@ -96,7 +96,7 @@ def _to_be_signed(protected: bytes, context: bytes, payload: bytes) -> bytes:
 
 
 def _batch(size: int, root: bytes) -> bytes:
-    """What the batch signature covers: without the size, one path would fit several sizes."""
+    """The bytes under the batch signature: without the size, one path would fit several sizes."""
     return cbor.encode([size, root])
 
 
@@ -104,7 +104,7 @@ def sign_batch(context: bytes, payloads: Sequence[bytes], signer: Signer) -> lis
     """Signs payloads together.
 
     Args:
-        context: What kind of statement this is, for example `b"variegate/1/envelope"`.
+        context: The kind of statement, for example `b"variegate/1/envelope"`.
         payloads: At least one.
         signer: Holder of the keys.
 
@@ -168,7 +168,7 @@ def verify(context: bytes, statement: bytes, root: SellerRoot) -> bytes:
             pass
         case _:
             raise RefusedError(Refusal.MALFORMED, "statement does not have the shape of a signed statement")
-    # Each side checked in full, whatever the other says: the refusal does not tell which one failed.
+    # Each signature is checked in full in any case: the refusal does not tell which one failed.
     good = protected == _protected(ALG_ED25519, root.ed25519)
     good &= ed25519_verify(root.ed25519, signature, _to_be_signed(protected, context, payload))
     tree_root = merkle.root_from_path(merkle.leaf(payload), index, size, path)

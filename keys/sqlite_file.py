@@ -40,12 +40,12 @@ def refuse_folder(path: Path) -> None:
 def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -> bool:
     """Whether a file's tables, and all else that a schema has, are those that a script makes, in the same words.
 
-    A query of another's view may never end, another's trigger does what it likes, and other tables hold what ours
+    A foreign view's query may never end, a foreign trigger can do anything, and other tables hold what ours
     refuse.
 
     Args:
         db: The file.
-        script: What every file was made with.
+        script: The script that makes every file.
         later: Parts that came later; older files lack some, and none is there by half.
     """
     found = _schema(db)
@@ -56,7 +56,7 @@ def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -
 def complete(db: sqlite3.Connection, script: str, later: Sequence[str]) -> None:
     """Adds to a file of ours the later parts of its schema that it lacks, `IF NOT EXISTS`; errors are SQLite's."""
     parts = "".join(later)
-    # A file that lacks nothing is opened without waiting for who writes to it.
+    # A complete file is opened without waiting for its writers.
     if not has_schema(db, script + parts):
         with transaction(db):
             run(db, parts)
@@ -88,14 +88,14 @@ def run(db: sqlite3.Connection, script: str) -> None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error of Python's `sqlite3` says that the file is not what we wrote, rather than that a disk fails."""
+    """Whether an error of Python's `sqlite3` means that the file is not ours, and not that a disk fails."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             # Python's own: text that is not UTF-8, or a file that was closed.
             return not isinstance(error, sqlite3.ProgrammingError)
         return code & _PRIMARY in _DAMAGE
-    # Also what SQLite says of a file may quote text that is not UTF-8.
+    # SQLite's message about a file may quote text that is not UTF-8, too.
     return isinstance(error, UnicodeDecodeError | OverflowError)
 
 
@@ -116,7 +116,7 @@ def ours(path: Path) -> Iterator[None]:
 
 
 def typed(path: Path, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type, ...]) -> list[tuple[Any, ...]]:
-    """Rows whose values are of these types: strict tables hold writers to them, and no reader.
+    """Rows whose values are of these types: strict tables check writers, but not a file from elsewhere.
 
     Raises:
         RefusedError: `MALFORMED`.
@@ -129,7 +129,7 @@ def typed(path: Path, rows: Iterable[tuple[Any, ...]], *kinds: type | tuple[type
 
 
 def damaged(path: Path) -> RefusedError:
-    """The error for a file whose content is not what we wrote."""
+    """The error for a file with content that we did not write."""
     return RefusedError(Refusal.MALFORMED, f"{path} is damaged", hint="restore it from a backup")
 
 

@@ -85,7 +85,7 @@ def open_seller(uri: str, passphrase: Passphrase) -> SellerKeys:
 
     Args:
         uri: A `file:` URI, a plain path, or a `pkcs11:` URI.
-        passphrase: Asked for the passphrase of a key file, or for a token's PIN when the URI has no `pin-source`.
+        passphrase: Gives the passphrase of a key file, or a token's PIN when the URI has no `pin-source`.
 
     Raises:
         MisuseError: The scheme is unknown, there is no such file, module, token or object, or the extra `hsm` is not
@@ -102,7 +102,7 @@ def new_seller(uri: str, passphrase: Passphrase, *, given: Seller | None = None)
     Args:
         uri: Where they shall live.
         passphrase: As for `open_seller`.
-        given: Secrets to store there; new ones unless told. An HSM makes new ones itself.
+        given: Secrets to store there; new ones by default. An HSM makes new ones itself.
 
     Raises:
         MisuseError: As `open_seller`, or the file or object is there already.
@@ -161,7 +161,7 @@ _SELLERS: Mapping[str, Callable[[str, Passphrase], SellerKeys]] = {"file": _file
 
 
 def _token(uri: str, passphrase: Passphrase) -> tuple[Pkcs11Uri, str, type[HsmSeller]]:
-    """What a `pkcs11:` URI says, the PIN, and the class that opens it."""
+    """The parts of a `pkcs11:` URI, the PIN, and the class that opens it."""
     where = Pkcs11Uri.parse(uri)
     try:
         # An extra, and a shared library that a device has no use for.

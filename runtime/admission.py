@@ -75,7 +75,7 @@ def check_current(manifest: Manifest, platform: Platform) -> None:
 
 
 def _is_numbered_twice(envelope: bytes, manifest: Manifest, platform: Platform) -> bool:
-    """Whether the numbers are those confirmed last, and were another artefact's: which is the older nobody can tell."""
+    """Whether another artefact with the same two numbers was confirmed: nothing tells which of them is older."""
     return (
         manifest.security_counter == platform.counter(SECURITY_COUNTER)
         and manifest.sequence == platform.counter(sequence_counter(manifest.security_counter))
@@ -98,7 +98,7 @@ def uniform(platform: Platform, action: str, call: Callable[[], T]) -> T:
 
     Args:
         platform: Keeps the inner log.
-        action: What is tried, for that log.
+        action: The action, for that log.
         call: Does it.
 
     Returns:

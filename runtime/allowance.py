@@ -71,7 +71,7 @@ class Allowance:
             DeviceError: When the counter could not be raised, or this is not the process that opened the device.
         """
         if os.getpid() != self._process:
-            # A fork copies what is reserved; both sides would answer it.
+            # A fork copies the reservation; both processes would use it.
             raise DeviceError("device was opened by another process", hint="open it after the fork")
         with self._bucket.lock:
             tokens = self._refill(count)

@@ -34,7 +34,7 @@ class ProtectionState(StrEnum):
 
     ON = "on"
     OFF = "off"
-    """It could be on and is not asked for."""
+    """It is available but not asked for."""
     UNAVAILABLE = "unavailable"
     """This machine or this way of running cannot give it."""
 
@@ -44,7 +44,7 @@ class Protection:
     """One protection and whether it is on.
 
     Attributes:
-        name: What it is.
+        name: Its name.
         state: On, off or unavailable.
         reason: Why, in a few words.
     """
@@ -61,7 +61,7 @@ class Protection:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a device says of itself. Holds no score, key or seed.
+    """A device's status. Holds no score, key or seed.
 
     Attributes:
         buyer: Buyer id.
@@ -93,7 +93,7 @@ class Status:
     def of(
         cls, manifest: Manifest, answered: int, remaining: int | None, surroundings: tuple[Protection, ...]
     ) -> Status:
-        """A status: what the manifest says, what was counted, and what protects the process that answers."""
+        """Makes a status from the manifest, the counters and the protections of the process that answers."""
         return cls(
             buyer=manifest.buyer,
             epoch=manifest.epoch,
@@ -113,7 +113,7 @@ IN_PROCESS = (
     Protection("isolation", ProtectionState.OFF, "runs in the caller's process"),
     Protection("memory", ProtectionState.OFF, "weights lie in ordinary memory"),
 )
-"""What protects an enclave in the caller's process: nothing."""
+"""The protections of an enclave in the caller's process: none."""
 
 
 class Enclave:
@@ -133,7 +133,7 @@ class Enclave:
         *,
         charged: bool = False,
     ) -> None:
-        """Use `open`. `charged`: whoever passes frames on has charged them, and this counts nothing."""
+        """Use `open`. `charged`: the caller has charged the frames already, and this counts nothing."""
         self._surroundings = surroundings
         self._manifest = manifest
         self._engine: Engine | None = engine
@@ -157,7 +157,7 @@ class Enclave:
             The opened enclave.
 
         Raises:
-            RefusedError: `ARTEFACT`, whatever was wrong; the platform's inner log has the reason.
+            RefusedError: `ARTEFACT`, for every fault; the platform's inner log has the reason.
             DeviceError: When the device's own hardware fails.
         """
         return uniform(platform, "open", lambda: cls._opened(artefact, platform, threads))
@@ -221,7 +221,7 @@ class Enclave:
         return self._answer(self.frames.own(frames, batch=True))
 
     def status(self) -> Status:
-        """What this device says of itself."""
+        """The status of this device."""
         remaining = None if self._allowance is None else self._allowance.remaining
         return Status.of(self._manifest, self._answered, remaining, self._surroundings)
 

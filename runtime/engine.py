@@ -34,7 +34,7 @@ class Engine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT  # its messages quote the graph
-        # Whatever else a graph says is external is looked for in a folder that is never there.
+        # Any other external data that a graph names is looked for in a folder that never exists.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
             # They share these arrays' memory: the arrays live as long as the session.

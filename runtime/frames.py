@@ -57,7 +57,7 @@ class Frames:
         return plain
 
     def own(self, frames: object, *, batch: bool) -> NDArray[Any]:
-        """A copy (N, *shape) of the caller's frames, checked in full: what is checked and charged is what runs.
+        """A copy (N, *shape) of the caller's frames, checked in full: this copy is checked, charged and run.
 
         Raises:
             RefusedError: `INPUT`, as `plain`, and for floats outside of [0, 1] or not finite.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what comes from outside.
+    """Limits for input from outside.
 
     Attributes:
         batch: Frames in one call of `classify_batch`.

@@ -65,7 +65,7 @@ class Platform(Protocol):
         ...
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What was measured at launch, by name, 32 bytes each; empty when nothing was."""
+        """The measurements at launch, by name, 32 bytes each; empty when nothing was."""
         ...
 
     def record(self, event: str, detail: str) -> None:

@@ -17,7 +17,7 @@ from variegate.runtime.enclave import Status
 class LabelPort(Protocol):
     """One opened copy. `runtime.enclave.Enclave` says what each does and raises.
 
-    All may also raise `DeviceError`, when what runs behind has stopped: that query got no answer.
+    All may also raise `DeviceError`, when the enclave has stopped: that query got no answer.
     """
 
     @property
@@ -60,7 +60,7 @@ class Host(Protocol):
     policy: Any
 
     def measurements(self) -> Mapping[str, bytes]:
-        """What it would run, measured: 32 bytes by name.
+        """Measurements of the code that it would run: 32 bytes by name.
 
         Raises:
             DeviceError: It cannot be measured.
@@ -72,10 +72,10 @@ class Host(Protocol):
 
         Args:
             artefact: Hostile bytes.
-            platform: The device: a `Platform`, and whatever else this host needs of one.
+            platform: The device: a `Platform` with everything that this host needs.
 
         Raises:
             RefusedError: `ARTEFACT`; the platform's inner log has the reason.
-            DeviceError: The hardware failed, or what should run the copy does not start.
+            DeviceError: The hardware failed, or the process for the copy does not start.
         """
         ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from variegate.keys.errors import DeviceError, LimitError, MisuseError, Refusal, RefusedError
 
 RETRY_S = 1.0
-"""When to ask again after what passes by itself: a full queue, an enclave that is being restarted."""
+"""When to ask again after a state that passes by itself: a full queue, an enclave that is being restarted."""
 
 
 class BusyError(DeviceError):
@@ -21,7 +21,7 @@ class BusyError(DeviceError):
 
 
 class LeftError(DeviceError):
-    """The client went away before its answer; nobody reads what is said to it."""
+    """The client left before its answer; nobody reads the answer."""
 
 
 class TimeLimitError(DeviceError):
@@ -63,7 +63,7 @@ _INTERNAL = Fault(500, DOWN, "internal", "internal error")
 
 
 def fault_of(error: BaseException) -> Fault:  # noqa: PLR0911 - a table
-    """The answer to an error. Never raises; what it does not know is an internal error without words."""
+    """The answer to an error. Never raises; an unknown error becomes an internal error without words."""
     match error:
         case RefusedError(refusal=Refusal.INPUT):
             return Fault(400, INPUT, "input", error.message)

@@ -29,7 +29,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Pages = dict[bytes, tuple[str, Callable[[], tuple[int, bytes]]]]
-"""By path: what kind of page it is for the metrics, and its status and body."""
+"""By path: its kind for the metrics, its status and its body."""
 
 EVIDENCE_PATH = b"/v1/evidence/"
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
@@ -63,9 +63,9 @@ class App:
     """Serves the Open Inference Protocol v2.
 
     Args:
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
         room: For the bytes of requests.
-        workshop: Opens and parses what would hold up the loop.
+        workshop: Decompresses and parses bodies that would block the loop.
         dispatcher: Answers queries.
         health: Knows whether it can.
         metrics: Counts.
@@ -123,7 +123,7 @@ class App:
             await self._page(self._pages, scope, send)
 
     async def watch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request on the port for who watches over the server: metrics and health, and no other."""
+        """One request on the operators' port: metrics and health, and no other."""
         del receive
         if scope["type"] == "http":
             await self._page(self._watched, scope, send)
@@ -230,7 +230,7 @@ class App:
                 request = await self._workshop.do(peer, max(1, len(body)), read, hold)
             finally:
                 permit.on_lost = None
-        # What is held from here on: binary frames are a view of the whole plain body, others are an array of their own.
+        # Bytes held from here on: binary frames are a view of the whole plain body, others are an array of their own.
         claim.hold(request.frames.nbytes + (0 if split is None else split))
         return request
 

@@ -46,7 +46,7 @@ def is_loopback(sock: socket.socket) -> bool:
 
 
 def host_check(sock: socket.socket, host: str) -> Callable[[bytes], bool]:
-    """Tells which values of the header Host are ours.
+    """Decides which values of the header Host are ours.
 
     A web page can have its own name lead to this machine (DNS rebinding), and then reads here as if it were from here;
     only the name that its browser sends gives it away. So a port for this machine alone answers to `localhost`, to
@@ -55,7 +55,7 @@ def host_check(sock: socket.socket, host: str) -> Callable[[bytes], bool]:
 
     Args:
         sock: Bound.
-        host: What it was bound by.
+        host: The host to which it was bound.
     """
     if not is_loopback(sock):
         return lambda _: True

@@ -67,7 +67,7 @@ class BrokerApp:
     """The ASGI application.
 
     Args:
-        broker: What answers; called from threads.
+        broker: The broker; called from threads.
     """
 
     def __init__(self, broker: Exchange) -> None:
@@ -143,10 +143,10 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 class BrokerService:
-    """Serves a broker until told to stop.
+    """Serves a broker until it is stopped.
 
     Args:
-        broker: What answers; its books are the caller's to close.
+        broker: The broker; its books are the caller's to close.
         host: Address to bind.
         port: 0 takes any free one.
         tls: For HTTPS.

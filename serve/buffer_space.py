@@ -25,7 +25,7 @@ class BufferSpace:
         return self._held
 
     def claim(self) -> Claim:
-        """A claim of no bytes yet; who made it releases it."""
+        """A claim of no bytes yet; its maker must release it."""
         return Claim(self)
 
     def _move(self, claim: Claim, count: int, leave: int = 0) -> None:
@@ -46,7 +46,7 @@ class BufferSpace:
 
 
 class Claim:
-    """The bytes of one request: as it came, and what was made of it.
+    """The bytes of one request: as received, and as decompressed and parsed.
 
     Attributes:
         bytes: Held now.

@@ -43,7 +43,7 @@ class Dispatcher:
     """Serialises the queries of all clients, fairly. Made and used on the thread of the loop.
 
     Args:
-        port: What answers. Only `classify_batch` is called here, and what `evidence` is given, from one thread.
+        port: The port that answers. Only `classify_batch` and the work of `evidence` are called, from one thread.
         limits: How many may wait, and how long.
         loop: The running loop.
     """
@@ -76,7 +76,7 @@ class Dispatcher:
         """Queues a batch.
 
         Args:
-            peer: Whose share it counts against.
+            peer: The peer whose share it counts against.
             frames: (N, *shape), not changed until it is answered.
             done: Gets labels int64 (N,), or the error, on the loop.
 
@@ -100,12 +100,12 @@ class Dispatcher:
         """As `ask`, awaited.
 
         Args:
-            peer: Whose share it counts against.
+            peer: The peer whose share it counts against.
             frames: (N, *shape).
-            hold: Gets the query, so that whoever sees the client leave can `drop` it.
+            hold: Gets the query, to `drop` it when the client leaves.
 
         Raises:
-            VariegateError: What the port raised, and what `ask` raises.
+            VariegateError: An error of the port, and what `ask` raises.
             asyncio.CancelledError: The query was dropped by cancelling.
         """
         future, done = self._awaitable()
@@ -118,11 +118,11 @@ class Dispatcher:
         """Has the port sign, in the turn of its queries.
 
         Args:
-            peer: Whose share it counts against, as one frame.
+            peer: The peer whose share it counts against, as one frame.
             sign: Asks the port.
 
         Raises:
-            VariegateError: What the port raised, and what `ask` raises.
+            VariegateError: An error of the port, and what `ask` raises.
         """
         future, done = self._awaitable()
         token: bytes = await self._settled(self._pushed(peer, 1, Query(sign, done)), future)

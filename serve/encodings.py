@@ -30,7 +30,7 @@ def decoded(
         body: Hostile bytes.
         encoding: "identity", "gzip" or "deflate".
         limit: Most bytes to make of it.
-        take: Told of every piece of the plain body before it is kept; ends this by raising.
+        take: Called with every piece of the plain body before it is kept; an exception ends this.
 
     Returns:
         The plain body.
@@ -44,7 +44,7 @@ def decoded(
     allowed = max(FREE_BYTES, MAX_RATIO * len(body))
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     plain = bytearray()
-    # In steps, since what a step leaves over is copied: a whole body would be copied once for every piece of it.
+    # In steps, because the rest after a step is copied: a whole body would be copied once for every piece of it.
     at = 0
     for at in range(0, len(body), _INPUT_STEP):
         rest: bytes | bytearray = body[at : at + _INPUT_STEP]

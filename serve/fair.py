@@ -41,7 +41,7 @@ class FairQueue(Generic[T]):
         """Whether an item of a peer would find room.
 
         Args:
-            peer: Whose it is.
+            peer: Its peer.
             ahead: Items of all peers that are on their way here and to be counted.
             ahead_of_peer: Those of this peer among them.
         """
@@ -51,9 +51,9 @@ class FairQueue(Generic[T]):
         """Queues an item; False when there is no room for it.
 
         Args:
-            peer: Whose it is.
+            peer: Its peer.
             cost: Frames, at least 1.
-            item: What `pop` gives back.
+            item: The item that `pop` returns.
         """
         if not self.has_room(peer):
             return False

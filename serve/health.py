@@ -15,7 +15,7 @@ _STALE_S = 5.0
 
 
 class Health:
-    """What is known of the port. Reading it never blocks.
+    """The known state of the port. Reading it never blocks.
 
     Args:
         port: Asked for its `status`.
@@ -34,7 +34,7 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether a query now would be answered, budget and rate apart."""
+        """Whether a query now would be answered, regardless of budget and rate."""
         if self.stopping or self._status is None or time.monotonic() - self._seen > _STALE_S:
             return False
         error = self._dispatcher.last_error

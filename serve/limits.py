@@ -59,7 +59,7 @@ class ServeLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What one copy takes, and how much of it at once.
+    """The frames that one copy takes, and the most at once.
 
     Attributes:
         shape: Of a frame.

@@ -22,17 +22,17 @@ _FULL = (
 
 
 class Listener:
-    """Accepts connections of one listening socket; has what uvicorn asks of an `asyncio.Server`.
+    """Accepts connections of one listening socket; has the methods of `asyncio.Server` that uvicorn uses.
 
     Args:
         sock: Bound and listening; closed with this.
-        doorkeeper: Whose connections to count these among.
+        doorkeeper: Counts the connections.
         make: Makes the protocol of a connection that got in.
         limits: Time for the handshake.
-        metrics: Counts who did not get in.
+        metrics: Counts refused connections.
         context: For TLS.
         name: The peer's name, from an accepted socket.
-        full: What is sent to who finds no room; nothing under TLS.
+        full: The bytes sent to a refused connection; nothing under TLS.
     """
 
     def __init__(

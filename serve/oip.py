@@ -45,13 +45,13 @@ def parse_infer(body: bytes | bytearray, header_length: int | None, spec: Spec) 
     Args:
         body: Hostile bytes.
         header_length: Of `Inference-Header-Content-Length`: bytes of JSON before the binary data; None for JSON only.
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
 
     Returns:
         The request. Values of float32 are not checked; the runtime does.
 
     Raises:
-        RefusedError: `INPUT` for what is wrong, `TOO_LARGE` for too many frames or too much JSON.
+        RefusedError: `INPUT` for a wrong request, `TOO_LARGE` for too many frames or too much JSON.
     """
     end = len(body) if header_length is None else header_length
     if not 0 <= end <= len(body):
@@ -75,7 +75,7 @@ def infer_reply(labels: NDArray[np.int64], request: InferRequest, version: str) 
 
     Args:
         labels: int64 (N,).
-        request: What is answered.
+        request: The request that is answered.
         version: Of the model.
 
     Returns:
@@ -99,7 +99,7 @@ def server_metadata(version: str) -> bytes:
 
 
 def model_metadata(spec: Spec) -> bytes:
-    """The body of `GET /v2/models/copy`: what a query and its answer are; nothing of buyer, device, budget or scores.
+    """The body of `GET /v2/models/copy`: the format of a query and its answer, without buyer, device, budget or scores.
 
     The protocol has no place for the number of classes and of frames; `parameters` are its way to say more.
     """

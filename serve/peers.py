@@ -34,8 +34,8 @@ class Permit:
     """The right of one connection to be here. Released once, however often that is asked for.
 
     Attributes:
-        peer: Whose shares its queries count against; a certificate may replace the address.
-        on_lost: Called when the connection goes away while a query waits; set by who asked the query.
+        peer: The peer whose shares its queries count against; a certificate may replace the address.
+        on_lost: Called when the connection goes away while a query waits; set by the code that asks the query.
     """
 
     __slots__ = ("_release", "on_lost", "peer")

@@ -45,9 +45,9 @@ class GuardedProtocol(HttpToolsProtocol):
         config: Of uvicorn.
         state: Of uvicorn: connections and tasks.
         limits: Times and sizes.
-        metrics: Counts what is refused here.
+        metrics: Counts refusals.
         permit: Of this connection; released with it.
-        ours: Whether a value of the header Host may be asked for.
+        ours: Whether a value of the header Host is accepted.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _RefusedHeadError
         lower = name.lower()
         if lower in {b"content-length", b"transfer-encoding", b"host"}:
-            # Two readings of where a body ends are two requests for who stands behind a proxy (RFC 9112, 6.3).
+            # If a proxy reads the end of the body differently, the rest is a second request to it (RFC 9112, 6.3).
             if lower in self._framed or (lower != b"host" and self._framed & {b"content-length", b"transfer-encoding"}):
                 raise _RefusedHeadError
             self._framed.add(lower)
@@ -166,7 +166,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is whole: the app starts."""
         self._raw_bytes = 0
         if self.parser.should_upgrade():
-            # httptools ends here, without the body. `data_received` goes on, or refuses.
+            # httptools ends here, without the body. `data_received` continues, or refuses.
             self._offered = self.parser.get_method() != b"CONNECT" and not any(
                 name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers
             )
@@ -194,7 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not take what is written to it."""
+        """The client does not read the written bytes."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
@@ -229,10 +229,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(self._limits.write_s, self.transport.abort)
 
     def leave(self, most: int = _MAX_BODY_DROPPED) -> None:
-        """Ends what is written, and drops what still comes, until the client is done as well.
+        """Ends the answer, and drops further input, until the client is done as well.
 
         To close a connection with bytes unread resets it, and the client may lose its answer with it. No time is added:
-        the request has what is left of its own.
+        the request has the rest of its own time.
 
         Args:
             most: Bytes to drop before the connection is cut.
@@ -251,7 +251,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _decline(self, rest: bytes) -> None:
         """Goes on without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
 
-        The parser takes such a message for one without a body, so that it is begun anew with the same head, less the
+        The parser takes such a message for one without a body, so that it is begun again with the same head, less the
         offer; the client's own values are read as strictly as before.
         """
         version = self.parser.get_http_version().encode("ascii")
@@ -290,12 +290,12 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._leaving:
             self.transport.abort()
-        elif self.flow.read_paused:  # it is us who do not read
+        elif self.flow.read_paused:  # this side does not read
             self._expect(self._limits.body_s)
         elif self._deadline > self.loop.time():
             self._timer = self.loop.call_at(self._deadline, self._look)
         elif self._answering():
-            self._expect(self._limits.head_s)  # what came behind a request must not cost it its answer
+            self._expect(self._limits.head_s)  # bytes after a request must not cost it its answer
         elif self._in_message:
             self._refuse(408)
         else:
@@ -308,7 +308,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete and not (self._in_message and not self._in_head)
 
     def _refuse(self, status: int) -> None:
-        """Answers what cannot be served, where an answer still has a place, and closes."""
+        """Answers a request that cannot be served, if an answer is still possible, and closes."""
         cycle: Any = self.cycle
         waiting = cycle is not None and not cycle.response_complete
         if not waiting and self._in_message and not self._in_head:

@@ -50,8 +50,8 @@ class ServeOptions:
         socket_mode: Its file mode.
         tls: For HTTP.
         limits: Bounds on clients.
-        restarts: Tells how often the enclave was restarted, where something counts that.
-        evidence: Signs evidence for a nonce over HTTP; None gives none. It tells what is left of the budget.
+        restarts: Gives the number of restarts of the enclave, if they are counted.
+        evidence: Signs evidence for a nonce over HTTP; None gives none. It shows how much of the budget is used.
     """
 
     host: str | None = "127.0.0.1"
@@ -66,7 +66,7 @@ class ServeOptions:
     evidence: Callable[[bytes], bytes] | None = None
 
     def check(self) -> None:
-        """Looks at what can be looked at before anything runs.
+        """Checks the options before anything runs.
 
         Raises:
             MisuseError: There is nothing to serve on, or TLS files cannot be used.
@@ -77,7 +77,7 @@ class ServeOptions:
             self.tls.context()
 
     def protections(self) -> tuple[Protection, ...]:
-        """What protects the way to the label port."""
+        """The protections of the connection to the label port."""
         bound = "bounds on size, time, connections and queue"
         if self.host is None:
             return (Protection.when("client limits", True, bound),)
@@ -94,10 +94,10 @@ class ServeOptions:
 
 
 class Service:
-    """Serves a label port until told to stop. The port stays open afterwards; it is the caller's.
+    """Serves a label port until it is stopped. The port stays open afterwards; the caller closes it.
 
     Args:
-        port: What answers.
+        port: The port that answers.
         options: Where and how.
         on_start: Called once everything listens.
 
@@ -243,9 +243,9 @@ def _config(app: Callable[[Scope, Receive, Send], object], limits: ServeLimits) 
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # what clients do wrong is in the metrics, and would fill a log
+        log_level="critical",  # clients' mistakes are in the metrics, and would fill a log
         access_log=False,
-        proxy_headers=False,  # X-Forwarded-For is whatever the client writes
+        proxy_headers=False,  # the client writes X-Forwarded-For as it likes
         server_header=False,
         date_header=False,
         timeout_keep_alive=limits.keep_alive_s,

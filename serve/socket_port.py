@@ -40,7 +40,7 @@ class SocketConnection(asyncio.BufferedProtocol):
 
     Args:
         permit: Of this connection; released with it.
-        spec: What the copy takes.
+        spec: The frames that the copy takes.
         limits: Times.
         room: For the bytes of frames.
         dispatcher: Answers queries.
@@ -153,7 +153,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         self._claim = self._room.claim()
 
     def _claimed(self, claim: Claim, nbytes: int) -> bool:
-        """Counts what came, not what was announced: memory is used when it is written to, and heads cost nothing.
+        """Counts received bytes, not announced ones: memory is used when it is written to, and heads cost nothing.
 
         Where there is no room, the rest of the frames is read and dropped, so that the next query is found.
         """
@@ -250,7 +250,7 @@ def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
 
     Args:
         path: Must not be there, or be a socket that nobody serves any more.
-        mode: Of the file: who may write to it may ask for labels.
+        mode: Mode of the file: whoever may write to it may ask for labels.
 
     Raises:
         MisuseError: The path cannot be used, or somebody put something else there.

@@ -44,7 +44,7 @@ class HeadError(RefusedError):
     """A query's head is wrong, so that where the next one begins is not known.
 
     Attributes:
-        id: What stands where the id should.
+        id: The bytes in the place of the id.
     """
 
     def __init__(self, refusal: Refusal, message: str, query: int) -> None:
@@ -53,7 +53,7 @@ class HeadError(RefusedError):
 
 
 def hello(spec: Spec) -> bytes:
-    """What the server says first: what a frame is and how many a query may have."""
+    """The server's first message: the format of a frame and the most frames of a query."""
     return _HELLO.pack(
         HELLO_MAGIC,
         VERSION,
@@ -92,6 +92,6 @@ def answer(query: int, labels: NDArray[np.int64]) -> bytes:
 def refusal(query: int, fault: Fault) -> bytes:
     """An answer without labels."""
     wait = fault.retry_after_s
-    # Rounded up: who waits exactly that long must not be early.
+    # Rounded up: a client that waits exactly that long must not be early.
     retry = NO_RETRY if wait is None else min(NO_RETRY - 1, int(wait * 1000) + 1)
     return _ANSWER.pack(ANSWER_MAGIC, query, fault.code, retry, 0, 0)

@@ -19,7 +19,7 @@ def from_json(data: object, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """An array from JSON numbers, flat in row-major order or nested as the shape.
 
     Args:
-        data: What the JSON decoder gave.
+        data: The JSON decoder's output.
         shape: Of the array, none of its sides zero.
         dtype: "uint8" takes integers of 0..255, "float32" any number.
 
@@ -66,7 +66,7 @@ def _flat(data: object, shape: tuple[int, ...]) -> list[Any]:
     level: list[Any] = data
     for side in shape[1:]:
         if not all(type(item) is list and len(item) == side for item in level):
-            raise _wrong("data are nested otherwise than their shape")
+            raise _wrong("data are not nested like their shape")
         level = list(chain.from_iterable(level))
     return level
 

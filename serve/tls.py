@@ -16,12 +16,12 @@ _CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """What TLS is made of.
+    """The settings of TLS.
 
     Attributes:
         certificate: PEM, the server's and any between it and its root.
         key: PEM, not encrypted, readable by its owner only.
-        client_ca: PEM of who signs clients' certificates; with it, a client without one is not let in.
+        client_ca: PEM of the CA of clients' certificates; with it, a client without one is refused.
         minimum: "1.2" or "1.3".
     """
 

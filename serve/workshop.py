@@ -53,16 +53,16 @@ class Workshop(Generic[T]):
         """Does a piece of work on the thread.
 
         Args:
-            peer: Whose it is.
+            peer: Its peer.
             cost: Bytes, at least 1.
             work: Called once on the thread, or not at all when the client leaves before.
-            hold: Gets what gives the work up, for when the client leaves.
+            hold: Gets a function that cancels the work, for when the client leaves.
 
         Returns:
-            What the work gave.
+            The result of the work.
 
         Raises:
-            VariegateError: What the work raised.
+            VariegateError: An error of the work.
             BusyError: There is no room to wait, or its turn did not come in time.
             LeftError: It was given up.
             MisuseError: The server is closing.

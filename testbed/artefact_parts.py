@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         name: Its file is `artefacts/<name>.vgcopy`, unless it is a patch.
-        note: What is special, or wrong.
+        note: The special feature, or the fault.
         data: The file.
         refusal: The class of refusal expected, or None when it opens.
         device: Which test device opens it.
@@ -88,13 +88,13 @@ def header(length: int, *, chunk: int = CHUNK, component_id: bytes = COMPONENT_I
 
 
 def chunk_of(head: bytes, index: int, plain: bytes, *, final: bool) -> bytes:
-    """One sealed chunk with whatever counter and final flag."""
+    """One sealed chunk with any counter and final flag."""
     key = hkdf_expand(KEYS.cek, b"variegate/1/component/" + COMPONENT_ID)
     return aead(key).encrypt(index.to_bytes(11, "big") + bytes([final]), plain, head)
 
 
 def assemble(head: bytes, chunks: list[bytes], *, chunk: int = CHUNK) -> tuple[bytes, ComponentRef]:
-    """A component of these chunks, with a hash tree that fits them whatever they hold."""
+    """A component of these chunks, with a hash tree that fits them for any content."""
     leaves = [merkle.leaf(sealed) for sealed in chunks]
     file = head + b"".join(leaves) + b"".join(chunks)
     root = merkle.root([merkle.leaf(head), *leaves])
@@ -128,7 +128,7 @@ def manifest(ref: ComponentRef = REF, device: DeviceIdentity = X25519, **changes
 def signed_payload(
     body: bytes, *, to: DeviceIdentity = X25519, info: bytes | None = None, secret: bytes | None = None
 ) -> bytes:
-    """What the envelope signs: [manifest, sealed]."""
+    """The signed bytes of the envelope: [manifest, sealed]."""
     context = b"variegate/1/sealed/" + sha256(body) if info is None else info
     plain = KEYS.to_bytes() if secret is None else secret
     return cbor.encode([body, hpke_seal(to.public.kem, to.public.kem_public, context, plain)])
@@ -140,7 +140,7 @@ def sign(body: bytes, context: bytes = CONTEXT) -> bytes:
 
 
 def sign_with_headers(body: bytes, ed25519: dict[int, Any], mldsa65: dict[int, Any]) -> bytes:
-    """A statement with other protected headers; both signatures hold over what it says."""
+    """A statement with other protected headers; both signatures hold for its content."""
     first, second = cbor.encode(ed25519), cbor.encode(mldsa65)
 
     def to_be_signed(protected: bytes, message: bytes) -> bytes:

@@ -35,7 +35,7 @@ _OPSET, _IR = 17, 9
 
 
 class MemorySigner(SoftwareSigner):
-    """Both signing keys, made anew and never written."""
+    """Both signing keys, freshly made and never written."""
 
     def __init__(self) -> None:
         super().__init__(os.urandom(32), os.urandom(32))
@@ -124,9 +124,9 @@ def seal_for(
 
     Args:
         device: Whom it is for.
-        signer: Who signs.
-        payload: What is inside; the tiny graph unless told.
-        keys: CEK and seed; random unless told.
+        signer: The signer.
+        payload: Its content; the tiny graph by default.
+        keys: CEK and seed; random by default.
         chunk: Plaintext bytes of a chunk.
         changes: Fields of the manifest. A `canaries` given here is a wrong one.
     """

@@ -14,7 +14,7 @@ from testbed.zoo import data
 from variegate.attack.campaign.data import FOLDER_VARIABLE
 
 LEDGER_TABLES = ("meta", "units", "outcomes")
-"""What a campaign's results are in its ledger; `failures` is its history."""
+"""The tables of a campaign's results in its ledger; `failures` is its history."""
 
 
 def write_base(folder: Path) -> str:
@@ -43,7 +43,7 @@ def attack(*arguments: str | Path) -> str:
 
 
 def different_bytes(one: Path, other: Path) -> int:
-    """Bytes in which two campaigns' results differ: every shard, and what the ledger says, spelt out."""
+    """Bytes in which two campaigns' results differ: every shard, and the ledger's content as text."""
     names = {str(path.relative_to(root)) for root in (one, other) for path in root.rglob("*.parquet")}
     total = sum(_differ(_bytes(one / name), _bytes(other / name)) for name in sorted(names))
     return total + sum(_differ(_rows(one, table), _rows(other, table)) for table in LEDGER_TABLES)

@@ -16,7 +16,7 @@ from variegate.device_sim.storage import Fault
 def workplace() -> Iterator[Path]:
     """A folder in memory where the machine has one: a sweep syncs thousands of times.
 
-    What a power cut leaves is decided by `Storage`, not by the disk below it.
+    `Storage` decides the effect of a power cut, not the disk below it.
     """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="variegate-", dir=memory if memory.is_dir() else None) as folder:

@@ -51,7 +51,7 @@ from variegate.keys.errors import MisuseError
 from variegate.keys.files import PUBLIC, write_atomic
 
 FOLDERS: Final = {name: REPOSITORY / name / "results" for name in ("benchmarks", "assurance")}
-"""Of committed results, by whose commands write them."""
+"""Folders of committed results, by the folder of their commands."""
 
 # torch counts only where it took part: a device benchmark runs without it.
 _PACKAGES: Final = ("numpy", "onnxruntime", "onnx", "cryptography")
@@ -106,7 +106,7 @@ def write_result(
         figures: Flat numbers under stable names; finite.
         raw: Anything JSON can hold: the repeats behind the figures.
         seeds: The seeds used; empty where nothing was random.
-        n: How many of what, by name.
+        n: Counts, by name.
         path: Where to write, from `result_path`; None for the committed file.
 
     Returns:
@@ -183,7 +183,7 @@ def _program() -> str:
 
 
 def _plain(word: str) -> str:
-    """A path without what it says of the machine: seen from the repository, or its last part."""
+    """A path that reveals nothing of the machine: relative to the repository, or its last part."""
     path = Path(word)
     if not path.is_absolute():
         return word

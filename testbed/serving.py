@@ -41,7 +41,7 @@ def device_with(folder: Path, *, policy: Policy | None = None, **changes: Any) -
 
 @contextmanager
 def serving(port: LabelPort, /, **options: Any) -> Iterator[Service]:
-    """A running service over a port, HTTP on a free port of this machine unless told otherwise."""
+    """A running service over a port, HTTP on a free port of this machine if not told otherwise."""
     started = threading.Event()
     service = Service(port, ServeOptions(**{"port": 0, **options}), on_start=lambda _: started.set())
     failed: list[BaseException] = []
@@ -100,7 +100,7 @@ class Http:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits for what must come."""
+    """Waits for a condition that must come true."""
     end = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < end, "it did not come"
@@ -108,7 +108,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def waiting(service: Service) -> int:
-    """Queries in the queue, as the metrics have it; the service has a port for them."""
+    """Queries in the queue, from the metrics; the service has a port for them."""
     assert service.metrics_address is not None
     connection = http.client.HTTPConnection(*service.metrics_address, timeout=20)
     try:
@@ -121,7 +121,7 @@ def waiting(service: Service) -> int:
 
 
 def read_all(sock: socket.socket) -> bytes:
-    """What comes until the end, or until the connection breaks."""
+    """The bytes until the end, or until the connection breaks."""
     out = bytearray()
     try:
         while chunk := sock.recv(65536):
@@ -158,7 +158,7 @@ def infer_binary(frames: NDArray[Any]) -> tuple[bytes, int]:
 
 
 class Faulty:
-    """A real port whose queries may be made to fail or hang: what an isolated enclave can do."""
+    """A real port whose queries can be made to fail or hang, as those of an isolated enclave may."""
 
     def __init__(self, port: LabelPort) -> None:
         self.port = port

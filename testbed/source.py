@@ -20,7 +20,7 @@ Read = Callable[[str], str | None]
 
 
 def on_disk(path: str) -> str | None:
-    """As the working tree has it."""
+    """The file in the working tree."""
     file = REPOSITORY / path
     return file.read_text("utf-8") if file.is_file() else None
 
@@ -62,7 +62,7 @@ def changed(made_from: Mapping[str, str], today: Mapping[str, str]) -> list[str]
 
 
 def digest(tree: ast.Module) -> str:
-    """Of what a file does."""
+    """The digest of what a file does."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

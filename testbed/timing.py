@@ -32,7 +32,7 @@ def alternate(
     then given an inner count of its own, so that one measurement lasts about `seconds`.
 
     Args:
-        candidates: What to time, by name; each is called without arguments.
+        candidates: Functions to time, by name; each is called without arguments.
         repeats: Measurements of each candidate.
         seconds: Aimed duration of one measurement, in seconds.
 

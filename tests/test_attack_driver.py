@@ -342,7 +342,7 @@ CLEAN = np.full(SIZE, 0.25, np.float32)
         ({"clean": CLEAN * np.float32(np.nan)}, "outside of"),
         ({"clean": CLEAN * 255}, "outside of"),
         ({"starts": -np.ones((1, SIZE), np.float32)}, "outside of"),
-        ({"starts": np.ones((1, SIZE - 1), np.float32)}, "no pictures like"),
+        ({"starts": np.ones((1, SIZE - 1), np.float32)}, "not pictures like"),
         ({"label": 2}, "none of the device's 2 classes"),
         ({"label": -1}, "none of the device's 2 classes"),
         ({"target": 2}, "none of the device's 2 classes"),

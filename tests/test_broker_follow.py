@@ -256,4 +256,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     capsys.readouterr()
     Path("broker", ROOT).write_bytes(new.to_bytes())
     assert main(["broker", "revoked", "broker", "r.list"]) == 1
-    assert "hint: give the root that the broker was made for" in capsys.readouterr().err
+    assert "hint: give the root with which the broker was made" in capsys.readouterr().err

@@ -582,7 +582,7 @@ FLEET = ("fleet", "rel", "--seller", "seller.key", "--list", "fleet.csv", "--out
         ((*COPY, "--vendor", "a\nb"), 2, "--vendor has"),
         ((*COPY, "--security-counter", "100000000000000000000"), 2, "--security-counter must lie in"),
         ((*COPY, "--epoch", "9223372036854775808"), 2, "--epoch must lie in"),
-        ((*COPY, "--seller", "d.json"), 1, "d.json is no key file"),
+        ((*COPY, "--seller", "d.json"), 1, "d.json is not a key file"),
         ((*COPY, "--out", ".", "--registry", "nodir/x"), 2, "cannot open nodir/x"),
         ((*COPY, "--out", "pass", "--registry", "fresh"), 2, "cannot write to pass: file exists"),
         (("copy", "norel", *COPY[2:]), 2, "norel is not a release folder"),

@@ -206,7 +206,7 @@ def test_samples_of_nobody_accuse_nobody(shop: Path, capsys: pytest.CaptureFixtu
         ({"sample": bases.images(1) / 255.0, "label": [0], "clean_label": [1]}, 1, "holds no uint8 samples"),
         ({"sample": bases.images(2), "label": [0], "clean_label": [1, 2]}, 1, "a label for each"),
         ({"sample": bases.images(1), "label": [5], "clean_label": [1]}, 1, "none of the 5 classes"),
-        ({"sample": bases.images(1), "label": [1], "clean_label": [1]}, 2, "no sample to trace by"),
+        ({"sample": bases.images(1), "label": [1], "clean_label": [1]}, 2, "no sample to trace"),
         ({"sample": bases.images(1), "label": [1]}, 1, "bad.npz"),
     ],
 )

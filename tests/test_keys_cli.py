@@ -125,11 +125,15 @@ def test_rotate_revoke_and_root(home: Path) -> None:
         (
             ["keys", "show", "pass"],
             1,
-            "variegate: pass is no key file, device identity, seller root or revocation list\n",
+            "variegate: pass is not a key file, device identity, seller root or revocation list\n",
         ),
         (["keys", "show", "seller.key"], 2, "hint: give --passphrase-file, or set VARIEGATE_PASSPHRASE_FILE\n"),
         (["keys", "identity", "seller.key", "--out", "x", "--passphrase-file", "pass"], 1, "holds a seller key"),
-        (["keys", "root", "public.json", "--out", "x", "--passphrase-file", "pass"], 1, "public.json is no key file\n"),
+        (
+            ["keys", "root", "public.json", "--out", "x", "--passphrase-file", "pass"],
+            1,
+            "public.json is not a key file\n",
+        ),
         (["keys", "identity", "none", "--out", "x", "--passphrase-file", "pass"], 2, "cannot read none: no such file"),
         (["keys", "root", "seller.key", "--out", "no/x", "--passphrase-file", "pass"], 2, "cannot write no/x"),
         (["keys", "show", "seller.key", "--passphrase-file", "none"], 2, "cannot read the passphrase file none"),

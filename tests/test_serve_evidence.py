@@ -114,11 +114,11 @@ def test_what_is_no_evidence_for_the_nonce_is_not_written(
     out = tmp_path / "car.eat"
     good = scene.token(NONCE)
     answers = {
-        b"": "no evidence",
-        b"#!/bin/sh\n": "no evidence",
-        good + b"\0": "no evidence",
-        good[:-1]: "no evidence",
-        b"\0" * (MAX_EVIDENCE_BYTES + 1): "no evidence",
+        b"": "is not evidence",
+        b"#!/bin/sh\n": "is not evidence",
+        good + b"\0": "is not evidence",
+        good[:-1]: "is not evidence",
+        b"\0" * (MAX_EVIDENCE_BYTES + 1): "is not evidence",
         scene.token(NONCE[::-1]): "another nonce",
     }
     for body, said in answers.items():

@@ -78,7 +78,7 @@ def test_an_archive_that_says_it_is_less_is_read_no_further(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("shape", [(1 << 40,), (1 << 62, 1 << 62), (11,)])
 def test_an_array_that_promises_more_than_there_is_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RefusedError, match="it is no numpy array of numbers") as caught:
+    with pytest.raises(RefusedError, match="it is not a numpy array of numbers") as caught:
         read_npy(_header(shape) + bytes(10), "it")
     assert caught.value.refusal is Refusal.INPUT
     assert read_npy(_header((2, 5)) + bytes(10), "it").shape == (2, 5)

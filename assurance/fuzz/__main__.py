@@ -39,7 +39,7 @@ _STARTS = 4
 
 @dataclass
 class Score:
-    """What came of one target.
+    """The result of one target.
 
     Attributes:
         executions: Inputs run.
@@ -61,15 +61,13 @@ def main() -> None:
     """Fuzzes every target in turn and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
-    parser.add_argument("--seconds", type=int, help=f"of fuzzing for each target; {SECONDS} unless told")
+    parser.add_argument("--seconds", type=int, help=f"seconds of fuzzing for each target (default: {SECONDS})")
     parser.add_argument(
-        "--target", action="append", choices=tuple(TARGETS), metavar="NAME", help="only this one; may be given again"
+        "--target", action="append", choices=tuple(TARGETS), metavar="NAME", help="only this target; may be repeated"
     )
-    parser.add_argument(
-        "--corpus", type=Path, help="folder to keep inputs in that reached something, and to go on from"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep what is found under tests/vectors/fuzz")
-    parser.add_argument("--out", type=Path, help="where to write instead")
+    parser.add_argument("--corpus", type=Path, help="folder for inputs that reached new code, and to continue with")
+    parser.add_argument("--keep", action="store_true", help="keep findings under tests/vectors/fuzz")
+    parser.add_argument("--out", type=Path, help="write the result there instead")
     args = parser.parse_args()
     names = args.target or (QUICK if args.quick else tuple(TARGETS))
     seconds = args.seconds or (1 if args.quick else SECONDS)

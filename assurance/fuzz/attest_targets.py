@@ -50,7 +50,7 @@ _RECEIPT = Receipt(
 
 
 def _evidence(data: bytes) -> str:
-    """Claims that a device signed, whatever they are."""
+    """Any claims, signed by a device."""
 
     def call() -> None:
         claims = evidence.verify(cose.sign1(evidence.TYP, data, _DEVICE.sign, _PUBLIC), _PUBLIC)

@@ -31,7 +31,7 @@ def _device_policy(data: bytes) -> str:
 
 
 def _boot_record(data: bytes) -> str:
-    """As it comes, and as a body whose checksum holds."""
+    """Unchanged, and as a body with a correct checksum."""
     said = []
     for copy in (data, sha256(data) + len(data).to_bytes(2, "big") + data if len(data) < 1 << 16 else data):
         record = BootRecord.from_bytes(copy)
@@ -58,7 +58,7 @@ _KEY = _certified()
 
 
 def _audit(data: bytes) -> str:
-    """An export as it comes, or made of the bodies that are given."""
+    """An export unchanged, or made of the given bodies."""
     exported = data[1:]
     if data[:1] == bytes([_BODIES]):
         try:

@@ -65,7 +65,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _statement(data: bytes) -> str:
-    """Nobody here can sign, so whatever is accepted must be what was signed."""
+    """Nobody here can sign, so only signed data may be accepted."""
     found: list[bytes] = []
     said = verdict(lambda: found.append(signing.verify(CONTEXT, data, _ROOT)))
     need(said != ACCEPTED or found[0] in _SIGNED, "a statement that nobody signed was accepted")
@@ -83,7 +83,7 @@ def _statements() -> list[bytes]:
 
 
 def _envelope(data: bytes) -> str:
-    """The seller signs whatever it is given: what lies behind the signatures."""
+    """The seller signs any data: tests the code behind the signatures."""
 
     def call() -> None:
         opened = open_envelope(parts.sign(data), _ROOT)
@@ -98,7 +98,7 @@ def _manifest(data: bytes) -> str:
 
 
 def _component(data: bytes) -> str:
-    """Against the signed reference, then against one that says what the file says of itself."""
+    """Against the signed reference, then against one made from the file itself."""
     said = verdict(lambda: component.check(data, parts.REF))
     need(said != ACCEPTED or data == parts.FILE, "another component was accepted")
     if len(data) < component.HEADER_BYTES:
@@ -163,7 +163,7 @@ def _recipe(data: bytes) -> str:
 
 
 def _rotation(data: bytes) -> str:
-    """What a root's statement and a revocation list may say, signed by the seller."""
+    """The content of a root's statement and of a revocation list, signed by the seller."""
     if len(data) > _LIMIT - 8192:
         return "skipped"
     statement, listed = (
@@ -183,7 +183,7 @@ def _rotation(data: bytes) -> str:
 
 
 def _identity(data: bytes) -> str:
-    """As it comes, and with the device's signature over whatever it says."""
+    """Unchanged, and with the device's signature of any content."""
     return f"{verdict(lambda: _read_identity(data))}, {verdict(lambda: _read_identity(_with_signature(data)))}"
 
 

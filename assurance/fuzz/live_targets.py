@@ -110,7 +110,7 @@ def _requests() -> list[bytes]:
 
 @contextlib.contextmanager
 def _label_socket(folder: Path) -> Iterator[Run]:
-    """A stream of queries; what comes back is what a simple reading of the same bytes expects."""
+    """A stream of queries; the answers must match a simple reading of the same bytes."""
     with device_with(folder) as device, device.boot() as port:
         path = folder / "labels"
         with serving(port, socket=path, limits=_LIMITS):
@@ -192,7 +192,7 @@ if how & 2 and any(packet[0] != 20 for packet in packets):
 
 @contextlib.contextmanager
 def _hostile_enclave(folder: Path) -> Iterator[Run]:
-    """A process that is started as the enclave is, and says what it likes. First byte: how it behaves."""
+    """A process that is started like the enclave, and sends anything. The first byte chooses its behaviour."""
     policy = DevicePolicy(restarts=0, hang_s=0.3)
     real, image = launch.prepare, launch.prepare()
     with Device.create(folder / "device", CLASS, parts.SIGNER.root) as device:
@@ -257,7 +257,7 @@ def _enclave_process(folder: Path) -> Iterator[Run]:
 
 
 def _alive(port: Isolated) -> Process:
-    """The enclave process of a port, started anew where it has ended."""
+    """The enclave process of a port, started again where it has ended."""
     for _ in range(3):
         process = port._keeper.process  # noqa: SLF001  the socket of a supervisor that is hostile
         try:

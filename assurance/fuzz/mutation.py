@@ -97,7 +97,7 @@ def behind(length: int, inner: Mutate) -> Mutate:
 
 
 def compressed(data: bytes, most: int, chance: Random, plain: Plain) -> bytes:
-    """Changes what is inside of a gzip or zlib stream that stands behind one byte."""
+    """Changes the content of a gzip or zlib stream that follows one byte."""
     if len(data) < 2 or chance.random() < _BLIND:
         return plain(data, most)
     bits = 31 if data[0] & 1 else 15
@@ -118,7 +118,7 @@ _NOT_CBOR: Final = _Marker()
 
 
 def _loads(data: bytes) -> Any:
-    """Only what our own decoder takes is taken apart: cbor2 builds odd objects from hostile tags."""
+    """Only data that our own decoder accepts is decoded: cbor2 builds odd objects from hostile tags."""
     try:
         return cbor.decode(data, limit=1 << 20)
     except Exception:  # noqa: BLE001 - a finding elsewhere is not to end the mutation

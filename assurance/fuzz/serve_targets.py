@@ -33,7 +33,7 @@ def _request(dtype: str, **changes: Any) -> bytes:
 
 
 def _infer_json(data: bytes) -> str:
-    """Both dtypes; what is accepted is what `json` and numpy make of it."""
+    """Both dtypes; an accepted body must have the values that `json` and numpy read."""
     said = []
     for dtype, spec in _SPECS.items():
         found: list[InferRequest] = []

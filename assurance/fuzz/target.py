@@ -36,7 +36,7 @@ Mutate = Callable[[bytes, int, Random, Plain], bytes]
 
 
 class Broken(Exception):  # noqa: N818  the event, not a mistake of ours
-    """What was accepted is not what it should be, or a process or server is not what it was."""
+    """Accepted data is wrong, or a process or server is not as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Target:
         opened: Prepares it in an empty folder.
         seeds: Inputs to start from, small and the same in every run.
         mutate: Knows the format, or None for libFuzzer's own mutations.
-        words: What is worth writing into an input.
+        words: Useful bytes to write into an input.
         cap: Most bytes of an input.
         live: Whether other threads or processes take part: wall time counts then.
     """
@@ -69,7 +69,7 @@ class Finding:
     Attributes:
         kind: The exception's type, or "slow", "memory", "hang", "crash".
         where: The innermost line of ours, or nothing.
-        text: What was said.
+        text: The message.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class Finding:
 
 
 def verdict(call: Callable[[], object]) -> str:
-    """Calls, and gives "accepted" or the class of the refusal. What is not our error passes through.
+    """Calls, and returns "accepted" or the class of the refusal. Other errors pass through.
 
     Raises:
         Broken: The error's message is not one that can be printed.
@@ -113,7 +113,7 @@ def need(good: bool, text: str) -> None:
 
 
 def judged(target: Target, run: Run, data: bytes) -> str | Finding:
-    """Runs one input: its verdict, or what is wrong."""
+    """Runs one input: its verdict, or the fault."""
     clock = time.monotonic if target.live else time.thread_time
     most = MAX_WALL_S if target.live else MAX_CPU_S
     before, began = _peak_kib(), clock()

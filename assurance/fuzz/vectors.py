@@ -3,7 +3,7 @@
 <target>/<first 16 digits of SHA-256>.bin
 index.json      for each target and file: what was wrong, or nothing for a seed; and the verdict of today
 
-python -m assurance.fuzz.vectors      adds the seeds, and takes the verdicts anew
+python -m assurance.fuzz.vectors      adds the seeds, and takes the verdicts again
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _write(whole: Index) -> None:
 
 
 def main() -> None:
-    """Adds the seeds of targets that have none here, and takes the verdicts of all anew."""
+    """Adds the seeds of targets that have none here, and takes the verdicts of all again."""
     from assurance.fuzz.all_targets import TARGETS  # noqa: PLC0415  a worker's parent does without
 
     for name, target in TARGETS.items():

@@ -125,7 +125,7 @@ class _Wired(Process):
 
 
 class _Kept(Keeper):
-    """A keeper whose enclave is whatever is put there."""
+    """A keeper with any object as its enclave."""
 
     def __init__(self, platform: Device, policy: DevicePolicy, manifest: Manifest) -> None:
         self._platform, self._policy, self._manifest = platform, policy, manifest
@@ -163,7 +163,7 @@ def device_in(folder: Path) -> Iterator[Device]:
 
 
 def settings_of(device: Device) -> Settings:
-    """What an enclave on it would be told."""
+    """The settings for an enclave on it."""
     return Settings(
         launches=1,
         policy=DevicePolicy(hang_s=0.5),
@@ -259,7 +259,7 @@ def _answers() -> list[bytes]:
 
 
 class _Enclave(Child):
-    """What answers in an enclave, in this process: nothing is locked down."""
+    """The enclave's code in this process, without lockdown."""
 
     def __init__(self, device: Device, folder: Path, shared: mmap.mmap) -> None:
         artefact = seal_for(device.identity, parts.SIGNER)
@@ -297,7 +297,7 @@ def _platform(channel: socket.socket, device: Device) -> None:
 
 @contextlib.contextmanager
 def _enclave(folder: Path) -> Iterator[Run]:
-    """A supervisor's packets come to what answers in the enclave; nothing but our errors and `Lost` may leave it."""
+    """Passes a supervisor's packets to the enclave's code; only our errors and `Lost` may leave it."""
     with device_in(folder) as device, contextlib.ExitStack() as stack:
         descriptor = os.memfd_create("frames")
         stack.callback(os.close, descriptor)
@@ -321,7 +321,7 @@ def _enclave(folder: Path) -> Iterator[Run]:
 
 
 def questions() -> list[bytes]:
-    """What a supervisor asks."""
+    """A supervisor's requests."""
 
     def query(number: int, now: float, count: int, receipt: bool) -> bytes:
         return wire.QUERY_LAYOUT.pack(Kind.QUERY, number, now, 0, count, receipt)
@@ -334,7 +334,7 @@ def questions() -> list[bytes]:
 
 
 def _settings(data: bytes) -> str:
-    """What a supervisor says at the start."""
+    """A supervisor's settings at the start."""
     try:
         found: list[Settings] = []
         said = verdict(lambda: found.append(Settings.of(wire.unpack(b"\1" + data)[1])))

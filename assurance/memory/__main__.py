@@ -46,7 +46,7 @@ BATCHES = (1, 7, 64)
 
 @contextmanager
 def serving(subject: Subject, kind: str, how: DevicePolicy) -> Iterator[tuple[Isolated, Secrets]]:
-    """An enclave that has answered, and what it must not give away."""
+    """An enclave that has answered, and the secrets that it must not reveal."""
     images, _ = subject.test_set(256)
     release = make_release("isolation", subject.base, calibrated(subject.name, kind), images)
     seller = Seller.generate()
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()
     if os.geteuid() != 0:
-        raise MisuseError("this benchmark reads as root does", hint="run it as root")
+        raise MisuseError("this benchmark needs root", hint="run it as root")
     source_commit()
     subjects, kinds = (SUBJECTS[1:], (Qim.kind,)) if args.quick else (SUBJECTS, (Qim.kind, Permutation.kind))
     figures: dict[str, float] = {f"root_windows_{mode}": 0 for mode in MODES}

@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Secrets:
-    """What is looked for.
+    """The windows that are searched for.
 
     Attributes:
         tensors: Bytes of weights and keyed tensors, by name.
@@ -87,13 +87,13 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one way of reading gave.
+    """The result of one way of reading.
 
     Attributes:
         way: Name of the way.
         bytes: Bytes that could be read.
         windows: Windows of secrets in them.
-        refused: What the kernel refused, in words; empty when nothing.
+        refused: The kernel's refusal, in words; empty if none.
     """
 
     way: str
@@ -229,7 +229,7 @@ def _descriptors(pid: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _content(descriptor: int) -> Iterator[tuple[int, bytes]]:
-    """What a descriptor leads to: mapped, which also reads what cannot be read."""
+    """The content behind a descriptor: it is mapped, which also reads files that cannot be read otherwise."""
     size = os.fstat(descriptor).st_size
     if size <= 0:
         return

@@ -24,7 +24,7 @@ def kills(folder: Path, *, count: int, seed: int) -> tuple[Score, dict[str, int]
     Args:
         folder: To work in; must exist.
         count: Kills.
-        seed: Of what is random.
+        seed: Seed of the random numbers.
 
     Returns:
         The score, and how many kills came after the flash had begun and before the image was confirmed.

@@ -26,7 +26,7 @@ from variegate.keys.seller import Seller
 from variegate.keys.signing import Signer
 
 SHOWN = frames(16)
-"""What a device is asked after each cut."""
+"""The frames that a device is asked after each cut."""
 _CEK = bytes(range(32))
 _CHUNK = 1 << 16
 
@@ -38,8 +38,8 @@ class Scenario:
     Attributes:
         name: Of it.
         start: The device before, off.
-        act: Does it, or what is left of it.
-        labels: What images answer to `SHOWN`, by their sequence; the last is the new image's.
+        act: Does the operation, or the rest of it.
+        labels: The images' labels of `SHOWN`, by their sequence; the last is the new image's.
         artefact: The file that is flashed.
         old: The image before, which must not come back; None on a device without one.
     """
@@ -59,7 +59,7 @@ class Scenario:
 
 @dataclass
 class Score:
-    """What came of cuts.
+    """The results of cuts.
 
     Attributes:
         cuts: Times the power went, or the process was killed, in a first try.

@@ -50,7 +50,7 @@ def main() -> None:
     """Runs everything and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
-    parser.add_argument("--out", type=Path, help="where to write instead")
+    parser.add_argument("--out", type=Path, help="write the result there instead")
     args = parser.parse_args()
     plan = QUICK if args.quick else Plan()
     total, raw = Score(), {}
@@ -86,11 +86,11 @@ def swept(plan: Plan, scenario: Scenario, target: Path) -> tuple[Score, dict[str
 
     Args:
         plan: How much.
-        scenario: What is cut.
+        scenario: The interrupted operation.
         target: A folder for copies of its device.
 
     Returns:
-        The score, and what is worth noting.
+        The score, and remarks.
     """
     chance = random.Random(f"{SEED} {scenario.name}")  # noqa: S311  to repeat
     score, count = Score(), operations(scenario, target)

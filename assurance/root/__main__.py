@@ -29,10 +29,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}; a smoke test")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these attacks alone")
-    parser.add_argument("--machine", action="store_true", help="also what touches settings of the whole machine")
+    parser.add_argument("--machine", action="store_true", help="also attacks on settings of the whole machine")
     args = parser.parse_args()
     if os.geteuid() != 0:
-        raise MisuseError("these attacks are root's", hint="run it as root")
+        raise MisuseError("these attacks need root", hint="run it as root")
     with TemporaryDirectory(prefix="variegate-") as folder:
         device = made(Path(folder) / "device", base(Path(folder)), images(64))
         carried = Path(folder) / ARCHIVE

@@ -51,7 +51,7 @@ class Made:
         folder: Of the device.
         identity: Its public identity.
         secrets: Windows that must not be read, as they lie in memory.
-        signs: What activations give away: the signs of the messages, (classes, C, H / gh, W / gw), +1 and -1.
+        signs: The secrets that activations reveal: the signs of the messages, (classes, C, H / gh, W / gw), +1 and -1.
         grid: Of the messages.
     """
 
@@ -69,7 +69,7 @@ def made(
 
     Args:
         folder: A new folder for it.
-        base: What is sold.
+        base: The base.
         images: Some, (N, C, H, W).
         policy: How its enclave is isolated.
         tpm: As `Device.create`.

@@ -64,7 +64,7 @@ def booted(folder: Path, base: Base, images: NDArray[np.uint8], *, locked: bool)
 
     Args:
         folder: An empty folder.
-        base: What is sold.
+        base: The base.
         images: Some, (N, C, H, W).
         locked: Whether the machine is locked against root; without, it is the control.
 

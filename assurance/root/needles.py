@@ -16,12 +16,12 @@ from variegate.keys.artefact import Payload
 from variegate.keys.identity import DeviceIdentity
 
 _MOST = 400
-"""Windows: enough to see what part of the secrets was read."""
+"""Windows: enough to see which share of the secrets was read."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is looked for.
+    """The windows that are searched for.
 
     Attributes:
         windows: Of weights, keyed tensors and keys.

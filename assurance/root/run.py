@@ -39,7 +39,7 @@ class Target:
 
     Attributes:
         run: Runs `root.pyz` there as root, with these arguments and this standard input; gives its standard output.
-        device: What serves there.
+        device: The device that serves there.
     """
 
     run: Callable[[list[str], str], str]
@@ -48,7 +48,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of all attacks.
+    """The results of all attacks.
 
     Attributes:
         results: Of each, in order.
@@ -84,7 +84,7 @@ def attack(target: Target, *, only: list[str] | None = None, machine: bool = Fal
 
     Args:
         target: Where it serves.
-        only: Names of the attacks; all unless told.
+        only: Names of the attacks; all by default.
         machine: Whether also those that touch settings of the whole machine: only where nothing else lives.
         slow: How many times longer to wait, as under emulation.
 
@@ -102,12 +102,12 @@ def attack(target: Target, *, only: list[str] | None = None, machine: bool = Fal
 
 
 def needles_of(device: Made) -> str:
-    """What the attacks are told to look for, so that they can say whether they found it."""
+    """The windows that the attacks search for, so that they can report what they found."""
     return json.dumps({"secrets": [window.hex() for window in device.secrets]})
 
 
 def judged(report: Report, device: Made) -> Report:
-    """Holds what attacks claim against the truth: signs that they recovered are the copy's, or they failed."""
+    """Compares the claims of attacks with the truth: recovered signs must be the copy's, or the attack failed."""
     return replace(report, results=[_judged(one, device) for one in report.results])
 
 

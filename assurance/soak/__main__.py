@@ -116,7 +116,7 @@ def soaked(release: Release, seller: Seller, scale: Scale) -> tuple[dict[str, fl
 
 
 def spent(release: Release, seller: Seller, scale: Scale) -> tuple[int, Mapping[str, object]]:
-    """The small budget, asked for to its end."""
+    """Spends the small budget to its end."""
     with car(release, seller, scale.budget, scale) as place:
         # Its own labels are not asked for beforehand: that would spend them. A twin with a large budget has the same.
         with car(release, seller, _BUDGET, scale) as twin:

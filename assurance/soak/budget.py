@@ -24,11 +24,11 @@ _RESTART_S = 60.0
 
 
 def exhaust(folder: Path, workplace: Path, pool: Pool, budget: int, clients: int) -> tuple[int, Mapping[str, object]]:
-    """Asks until the budget is spent, then goes on asking: also after the enclave and the server were started anew.
+    """Asks until the budget is spent, then continues asking: also after the enclave and the server were started again.
 
     Args:
         folder: A device that is off, whose copy has answered nothing.
-        workplace: For the socket and what the server says.
+        workplace: Folder for the socket and the server's output.
         pool: Frames with reference labels.
         budget: Signed for that copy.
         clients: How many ask at a time.

@@ -194,7 +194,7 @@ class Http:
 
 
 class Triton:
-    """NVIDIA's client as it comes.
+    """NVIDIA's client, unchanged.
 
     Args:
         address: Of the server.

@@ -37,7 +37,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Target:
-    """What is attacked.
+    """The server under attack.
 
     Attributes:
         address: Of HTTP.
@@ -116,7 +116,7 @@ def _answers(reader: Reader, data: bytes, count: int) -> list[int]:
 
 
 def _drip(start: bytes, byte: bytes) -> Callable[[Target], list[int]]:
-    """Some connections that never finish what they began, byte after byte."""
+    """Some connections that send byte after byte and never finish a request."""
 
     def run(target: Target) -> list[int]:
         readers = [Reader(target.address, _SOURCE, target.slow_s) for _ in range(4)]
@@ -153,7 +153,7 @@ def _pipeline(target: Target) -> list[int]:
 
 
 def _never_reads(target: Target) -> list[int]:
-    """Asks for page after page and takes none."""
+    """Asks for page after page and reads none."""
     with contextlib.closing(Reader(target.address, _SOURCE, target.slow_s)) as reader:
         reader.sock.settimeout(target.slow_s)
         with contextlib.suppress(OSError):

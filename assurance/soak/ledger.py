@@ -75,7 +75,7 @@ class Pool:
 
 @dataclass
 class Ledger:
-    """Counts what clients saw. Thread-safe.
+    """Counts the clients' observations. Thread-safe.
 
     Attributes:
         requests: Queries asked, by kind of client.
@@ -85,8 +85,8 @@ class Ledger:
         refused: Answers without labels to queries in order, by kind of client and status.
         turned_away: Connections not let in, of clients whose queries are in order.
         attacks: Attacks made, by name.
-        told: What attacks were answered, by name and status; 0 is an end without an answer.
-        unexpected: What should not have been, in words.
+        told: The answers to attacks, by name and status; 0 is an end without an answer.
+        unexpected: Unexpected events, in words.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -129,7 +129,7 @@ class Ledger:
             self.uncertain += len(query.labels)
 
     def attacked(self, name: str, statuses: Sequence[int], allowed: frozenset[int]) -> None:
-        """What one attack was answered."""
+        """The answers to one attack."""
         with self.lock:
             self.attacks[name] += 1
             for status in statuses:
@@ -157,7 +157,7 @@ class Gate:
     """Where clients wait between two connections. Enter it as a context manager; it raises `EOFError` at the end.
 
     Attributes:
-        open: Whether clients go on.
+        open: Whether clients continue.
         ended: Whether they are to end.
         leaving: Whether clients may leave queries unanswered.
     """

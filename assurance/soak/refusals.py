@@ -21,9 +21,9 @@ def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
     """A whole request for labels.
 
     Args:
-        body: Whatever it is.
+        body: Any bytes.
         headers: More than the first two.
-        length: What `Content-Length` says; None for the truth, -1 to leave it out.
+        length: The value of `Content-Length`; None for the true one, -1 to leave it out.
     """
     lines = [f"POST {PATH} HTTP/1.1", "Host: localhost", *headers]
     if length != -1:

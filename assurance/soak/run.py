@@ -52,7 +52,7 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Rest:
-    """What was seen while nobody was there.
+    """Measurements while no client was connected.
 
     Attributes:
         sample: Both processes.
@@ -218,7 +218,7 @@ class Soak:
 
 
 def budget_gap(*, answered: int, uncertain: int, charged: int) -> int:
-    """How far a charge is from what was answered; what is uncertain may have been charged or not."""
+    """The difference between charged and answered labels; uncertain ones may have been charged or not."""
     return max(0, answered - charged, charged - answered - uncertain)
 
 

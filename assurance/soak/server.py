@@ -24,7 +24,7 @@ _PREFIX = "variegate_"
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one process takes.
+    """The resources of one process.
 
     Attributes:
         pid: Of the process.
@@ -155,7 +155,7 @@ class Served:
         raise TimeoutError(f"the server does not come to rest: {self.metrics()}")
 
     def stop(self) -> tuple[int, list[str]]:
-        """Asks it to stop; its exit status, and what it said since it had started."""
+        """Asks it to stop; returns its exit status, and its output since its start."""
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(_STOP_S)
         return status, self._said.read_text().splitlines()[len(self._told) :]

@@ -69,7 +69,7 @@ def main() -> None:
     """Runs everything and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
-    parser.add_argument("--out", type=Path, help="where to write instead")
+    parser.add_argument("--out", type=Path, help="write the result there instead")
     args = parser.parse_args()
     plan = QUICK if args.quick else Plan()
     signer = MemorySigner()
@@ -195,7 +195,7 @@ def _budgets(plan: Plan, folder: Path, signer: MemorySigner) -> tuple[Figures, o
 
 
 def attempt(device: Device, data: bytes) -> str:
-    """Opens what may be an artefact: "refused", "accepted" or "crashed"."""
+    """Opens bytes as an artefact: "refused", "accepted" or "crashed"."""
     try:
         Enclave.open(Artefact.from_bytes(data), device).close()
     except RefusedError:
@@ -233,7 +233,7 @@ def _swapped(artefact: Artefact, other: Artefact, signer: MemorySigner) -> Itera
 
 
 def _exchange(data: bytes, first: slice, second: slice) -> bytes:
-    """Two parts in each other's place, whatever their lengths."""
+    """Two parts exchanged, whatever their lengths."""
     return b"".join(
         (data[: first.start], data[second], data[first.stop : second.start], data[first], data[second.stop :])
     )
@@ -263,7 +263,7 @@ PARTS = {
     "power": _power,
     "budgets": _budgets,
 }
-"""What is run, in order."""
+"""The parts of the run, in order."""
 
 if __name__ == "__main__":
     main()

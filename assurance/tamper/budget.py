@@ -31,7 +31,7 @@ def budgets(
         signer: The seller.
         sizes: Query budget of each device.
         kills: Kills of each device.
-        seed: Of what is random.
+        seed: Seed of the random numbers.
 
     Returns:
         Figures, and a row for each device.

@@ -16,7 +16,7 @@ def power_cuts(folder: Path, *, seeds: int, double: int, seed: int) -> tuple[dic
         folder: To work in; must not exist.
         seeds: Cuts at each operation, each letting other sectors land.
         double: Flashes cut twice.
-        seed: Of what is random.
+        seed: Seed of the random numbers.
 
     Returns:
         Figures, and the storage operations of an uncut flash.

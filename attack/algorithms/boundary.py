@@ -24,15 +24,15 @@ _LEAST, _MOST = 1e-5, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary:
-    """Boundary, profile `corrected`: a random walk on the boundary that only ever comes nearer (algorithm 1).
+    """Boundary, profile `corrected`: a random walk on the boundary that only comes nearer (algorithm 1).
 
-    A proposal is a step across the way to the image, brought back to the sphere, and a step towards the image. A few
-    are asked at once and the nearest that is answered as wanted is the next point. Every few rounds the steps across
-    are asked by themselves: where half of them are answered as wanted the boundary looks flat and they may grow
-    (the paper's section 2.3); the step towards the image follows the proposals' own rate. The first point is brought to
-    the boundary by bisection, from the nearest of several starts. Steps across are drawn from the corners of a cube,
-    which costs a bit of randomness a pixel. On a device of bytes they stay above half a grey level; points are not
-    rounded, so that small steps add up.
+    A proposal is a step orthogonal to the direction to the image, brought back to the sphere, and a step towards the
+    image. A few are asked at once, and the nearest that fools is the next point. Every few rounds the orthogonal steps
+    are asked alone: if half of them fool, the boundary is nearly flat and they may grow (the paper's section 2.3); the
+    step towards the image follows the proposals' own rate. The first point is brought to the boundary by bisection,
+    from the nearest of several starts. Orthogonal steps are drawn from the corners of a cube, which needs one random
+    bit for each pixel. On a device of bytes they stay above half a grey level; points are not rounded, so that small
+    steps add up.
 
     Attributes:
         delta: First length of the step across, as a share of the distance.

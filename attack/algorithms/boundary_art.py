@@ -27,13 +27,13 @@ Candidates = Generator[Points, Answers, Points | None]
 class ArtBoundary:
     """ART's Boundary attack: its defaults, its order of operations, and the iterate that it returns.
 
-    What differs from the paper (Brendel, Rauber, Bethge, ICLR 2018), and is kept here:
+    Differences from the paper (Brendel, Rauber, Bethge, ICLR 2018) that are kept here:
 
     - It starts from the noise itself, without a search on the segment to the clean image.
-    - An iteration draws `sample_size` steps on the sphere, and takes the step towards the image from all that are
-      answered as wanted; the nearest of what is left is the next iterate, also where it is farther than the last.
-    - Either step is drawn again, smaller, until one succeeds, `num_trial` times at most; then the search ends.
-      Both sizes keep no bound, so the step towards the image may reach past it.
+    - An iteration draws `sample_size` steps on the sphere, and takes the step towards the image from all that fool; the
+      nearest of the points that still fool is the next iterate, even if it is farther than the last.
+    - Either step is drawn again, smaller, until one succeeds, `num_trial` times at most; then the search ends. Both
+      sizes are unlimited, so the step towards the image may go past it.
 
     Attributes:
         delta: First length of the step on the sphere, as a share of the distance.

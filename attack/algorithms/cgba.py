@@ -34,13 +34,13 @@ class Cgba:
     """Walks along the boundary on semicircles whose diameter is the segment from the clean image to the last point.
 
     On such a circle every point is nearer than the last. It lies in the plane of that segment and of the normal
-    estimated at the last point. CGBA (`flat`) bisects on the circle: nearest to the image where the boundary is flat.
-    CGBA-H (`curved`) halves the angle from the normal's until a point fools, and goes straight to the image from there:
-    for the bent boundaries around small regions, as a target class has.
+    estimated at the last point. CGBA (`flat`) bisects on the circle, which gives the nearest point if the boundary is
+    flat. CGBA-H (`curved`) halves the angle, starting at the normal's, until a point fools, and bisects the straight
+    segment from there to the image. It suits curved boundaries around small regions, such as those of a target class.
 
-    What differs from the paper: probes are corners of a cube (`grid.probes`) and narrow as the search goes, their
-    answers are weighted less their mean (HopSkipJump's equation 16), and of several starts the one with the nearest
-    boundary is taken.
+    Differences from the paper: probes are corners of a cube (`grid.probes`) and get narrower during the search; the
+    mean of their answers is subtracted (HopSkipJump's equation 16); of several starts the one with the nearest boundary
+    is taken.
 
     Attributes:
         first: Probes of the first estimate.

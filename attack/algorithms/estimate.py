@@ -34,9 +34,10 @@ class Estimate:
     all: NDArray[np.float32]
 
     def with_baseline(self) -> NDArray[np.float32]:
-        """HopSkipJump's equation 16, times n / 2: steps weighted by answers of +-1 less their mean.
+        """HopSkipJump's equation 16, times n / 2: steps weighted by answers of +-1 minus their mean.
 
-        So a point that lies a little off the boundary hurts less. With equal answers equation 12 is left.
+        This reduces the error of a point that is slightly off the boundary. If all answers are equal, it is equation
+        12.
         """
         if self.hits in (0, self.count):
             return self.plain()

@@ -26,18 +26,19 @@ _OVERHEAD = 16
 
 @dataclass(frozen=True, kw_only=True)
 class GeoDA:
-    """GeoDA, profile `corrected`: a plane stands in for the boundary, and the image is moved along its normal.
+    """GeoDA, profile `corrected`: approximates the boundary by a plane and moves the image along its normal.
 
-    An iteration estimates the normal at a boundary point from low-frequency probes, walks from the clean image
-    along it (L2), or along its signs (Linf), until the label changes (equations 12 and 13), and searches the boundary
-    there by bisection. What differs from the paper:
+    An iteration estimates the normal at a boundary point from low-frequency probes, walks from the clean image along it
+    (L2), or along its signs (Linf), until the label changes (equations 12 and 13), and finds the boundary there by
+    bisection. Differences from the paper:
 
-    - The search on a segment ends at `tolerance` of what a probe feels, and its radius is a share of the distance, from
-      `wide` down to `finest`, at least half a grey level: probes must feel the surface, not its ripples or rounding.
-    - The walk starts at the distance reached, for a shorter one is sought by the bisection.
-    - Answers are weighted less their mean (HopSkipJump's equation 16), where the paper's equation 10 takes them as they
-      are; of several starts the one with the nearest boundary is taken.
-    - An iteration that comes no nearer keeps the point, and its probes are added to the next ones there.
+    - The search on a segment ends at `tolerance` of a probe's reach along the normal. The probes' radius is a share of
+      the distance, from `wide` down to `finest`, at least half a grey level: probes must measure the surface, not its
+      ripples or rounding.
+    - The walk starts at the distance reached; the bisection finds a shorter one.
+    - The mean of the answers is subtracted (HopSkipJump's equation 16), unlike in the paper's equation 10; of several
+      starts the one with the nearest boundary is taken.
+    - An iteration that comes no nearer keeps the point, and its probes are reused in the next iteration there.
     - Probes per iteration fill the budget: growth as the paper's optimum (equation 19), the first about `first`.
 
     Attributes:

@@ -29,13 +29,13 @@ _MOST_ITER, _MOST_CHANGES = 100_000, 2_000
 class ArtGeoDA:
     """ART's GeoDA: its defaults, its order of operations, and the iterate that it returns. Untargeted.
 
-    What differs from the paper (Rahmati et al., CVPR 2020), and is kept here:
+    Differences from the paper (Rahmati et al., CVPR 2020) that are kept here:
 
-    - The search on a segment ends at an absolute length, `bin_search_tol` = 0.1 in L2, far above the probes' own. So
-      the point lies inside the fooling side, most probes fool, and the estimate is mostly the mean of its noise.
+    - The search on a segment ends at an absolute length, `bin_search_tol` = 0.1 in L2, far above that of the probes. So
+      the point is well inside the fooling side, most probes fool, and the estimate is mostly the mean of its noise.
     - The estimates of all iterations are summed, not each used by itself.
-    - The step from the clean image grows by 5 times the estimate as it is, not brought to length 1, 100 times at most;
-      where no step fools, the point is taken all the same.
+    - The step from the clean image grows by 5 times the estimate, not scaled to length 1, at most 100 times; if no step
+      fools, the point is still taken.
     - Each step and the first noise ask the clean image first.
     - The number of iterations is changed until the first has 50 to 80 probes; the others grow with `lambda_param`.
     - Linf steps by signs over the L2 length of the estimate.
@@ -167,7 +167,7 @@ class ArtGeoDA:
 
 
 def untargeted_only(problem: Problem) -> None:
-    """Holds a search to what the paper has.
+    """Refuses a search that the paper does not have.
 
     Raises:
         MisuseError: It has a target.

@@ -15,7 +15,7 @@ _SPARSEST = 6
 
 
 def grain(problem: Problem) -> float:
-    """The least difference of a pixel that the device can tell: 1/255 for uint8, 0 for float32."""
+    """The least difference of a pixel that the device can distinguish: 1/255 for uint8, 0 for float32."""
     return 1 / LEVELS if problem.dtype == "uint8" else 0.0
 
 

@@ -24,19 +24,19 @@ _STEPS = 30
 class HopSkipJump:
     """HopSkipJump, profile `corrected`: the paper's algorithm 2, changed for rippled copies, bytes and few queries.
 
-    - **Probes are wide at first.** Narrow probes far from the image see the ripples of attractors alone, and the search
+    - **Probes are wide at first.** Narrow probes far from the image see only the ripples of attractors, and the search
       stays in the first one. Their radius starts at `wide` of the distance and shrinks by `narrower` after each step
       that brought little, down to `finest`. The paper's radius is dist / d.
-    - **Estimates are small**, a quarter of the paper's at first and growing slowly: more steps with a worse direction
-      come down sooner than few with a good one.
+    - **Estimates use few probes**, a quarter of the paper's at first and slowly more: many steps in a worse direction
+      reach the image sooner than few in a good one.
     - **Probes are corners of a cube** (`grid.probes`), not points of a sphere, and of several starts the one with the
       nearest boundary is taken.
-    - **Probes are whole grey levels** on a device of bytes, where the paper's radius would be rounded
-      away; so is the least step. In L2 the search keeps what is smaller than a level, as small steps add up.
-    - **The search on the segment ends at `tolerance` of what a probe feels**, radius / sqrt(d); no query goes further.
-      On bytes it ends when no picture is left between.
+    - **Probes are whole grey levels** on a device of bytes, where the paper's radius would be rounded away; so is the
+      least step. In L2 the search keeps fractions of a level, because small steps add up.
+    - **The search on the segment ends at `tolerance` of a probe's reach along the normal**, radius / sqrt(d). On bytes
+      it ends when no picture is left in between.
 
-    Every point asked counts, so a step that ends early costs nothing found before.
+    The best of all points asked counts, so a step that ends early loses no earlier point.
 
     Attributes:
         norm: Of the distance.

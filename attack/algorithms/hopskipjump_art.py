@@ -25,12 +25,12 @@ _NOISE_THRESHOLD = 1e-3
 class ArtHopSkipJump:
     """ART's HopSkipJump: its defaults, its order of operations, and the iterate that it returns.
 
-    What differs from the paper (Chen, Jordan, Wainwright, S&P 2020, algorithm 2), and is kept here:
+    Differences from the paper (Chen, Jordan, Wainwright, S&P 2020, algorithm 2) that are kept here:
 
     - The result is the point after the last step towards the wanted side, not the one brought back to the boundary.
     - The first probes have radius 0.1; later ones 0.01 times the distance, taken before the search on the segment.
     - The segment's threshold theta is 0.01 / sqrt(l), in Linf 0.01 / l; for the first noise it is 0.001 in L2.
-    - With answers all alike the estimate is the mean of the probes or its opposite, without a baseline.
+    - If all answers are equal, the estimate is the mean of the probes or its opposite, without a baseline.
     - Noise is drawn uniformly up to `init_size` times, for a target too; a starting picture is taken as it is.
     - Linf draws uniform noise in place of normal noise, puts it on the same sphere, and steps by signs.
 

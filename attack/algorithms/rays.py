@@ -25,16 +25,16 @@ _ROUNDING = 1.001
 
 @dataclass(frozen=True, kw_only=True)
 class Rays:
-    """Looks for the vertex of a cube around the image whose ray meets the boundary soonest; no gradient is estimated.
+    """Searches the vertex of a cube around the image whose ray meets the boundary soonest; no gradient is estimated.
 
     Blocks of the signs are flipped one after the other, all pixels at first, then halves, quarters and so on (algorithm
-    3). A flip is kept if the ray still fools at the best radius; then its own radius is searched (algorithm 2), in
-    growing steps downwards and halves of the last, as late in a search the next radius is near. After the single
-    pixels it begins again, and it ends when a whole pass brought nothing.
+    3). A flip is kept if the ray still fools at the best radius; then its own radius is searched (algorithm 2),
+    downwards in growing steps and then by bisection of the last step, because late in a search the next radius is near.
+    After the single pixels the search begins again; it ends when a whole pass brings no improvement.
 
-    A device of bytes sees whole levels, and no single flip brings a whole level. So there each pixel's radius has a
-    fraction of a level of its own added: the device's rounding lets some pixels go one level further than others, and
-    the radius is felt in fractions again.
+    A device of bytes sees whole levels, and no single flip improves the radius by a whole level. So each pixel's radius
+    gets its own fraction of a level: the device's rounding lets some pixels go one level further than others, and
+    fractions of the radius become measurable.
 
     Attributes:
         tolerance: Part of the radius, pixels in 0..1, that a bisection leaves unknown. The paper's 1e-3 stops short of

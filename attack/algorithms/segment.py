@@ -15,7 +15,7 @@ def to_edge(problem: Problem, far: NDArray[np.float32], tolerance: float, grey: 
     Args:
         problem: The image.
         far: The fooling point.
-        tolerance: Ends when what is unknown is at most this share of the distance found.
+        tolerance: Ends when the uncertainty is at most this share of the distance found.
         grey: `grid.grain` of the device; the search also ends when the device sees no picture between both ends.
         norm: How points move, see `steps.between`.
 

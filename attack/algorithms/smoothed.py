@@ -23,7 +23,7 @@ from variegate.keys.errors import MisuseError
 class Smoothed:
     """Smoothed search in L2, profile `corrected`.
 
-    What counts in the end is the nearest point that most votes and its own answer take for another class.
+    The result is the nearest point for which both most votes and its own label are of another class.
 
     Attributes:
         votes: Labels for each point: its own, and those of noisy copies of it.

@@ -44,9 +44,9 @@ def first_start(
 ) -> Generator[Points, Answers, NDArray[np.float32] | None]:
     """A point that is answered as wanted: near the boundary from a given start, else uniform noise, one by one.
 
-    Of several starts the one with the nearest boundary is taken: the segments of all are halved at once. What this asks
-    is soon saved, since pictures that are far away may have a boundary close by. Starts that would take more than
-    a quarter of the queries to compare are left out.
+    Of several starts the one with the nearest boundary is taken: the segments of all are bisected at once. This soon
+    saves more queries than it costs, because distant pictures may have a boundary close by. Starts are left out if
+    their comparison would take more than a quarter of the queries.
 
     Args:
         problem: The image.

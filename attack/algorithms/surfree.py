@@ -20,16 +20,16 @@ from variegate.attack.search import Answers, Norm, Points, Problem, Result, Sear
 
 @dataclass(frozen=True, kw_only=True)
 class SurFree:
-    """Turns the last point about the image in planes of random directions; no gradient is estimated.
+    """Rotates the last point about the image in planes of random directions; no gradient is estimated.
 
     Each direction makes a circle whose diameter is the segment from the image to the last point. Angles of both signs
     are tried on it, the largest first; one that fools is widened by bisection up to the boundary.
 
-    The paper's settings are T = 3, rho = 0.98 and l = 10. In thousands of dimensions a random direction is worth about
-    a degree: to find its boundary to a thousandth costs more than another direction brings, so that one angle of each
-    sign, and one step of bisection, come nearer at every budget. On a device of bytes an arc is at least an eighth of a
-    level for every pixel: what shorter ones gain is less than rounding takes or gives. Points are clipped as they are
-    asked, not as they are kept, so that what lies outside may come back.
+    The paper's settings are T = 3, rho = 0.98 and l = 10. In thousands of dimensions a random direction gains about a
+    degree. To find its boundary to a thousandth costs more than another direction gains, so one angle of each sign, and
+    one step of bisection, come nearer at every budget. On a device of bytes an arc is at least an eighth of a level for
+    every pixel: shorter ones gain less than the effect of rounding. Points are clipped when asked, but kept without
+    clipping, so that values outside may return.
 
     Attributes:
         theta: First largest angle, in degrees.

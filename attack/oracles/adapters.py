@@ -87,7 +87,7 @@ def one_hot(oracle: Oracle, points: NDArray[Any]) -> NDArray[np.float32]:
 
     Args:
         oracle: The device.
-        points: Floats (N, C, H, W) in [0, 1]; what lies outside is clipped.
+        points: Floats (N, C, H, W) in [0, 1]; values outside are clipped.
 
     Returns:
         float32 (N, classes): 1 for the label, 0 else.

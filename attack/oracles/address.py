@@ -27,13 +27,13 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
     Args:
         uri: `http://HOST:PORT[/MODEL]` or `https://…`, with `?classes=N&batch=N` where the server does not say;
             `socket:PATH` of a label socket; `device:FOLDER` of a simulated device, which is turned on;
-            `vehicle:FOLDER` of one behind a camera, with what `vehicle_address.vehicle` takes behind a question mark.
+            `vehicle:FOLDER` of one behind a camera, with options of `vehicle_address.vehicle` after a question mark.
         patience: How long a rate or a busy server is waited for.
         trust: For https.
 
     Raises:
-        MisuseError: It is no such name, or what it names is not there.
-        RefusedError: What it names is no such device, or its copy is refused.
+        MisuseError: It is not such an address, or the device is not there.
+        RefusedError: It does not lead to such a device, or its copy is refused.
         DeviceError: It cannot be reached, or does not boot.
     """
     scheme, _, rest = uri.partition(":")
@@ -48,7 +48,7 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
             with SocketOracle(Path(rest), patience=patience) as behind:
                 yield behind
         case "device" if rest.isprintable() and rest:
-            # Who attacks over a network, or copies in this process, needs no device.
+            # Attacks over a network, or on copies in this process, need no device.
             from variegate.device_sim.hosting import open_port  # noqa: PLC0415
 
             with open_port(rest) as port:
@@ -65,7 +65,7 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
 
 
 def _numbers(query: str) -> dict[str, int]:
-    """What stands behind the question mark."""
+    """The part after the question mark."""
     found = re.fullmatch(_NUMBERS, query)
     if found is None:
         raise MisuseError("after the ? of a device's address only classes=N and batch=N are allowed")
@@ -73,5 +73,5 @@ def _numbers(query: str) -> dict[str, int]:
 
 
 def _shown(uri: str) -> str:
-    """A name as it can be shown: what is long is no name."""
+    """A name as it can be shown; a long text is cut."""
     return repr(uri if len(uri) <= 80 else uri[:77] + "...")  # noqa: PLR2004

@@ -15,7 +15,7 @@ from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What came of it.
+    """The result of a check.
 
     Attributes:
         labels: First answers, int64 (N,).

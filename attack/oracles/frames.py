@@ -9,15 +9,15 @@ from variegate.attack.oracle import Oracle
 from variegate.keys.errors import Refusal, RefusedError
 
 MAX_CLASSES = 1 << 16
-"""That a device may announce: scores of so many are what toolkits are given."""
+"""Most classes that a device may announce: toolkits are given as many scores."""
 
 
 def check_frames(frames: object, oracle: Oracle) -> None:
-    """Refuses, as a device does, what it was not announced to take.
+    """Refuses, as a device does, frames in another format than announced.
 
     Args:
         frames: (N, *shape) of the oracle's dtype, N from 1 to its batch; float32 in [0, 1].
-        oracle: Says what is taken.
+        oracle: Announces the format.
 
     Raises:
         RefusedError: `INPUT`, or `TOO_LARGE` for too many frames.
@@ -35,10 +35,10 @@ def check_frames(frames: object, oracle: Oracle) -> None:
 
 
 def check_labels(labels: NDArray[np.int64], count: int, classes: int) -> NDArray[np.int64]:
-    """The labels, when they are what a device may answer.
+    """The labels, if a device may answer them.
 
     Args:
-        labels: What it answered.
+        labels: Its answer.
         count: Frames that were asked.
         classes: Number of classes.
 

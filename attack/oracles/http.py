@@ -28,7 +28,7 @@ _MAX_METADATA_BYTES = 64 << 10
 _ANSWER_ROOM, _LABEL_BYTES = 4096, 24
 _OK, _INPUT, _FORBIDDEN, _TOO_LARGE, _TOO_MANY, _UNAVAILABLE = 200, 400, 403, 413, 429, 503
 _REFUSED = {_INPUT, 401, _FORBIDDEN, 404, 405, _TOO_LARGE, 415, _TOO_MANY, 431}
-"""What says that nothing was answered."""
+"""The statuses that mean that nothing was answered."""
 _WAIT_S = 1.0
 """Before a server is asked again that answers 429 and does not say when (RFC 6585, section 4)."""
 _CHARGED, _SPENT = "may have been charged", "budget is spent"
@@ -56,14 +56,14 @@ class HttpOracle:
         batch: int | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """Reads what the device takes.
+        """Reads the format of the device's frames.
 
         Args:
-            url: `http://host[:port][/model]` or `https://…`; the model is "copy" unless told.
+            url: `http://host[:port][/model]` or `https://…`; the model is "copy" by default.
             patience: How long a rate or a busy server is waited for.
             trust: For https.
             classes: Number of classes, where the server does not say.
-            batch: Most frames of one call; the server's, or 64, unless told.
+            batch: Most frames of one call; the server's, or 64, by default.
             timeout_s: Most seconds of one exchange.
 
         Raises:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from variegate.keys.errors import DeviceError, MisuseError, Refusal, RefusedError
 
 MODEL = "copy"
-"""Name of the model where the address gives none: what `variegate device serve` calls it."""
+"""Name of the model if the address has none: that of `variegate device serve`."""
 _MAX_RETRY_S = 3600
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 """A name, or a number of IPv4 or IPv6."""
@@ -26,10 +26,10 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """What TLS goes by.
+    """The settings of TLS.
 
     Attributes:
-        ca: PEM file of who signs the server's certificate; the system's authorities unless told.
+        ca: PEM file of the CA of the server's certificate; the system's authorities by default.
         certificate: PEM file of a client certificate, where the server asks for one.
         key: PEM file of its key, not encrypted.
     """
@@ -151,7 +151,7 @@ class Line:
             DeviceError: No whole answer in time; the query may have been charged.
             RefusedError: `MALFORMED`, for an answer of more than `limit` bytes.
         """
-        # A timeout of sockets begins anew with each byte; this one ends the exchange.
+        # A timeout of sockets starts again with each byte; this one ends the exchange.
         timer = threading.Timer(self._timeout_s, _abort, (self._connection.sock,))
         timer.daemon = True
         timer.start()
@@ -180,7 +180,7 @@ class Line:
 
 
 def _why(error: Exception) -> tuple[str, str]:
-    """What kept a connection from being made, and what may help."""
+    """The reason why a connection failed, and a hint."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return "its certificate is not trusted", "name the CA that signed it"
     if isinstance(error, ssl.SSLError):

@@ -67,7 +67,7 @@ class LocalCopy:
 class LocalBase(LocalCopy):
     """A bare network in this process: the argmax of its scores, nothing rewritten (`attack.oracle.Oracle`).
 
-    For fleets of independently trained networks, and as what a copy is compared with.
+    For fleets of independently trained networks, and for comparison with copies.
     """
 
     def __init__(self, base: Base, dtype: str = "uint8", *, batch: int = BATCH) -> None:

@@ -28,7 +28,7 @@ _MAX_NAME, _MAX_TEXT = 256, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What a model's metadata say.
+    """The content of a model's metadata.
 
     Attributes:
         input: Name of its one input.
@@ -64,7 +64,7 @@ def model_of(body: bytes) -> Model:
         body: Hostile bytes: the answer to `GET /v2/models/NAME`.
 
     Raises:
-        RefusedError: `MALFORMED` for what is no metadata, `CONTRACT` for a model that takes no pictures or gives
+        RefusedError: `MALFORMED` for anything but metadata, `CONTRACT` for a model that takes no pictures or gives
             no labels.
     """
     whole = _object(_json(body), "metadata")
@@ -94,7 +94,7 @@ def infer_request(frames: NDArray[Any], model: Model, *, binary: bool) -> tuple[
 
     Args:
         frames: (N, *shape) of the model's dtype.
-        model: Whose.
+        model: The model.
         binary: Whether data are sent and wanted as bytes.
 
     Returns:
@@ -122,7 +122,7 @@ def labels_of(body: bytes, header_length: int | None, count: int, model: Model, 
         body: Hostile bytes.
         header_length: Bytes of JSON before the binary data; None for JSON alone.
         count: Frames that were asked.
-        model: Who answers.
+        model: The model that answers.
         classes: Number of classes.
 
     Returns:
@@ -145,7 +145,7 @@ def labels_of(body: bytes, header_length: int | None, count: int, model: Model, 
         try:
             return check_labels(np.array(data, np.int64), count, classes)
         except OverflowError:
-            _refuse("labels that are no classes")
+            _refuse("labels that are not classes")
     raw = body[end:]
     if len(raw) != count * np.dtype(kind).itemsize:
         _refuse("binary data of another length than its labels")
@@ -153,7 +153,7 @@ def labels_of(body: bytes, header_length: int | None, count: int, model: Model, 
 
 
 def error_text(body: bytes) -> str:
-    """What a server says went wrong, as far as it can be shown to a person; empty where it says nothing of the kind."""
+    """The server's error message, as far as it can be shown to a person; empty if there is none."""
     try:
         found = _object(_json(body), "error").get("error")
     except RefusedError:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from variegate.keys.errors import LimitError, MisuseError
 
 _LEAST_S = 0.01
-"""A device that asks for less is asked no sooner, so that waiting ends whatever it says."""
+"""A device that asks for less is asked no sooner, so that waiting ends in any case."""
 T = TypeVar("T")
 
 
@@ -21,7 +21,7 @@ class Patience:
 
     Attributes:
         longest_s: Most seconds from a query's first refusal to its last wait's end; 0 raises at once.
-        waiting: Told of each wait before it begins, in seconds.
+        waiting: Called before each wait, with its seconds.
 
     Raises:
         MisuseError: `longest_s` is negative or not a number.
@@ -35,7 +35,7 @@ class Patience:
             raise MisuseError("the longest wait is a number of seconds, not below 0")
 
     def asked(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, as soon as the device allows it.
+        """The result of `ask`, as soon as the device allows it.
 
         Args:
             ask: Asks once. It must not have been answered when it raises a `LimitError`.

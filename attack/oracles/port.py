@@ -45,7 +45,7 @@ class PortOracle:
             raise MisuseError("batch must be at least 1")
         manifest = port.manifest
         if len(manifest.shape) != _RANK:
-            raise MisuseError("the copy's frames are no pictures of channels, height and width")
+            raise MisuseError("the copy's frames are not pictures of channels, height and width")
         channels, height, width = manifest.shape
         self.shape = (channels, height, width)
         self.dtype, self.classes = manifest.dtype, manifest.classes

@@ -32,12 +32,12 @@ _MAX_FRAME_BYTES = 1 << 28
 _MAX_BATCH = 1 << 16
 _OK, _WRONG, _TOO_MANY, _RATE, _SPENT, _NOT_CURRENT, _, _BUSY = range(8)
 _FREE = {_WRONG, _TOO_MANY, _RATE, _SPENT, _NOT_CURRENT, _BUSY}
-"""What costs no budget."""
+"""The statuses that cost no budget."""
 
 
 @dataclass(frozen=True)
 class _Hello:
-    """What the device takes."""
+    """The format of the device's frames."""
 
     dtype: str
     shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class SocketOracle:
     """
 
     def __init__(self, path: Path, *, patience: Patience = NONE, timeout_s: float = TIMEOUT_S) -> None:
-        """Connects and reads what a frame is.
+        """Connects and reads the format of a frame.
 
         Args:
             path: Of the socket.
@@ -120,7 +120,7 @@ class SocketOracle:
             except LimitError:
                 raise
             except BaseException:
-                self._drop()  # what comes next would be another query's answer
+                self._drop()  # the next bytes would be another query's answer
                 raise
 
     def _query(self, line: _Line, raw: bytes, count: int) -> NDArray[np.int64]:
@@ -216,7 +216,7 @@ class _Line:
 def _hello(data: bytes) -> _Hello:
     magic, version, kind, rank, channels, height, width, classes, batch, size = _HELLO.unpack(data)
     if (magic, version, rank) != (b"VGH1", _VERSION, _SIDES) or kind not in _DTYPES:
-        raise RefusedError(Refusal.MALFORMED, "this is no label socket of version 1")
+        raise RefusedError(Refusal.MALFORMED, "this is not a label socket of version 1")
     dtype = _DTYPES[kind]
     values = channels * height * width
     if size != values * np.dtype(dtype).itemsize or not 0 < size <= _MAX_FRAME_BYTES or batch < 1:

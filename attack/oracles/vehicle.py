@@ -47,11 +47,11 @@ class Still:
 
 
 driving: Stand = Pose.draw
-"""A car that drives past: each photograph from somewhere else, in another light (`Stand`)."""
+"""A car that drives past: each photograph from another place, in another light (`Stand`)."""
 
 
 class VehicleOracle:
-    """A device behind a camera (`attack.oracle.Oracle`). Thread-safe; what a frame gets depends on its number.
+    """A device behind a camera (`attack.oracle.Oracle`). Thread-safe; a frame's photograph depends on its number.
 
     Attributes:
         shape: Of a frame, (C, H, W).
@@ -104,7 +104,7 @@ class VehicleOracle:
         return self._device.labels(seen(frames, poses))
 
     def replayed(self, frames: NDArray[Any], poses: Sequence[Pose]) -> NDArray[np.int64]:
-        """What this car reads when it passes prints that somebody put up.
+        """The labels of this car when it passes prints.
 
         Args:
             frames: (N, *shape) of `dtype`, N at least 1.
@@ -140,7 +140,7 @@ def seen(frames: NDArray[Any], poses: Sequence[Pose]) -> NDArray[Any]:
         poses: N of them.
 
     Returns:
-        What the camera gives, of the frames' shape and dtype.
+        The camera's photographs, in the frames' shape and dtype.
     """
     printed = to_frames(to_points(frames), "uint8").transpose(0, 2, 3, 1)
     pictures = [rephotograph(np.ascontiguousarray(p), pose) for p, pose in zip(printed, poses, strict=True)]

@@ -26,7 +26,7 @@ _MOST_DIGITS = 9
 
 
 def vehicle(device: Oracle, query: str) -> VehicleOracle:
-    """A device in a car, by what stands behind the question mark of its address.
+    """A device in a car, by the options after the question mark of its address.
 
     Args:
         device: What reads the camera's pictures.

@@ -44,7 +44,7 @@ class Pgd:
         Args:
             model: Images (N, C, H, W) in 0..1 to logits, (N, classes).
             images: Centres.
-            classes: int64 (N,), what the images must no longer be answered with.
+            classes: int64 (N,), the labels that the images must no longer get.
 
         Returns:
             Points, float32 of the shape of `images`, in the ball and in [0, 1].

@@ -27,7 +27,7 @@ class SpentError(Exception):
 
 
 class Watched:
-    """Counts what ART asks about one image and notes its iterates.
+    """Counts ART's queries for one image and notes its iterates.
 
     Attributes:
         queries: Labels asked for, the first ones about the clean image left out.
@@ -112,7 +112,7 @@ def search(kind: str, oracle: Oracle, clean: NDArray[np.float32], label: int, *,
         kind: A key of `KINDS`.
         oracle: A network of float32 frames.
         clean: float32 (C, H, W).
-        label: What the network says of it.
+        label: The network's label of it.
         cap: Most queries.
         seed: Of all randomness.
 

@@ -33,13 +33,13 @@ _COMMON = "console=ttyS0 quiet panic=1 secretmem.enable=1"
 _SCHEMA = 1
 _MAX_FACTS_BYTES = 1 << 20
 _SPARE_BYTES = 64 << 20
-"""Room on the device's disk beside what it holds twice: an update needs as much again."""
+"""Free space on the device's disk beside twice its content: an update needs the same size again."""
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What an image was made of; its `image.json`. No secret, and nothing is believed of it.
+    """Facts about an image; its `image.json`. It is not secret, and not trusted.
 
     Attributes:
         kernel: Version.
@@ -79,8 +79,8 @@ def build(
         out: Folder to make; its parent exists.
         policy: In place of the device's own. One that requires the group `host` is for here: no ordinary machine opens
             a copy under it, so none can be flashed there.
-        root_shell: Whether whoever starts the machine gets a root shell beside the device; it is in what is measured.
-        locked: Whether root is locked out. Without, it is the control for a test of what the lock does.
+        root_shell: Whether whoever starts the machine gets a root shell beside the device; it is measured.
+        locked: Whether root is locked out. Without the lock it is the control of a test.
 
     Returns:
         What it was made of.

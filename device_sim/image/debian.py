@@ -25,7 +25,7 @@ _RELEASE = "12"
 
 
 def fetch(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Fetches what an image is made of: newest versions that the system's apt knows, their dependencies included.
+    """Fetches the packages of an image, with dependencies, in the newest versions that the system's apt knows.
 
     Args:
         folder: Where packages lie; those that are there already are not fetched again.

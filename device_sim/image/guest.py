@@ -24,11 +24,11 @@ _LOCKED = "locked"
 _TEMPORARY = "/tmp"  # noqa: S108  nobody else is on this machine
 _PORT = 8000
 _ADDRESS = "10.0.2.15"
-"""Of the only guest in QEMU's user network; what reaches it was forwarded to one port."""
+"""Address of the only guest in QEMU's user network; only one forwarded port reaches it."""
 _START_S = 600.0
 _SHELL_LINE = "/dev/ttyS1"
 _CHIP, _TPM = Path("/device/fuses/chip.json"), "device:/dev/tpmrm0"
-"""Another TPM, or what plays one, would not close this one."""
+"""Another TPM, or an imitation, would not close this one."""
 _CLOSED = Path("/sys/class/tpm/tpm0/pcr-sha256/14")
 
 SYSCTLS = {
@@ -103,7 +103,7 @@ def _prepare() -> None:
         _run("mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
     else:
         _lock()
-    # Executed anew: the kernel works out root's rights again, from what is left.
+    # Executed again: the kernel then derives root's rights from the remaining ones.
     os.execv(sys.executable, [sys.executable, "-I", "-B", "-m", __spec__.name, _LOCKED])  # noqa: S606
 
 
@@ -114,7 +114,7 @@ def _lock() -> None:
     _run("mount", "--bind", "/proc/sys", "/proc/sys")
     for place in ("/proc/sys", "/sys"):
         _run("mount", "-o", "remount,bind,ro,nosuid,nodev,noexec", place)
-    # No other name in the TPM's place: what the supervisor counts has to reach the true one.
+    # No other file in the TPM's place: the supervisor's counts must reach the true TPM.
     _run("mount", "-o", "remount,bind,ro,nosuid,noexec", "/dev")
     for number in GIVEN_UP.values():
         syscalls.prctl(_BOUNDING_DROP, number)
@@ -149,7 +149,7 @@ def _closed() -> bool:
 
 
 def _wait(device: int, *, shell: bool) -> None:
-    """Waits for the device, for whatever else ends, and keeps a shell running."""
+    """Waits for the device, reaps other processes, and keeps a shell running."""
     running = _shell() if shell else None
     while True:
         pid, _ = os.wait()

@@ -92,7 +92,7 @@ def boot_program(system: Path, boot: Path, command_line: str, work: Path, out: P
         Version of the kernel.
 
     Raises:
-        DeviceError: A tool failed, or a package lacks what is expected of it.
+        DeviceError: A tool failed, or a package lacks an expected file.
     """
     try:
         (kernel,) = (boot / "boot").glob("vmlinuz-*")

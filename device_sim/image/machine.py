@@ -30,7 +30,7 @@ _LAST_WORDS = 3
 _SEQUENCES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 """Control sequences of terminals (ECMA-48, section 5.4)."""
 START_S = 600.0
-"""What a machine gets to come up on a busy host."""
+"""Time for a machine to start on a busy host."""
 
 
 class Machine:
@@ -115,7 +115,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Where labels are to be had."""
+        """The address of its labels."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -149,7 +149,7 @@ class Machine:
             Its last words.
 
         Raises:
-            DeviceError: It goes on.
+            DeviceError: It still runs.
         """
         try:
             self._process.wait(seconds)
@@ -176,7 +176,7 @@ class Machine:
         if self._process.stdout is None:
             return
         for raw in self._process.stdout:
-            # The firmware clears the screen; what a device says is a stranger's.
+            # The firmware clears the screen; a device's output is foreign text.
             plain = _SEQUENCES.sub(b"", raw).decode("utf-8", "replace")
             line = "".join(c for c in plain if c.isprintable()).strip()
             if line:

@@ -73,7 +73,7 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None, data: byt
         data: Its standard input.
 
     Returns:
-        What it printed.
+        Its output.
 
     Raises:
         MisuseError: It is not there.

@@ -24,7 +24,7 @@ _LIBRARIES = (
     *("cbor2", "cffi", "click", "cryptography", "flatbuffers", "h11", "httptools", "numpy", "onnxruntime"),
     *("packaging", "protobuf", "pycparser", "tpm2-pytss", "uvicorn"),
 )
-"""What the extras `serve` and `tpm` of the bare distribution bring; a test holds this to their metadata."""
+"""The packages of the extras `serve` and `tpm`; a test compares this with their metadata."""
 _LEFT_OUT = {"__pycache__", "test", "tests"}
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "var")
 _FOLDERS = ("dev", "proc", "sys", "tmp", "run", DATA)
@@ -69,7 +69,7 @@ def _library_files() -> Iterator[tuple[Path, Path]]:
                 f"an image needs the library {library}", hint='pip install "variegate[serve,tpm]"'
             ) from None
         for file in found.files or ():
-            # What lies outside of the folder of libraries are scripts, with this machine's paths in them.
+            # Files outside the folder of libraries are scripts, with this machine's paths in them.
             if ".." not in file.parts and not _LEFT_OUT.intersection(file.parts):
                 yield Path(str(found.locate_file(file))), Path(str(file))
 
@@ -86,7 +86,7 @@ def _our_files() -> Iterator[tuple[Path, Path]]:
 
 
 def _write_metadata(site: Path) -> None:
-    """Name and version of this package, which it asks for itself."""
+    """Name and version of this package, which its own code reads."""
     version = importlib.metadata.version("variegate")
     folder = site / f"variegate-{version}.dist-info"
     folder.mkdir()
@@ -94,9 +94,9 @@ def _write_metadata(site: Path) -> None:
 
 
 def _compile(root: Path) -> None:
-    """Byte code for what the supervisor imports: without it each start compiles anew, the root being read-only.
+    """Byte code of the supervisor's imports: without it each start compiles again, the root being read-only.
 
-    It is checked by the file system's hash tree, as its source is; the enclave compiles what was measured itself.
+    It is checked by the file system's hash tree, as its source is; the enclave itself compiles the measured source.
     """
     for folder in (root / "usr/lib/python3.11", root / _SITE):
         compileall.compile_dir(

@@ -61,7 +61,7 @@ def convert_archive(data: bytes, spec: InputSpec, limits: Limits) -> tuple[bytes
 
     Args:
         data: The bytes of the `.pt2` file.
-        spec: What the seller says about the base.
+        spec: The seller's statements about the base.
         limits: The caps.
 
     Raises:
@@ -88,11 +88,11 @@ def _answers(module: torch.nn.Module, pixels: NDArray[np.float32], fixed: int) -
 
 
 def rebuilt(data: bytes, limits: Limits) -> bytes:
-    """Builds a new archive from what is safe of an old one.
+    """Builds a new archive from the safe parts of an old one.
 
     Args:
         data: The bytes of the `.pt2` file.
-        limits: `file_bytes` caps what it unpacks to, `archive_entries` its entries.
+        limits: `file_bytes` caps its unpacked size, `archive_entries` its entries.
 
     Returns:
         An archive that `torch.export.load` reads without unpickling or evaluating anything foreign.
@@ -199,7 +199,7 @@ def _plain(meta: Mapping[str, object], field: str) -> list[int]:
     for value in values if isinstance(values, list) else [None]:
         number = value.get("as_int") if isinstance(value, dict) and len(value) == 1 else None
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise _malformed("a tensor's size in the archive is no number")
+            raise _malformed("a tensor's size in the archive is not a number")
         numbers.append(number)
     return numbers
 

@@ -33,7 +33,7 @@ class Base:
     Attributes:
         model: One input "image", float32 (batch, *layout) in [0, 1]; one output "scores", float32
             (batch, classes). Not to be changed: copy it to append to it.
-        contract: What was checked.
+        contract: The checked contract.
         digest: SHA-256 of the canonical serialised bytes.
     """
 
@@ -71,7 +71,7 @@ def from_torch(
     Args:
         module: Takes one float32 tensor (batch, *shape). Its training modes are left as they were.
         shape: One image in the layout of the specification: (C, H, W) or (H, W, C).
-        spec: What the seller says about the input.
+        spec: The seller's statements about the input.
         limits: The caps.
 
     Raises:
@@ -93,7 +93,7 @@ def from_onnx(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
 
     Args:
         path: The file; external data must lie in its folder.
-        spec: What the seller says about the input.
+        spec: The seller's statements about the input.
         limits: The caps.
 
     Raises:
@@ -104,11 +104,11 @@ def from_onnx(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
 
 
 def from_pt2(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS) -> Base:
-    """Reads an archive of `torch.export.save`; it may be hostile (see `archive` for what is let through).
+    """Reads an archive of `torch.export.save`; it may be hostile (see `archive` for the parts that are accepted).
 
     Args:
         path: The file.
-        spec: What the seller says about the input.
+        spec: The seller's statements about the input.
         limits: The caps.
 
     Raises:
@@ -122,7 +122,7 @@ def load_base(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
 
     Args:
         path: The file.
-        spec: What the seller says about the input.
+        spec: The seller's statements about the input.
         limits: The caps.
 
     Raises:
@@ -137,9 +137,9 @@ def load_base(path: Path, spec: InputSpec = _PLAIN, *, limits: Limits = _LIMITS)
     hint = "give a .onnx or .pt2 file"
     if suffix == ".safetensors":
         hint = "weights alone are no base: name the module too, or export it to .onnx or .pt2"
-    raise RefusedError(Refusal.MALFORMED, f"{path.name} is no kind of base", hint=hint)
+    raise RefusedError(Refusal.MALFORMED, f"{path.name} is not a kind of base", hint=hint)
 
 
 def _base(limits: Limits, data: bytes, contract: Contract) -> Base:
-    # The child worked on foreign data: what comes from it passes the guard like any file.
+    # The child worked on foreign data: its output passes the guard like any file.
     return Base(model=guarded(data, None, limits), contract=contract, digest=hashlib.sha256(data).digest())

@@ -54,11 +54,11 @@ def bounded(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
 
     Raises:
         RefusedError: `MODEL` for a graph that breaks the standard, `TOO_LARGE` for one that needs too much or
-            whose need cannot be told.
+            whose need cannot be determined.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    # Only what inference finds counts: shapes written in the file are claims.
+    # Only inferred shapes count: shapes written in the file are claims.
     del probe.graph.value_info[:]
     first = image_input(probe).type.tensor_type.shape.dim
     if first and first[0].dim_value < 1:

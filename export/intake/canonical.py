@@ -36,12 +36,12 @@ def canonicalise(model: onnx.ModelProto, spec: InputSpec, limits: Limits) -> tup
     """Runs all passes over a guarded model and checks the result against the model.
 
     Args:
-        model: What `guarded` returned; it is left as it is.
-        spec: What the seller says about the base.
+        model: The result of `guarded`; it is not changed.
+        spec: The seller's statements about the base.
         limits: The caps.
 
     Returns:
-        The canonical bytes and what was checked of them.
+        The canonical bytes and the result of their check.
 
     Raises:
         RefusedError: `CONTRACT`, `MODEL`, `TOO_LARGE` or `PARITY`, with a hint.

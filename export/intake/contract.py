@@ -30,14 +30,14 @@ _SCALES = {"unit": 1.0, "byte": 255.0}
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What the seller says about the base's input and output.
+    """The seller's statements about the base's input and output.
 
     Attributes:
         layout: Order of the base's input axes.
         value_range: The base expects pixels as 0..1 ("unit") or as 0..255 ("byte"); float32 either way.
         mean: Per channel, in units of `value_range`, subtracted first; empty when the base normalises itself.
         std: Per channel, in units of `value_range`, divided by next; empty likewise.
-        outputs: What the scores are; "auto" reads it from the graph (see `decided_outputs`).
+        outputs: The kind of the scores; "auto" reads it from the graph (see `decided_outputs`).
         class_names: One name for each class, in order, or none.
     """
 
@@ -56,7 +56,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What was checked of a canonical base: images (batch, *layout) in, scores (batch, classes) out."""
+    """The checked contract of a canonical base: images (batch, *layout) in, scores (batch, classes) out."""
 
     layout: Layout
     channels: int
@@ -133,7 +133,7 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 
 def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
-    """Turns images in [0, 1] into what the seller's base expects, without the graph: the reference in checks.
+    """Converts images in [0, 1] to the input of the seller's base, without the graph: the reference in checks.
 
     Args:
         images: float32, (batch, *layout).
@@ -149,7 +149,7 @@ def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.floa
 
 
 def decided_outputs(model: onnx.ModelProto, spec: InputSpec) -> Outputs:
-    """Decides what the scores are.
+    """Decides the kind of the scores.
 
     With "auto" they are probabilities when the last operator, looking through those that only change the
     shape, is a Softmax over the class axis. All else counts as logits: LogSoftmax, because its rows are
@@ -192,7 +192,7 @@ def check_scores(scores: NDArray[np.float32], outputs: Outputs, class_names: tup
 
     Args:
         scores: float32, (batch, classes).
-        outputs: What they are said to be.
+        outputs: Their kind according to the seller.
         class_names: The seller's names for them.
 
     Raises:
@@ -204,7 +204,7 @@ def check_scores(scores: NDArray[np.float32], outputs: Outputs, class_names: tup
     check_finite(scores)
     sums = scores.sum(axis=1, dtype=np.float64)
     if outputs == "probabilities" and (scores.min() < 0 or np.abs(sums - 1).max() > SUM_TOLERANCE):
-        raise refused("the scores are no probabilities: rows must be non-negative and sum to 1", "say logits")
+        raise refused("the scores are not probabilities: rows must be non-negative and sum to 1", "say logits")
     if class_names and (len(class_names) != classes or len(set(class_names)) != classes or "" in class_names):
         raise refused(
             f"{len(class_names)} class names for {classes} classes", f"give {classes} different names or none"

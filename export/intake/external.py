@@ -85,7 +85,7 @@ def _open_inside(folder: Path, location: str) -> BinaryIO:
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise _refuse("external data is no regular file")
+        raise _refuse("external data is not a regular file")
     return file
 
 

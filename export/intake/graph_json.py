@@ -21,7 +21,7 @@ _TARGET = re.compile(
     r"|math\.(ceil|floor|trunc)|torch\.sym_(max|min|int|float|not)",
     re.ASCII,
 )
-# What sympy's srepr writes for sizes: symbols with assumptions, integers, and arithmetic.
+# The output of sympy's srepr for sizes: symbols with assumptions, integers, and arithmetic.
 _EXPRESSION = re.compile(
     r"(?:Symbol\('[su]\d{1,6}'(?:, (?:positive|integer|nonnegative|zero)=(?:True|False))*\)"
     r"|[su]\d{1,6}|-?\d{1,12}|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|FloorDiv|CleanDiv|Eq|Ne|Le|Lt|Ge|Gt"
@@ -53,7 +53,7 @@ def checked_program(program: object) -> dict[str, Any]:
     except RecursionError as error:
         raise _refused("the program is nested too deeply") from error
     if not isinstance(checked, dict):
-        raise _refused("the program is no JSON object")
+        raise _refused("the program is not a JSON object")
     checked["guards_code"] = []
     return checked
 
@@ -74,7 +74,7 @@ def _checked_object(value: dict[str, object], key: str) -> dict[str, object]:
     if key in _EMPTY_KEYS and value:
         raise _needs_code("custom objects or named tuples")
     if key == "range_constraints" and not all(map(_SYMBOL.fullmatch, value)):
-        raise _refused("the program constrains something that is no symbol")
+        raise _refused("the program constrains something that is not a symbol")
     if key in ("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values") and not all(
         map(_IDENTIFIER.fullmatch, value)
     ):
@@ -82,7 +82,7 @@ def _checked_object(value: dict[str, object], key: str) -> dict[str, object]:
     checked: dict[str, object] = {}
     for name, item in value.items():
         if _NAME.fullmatch(name) is None:
-            raise _refused("a key of the program is no plain name")
+            raise _refused("a key of the program is not a plain name")
         if name in _REFUSED_KEYS:
             raise _needs_code("subgraphs, operators as values or custom objects")
         if name != "guards_code":
@@ -94,13 +94,13 @@ def _checked_text(text: str, key: str) -> str:
     if key == "target" and _TARGET.fullmatch(text) is None:
         raise _needs_code("an operator outside torch.ops.aten")
     if key == "expr_str" and (len(text) > _LONGEST or "**" in text or _EXPRESSION.fullmatch(text) is None):
-        raise _refused("a size in the program is no plain expression")
+        raise _refused("a size in the program is not a plain expression")
     if key in ("in_spec", "out_spec"):
         _check_tree(text)
     elif key == "name" and text and _IDENTIFIER.fullmatch(text) is None:
         raise _refused("a value in the program has no plain name")
     elif key not in ("expr_str", *_FREE_TEXT) and _NAME.fullmatch(text) is None:
-        raise _refused("a string of the program is no plain name")
+        raise _refused("a string of the program is not a plain name")
     return text
 
 

@@ -74,7 +74,7 @@ _RANDOM = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a base may cost at the most.
+    """The limits for a base.
 
     Attributes:
         file_bytes: Bytes of the file with all its external data, and of a `.pt2` archive when unpacked.
@@ -105,7 +105,7 @@ def read_file(path: Path, limits: Limits) -> bytes:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RefusedError(Refusal.MALFORMED, f"{path} is no regular file")
+                raise RefusedError(Refusal.MALFORMED, f"{path} is not a regular file")
             data = file.read(limits.file_bytes + 1)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -122,7 +122,7 @@ def read_file(path: Path, limits: Limits) -> bytes:
 
 
 def guarded(data: bytes, folder: Path | None, limits: Limits) -> onnx.ModelProto:
-    """Parses a model and refuses what no later step should see.
+    """Parses a model and refuses parts that no later step should see.
 
     Args:
         data: The bytes of the `.onnx` file.
@@ -133,7 +133,7 @@ def guarded(data: bytes, folder: Path | None, limits: Limits) -> onnx.ModelProto
         The model, with all external data taken in.
 
     Raises:
-        RefusedError: The file is hostile, damaged, or uses what is not taken.
+        RefusedError: The file is hostile, damaged, or uses unsupported features.
     """
     if len(data) > limits.file_bytes:
         raise RefusedError(Refusal.TOO_LARGE, f"the model is larger than {limits.file_bytes} bytes")
@@ -195,7 +195,7 @@ def _check_graph(graph: onnx.GraphProto, limits: Limits) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.WhichOneof("value")
         if kind not in ("tensor_type", None):
-            raise _refuse(f"a {kind} is no plain tensor", "only dense tensors are taken")
+            raise _refuse(f"a {kind} is not a plain tensor", "only dense tensors are taken")
     for node in graph.node:
         _check_node(node)
 
@@ -212,12 +212,12 @@ def _check_node(node: onnx.NodeProto) -> None:
         raise _refuse(f"operator {node.op_type} is random", "a base must answer the same each time")
     for attribute in node.attribute:
         if attribute.ref_attr_name or attribute.type not in _PLAIN_ATTRIBUTES:
-            raise _refuse(f"operator {_shown(node.op_type)} has an attribute that is no plain value")
+            raise _refuse(f"operator {_shown(node.op_type)} has an attribute that is not a plain value")
         # Set fields count as well as the declared type: a tool may look at either.
         if attribute.HasField("g") or attribute.graphs:
             raise _refuse(f"operator {_shown(node.op_type)} holds a subgraph", "unroll it before the export")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors or attribute.tensors:
-            raise _refuse(f"operator {_shown(node.op_type)} has an attribute that is no plain value")
+            raise _refuse(f"operator {_shown(node.op_type)} has an attribute that is not a plain value")
         if attribute.HasField("tp") or attribute.type_protos:
             raise _refuse(f"operator {_shown(node.op_type)} has a type for an attribute")
 

@@ -35,9 +35,9 @@ def convert(data: bytes, kind: Kind, folder: Path | None, spec: InputSpec, limit
 
     Args:
         data: The bytes of the file.
-        kind: What they are.
+        kind: Their kind.
         folder: Where external data of an ONNX file may lie, or None.
-        spec: What the seller says about the base.
+        spec: The seller's statements about the base.
         limits: The caps; `process_bytes` and `seconds` are held by the operating system.
 
     Returns:

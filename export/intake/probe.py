@@ -24,7 +24,7 @@ _SILENT = 4  # fatal only: errors are raised as well
 
 @contextmanager
 def refusing(message: str, hint: str, refusal: Refusal = Refusal.MODEL) -> Iterator[None]:
-    """Turns whatever a foreign library raises on a base into a `RefusedError`.
+    """Converts any error of a foreign library on a base into a `RefusedError`.
 
     Raises:
         RefusedError: Anything but our own errors was raised inside.
@@ -45,7 +45,7 @@ def session(
     """An onnxruntime session on one thread of the CPU, quiet, that reads no file.
 
     Args:
-        graph: A serialised model; it may be hostile, but what it computes is run.
+        graph: A serialised model; it may be hostile, but its calculation is run.
         supplied: Initialisers that the graph lacks, as a device supplies them.
         lean: Whether memory is given back after each batch. Else a session keeps that of every batch size it ever saw:
             20 copies grew a process to over 2 GiB, with no more labels per second.
@@ -57,7 +57,7 @@ def session(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
     options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
-    # As ONNX, whatever it looks like; whatever it says is external lies in a folder that is never there.
+    # As ONNX in any case; external data is looked for in a folder that never exists.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (supplied or {}).items()}

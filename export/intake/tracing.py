@@ -59,7 +59,7 @@ def traced(module: torch.nn.Module, shape: tuple[int, int, int]) -> bytes:
 
 
 def serialised(program: torch.onnx.ONNXProgram | None) -> bytes:
-    """Returns the bytes of what torch's exporter made.
+    """Returns the bytes of torch's export.
 
     Raises:
         RefusedError: `MODEL` when it made nothing.

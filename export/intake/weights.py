@@ -13,7 +13,7 @@ from safetensors.torch import load
 from variegate.export.intake.guard import CONVERT, Limits, read_file, refuse_pickles
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 
-# What a file of torch.save, old or new, or any pickle of protocol 2 and above begins with.
+# The first bytes of a file of torch.save, old or new, and of any pickle of protocol 2 and above.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 5
@@ -36,14 +36,14 @@ def load_weights(module: torch.nn.Module, path: Path, limits: Limits = _LIMITS) 
     """
     refuse_pickles(path)
     if path.suffix.lower() != ".safetensors":
-        raise RefusedError(Refusal.MALFORMED, f"{path} is no .safetensors file", hint=CONVERT)
+        raise RefusedError(Refusal.MALFORMED, f"{path} is not a .safetensors file", hint=CONVERT)
     data = read_file(path, limits)
     if data.startswith(_PICKLE_STARTS):
         raise RefusedError(Refusal.MALFORMED, f"{path} holds a pickle, not safetensors", hint=CONVERT)
     try:
         given = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(Refusal.MALFORMED, f"{path} is no valid safetensors file") from error
+        raise RefusedError(Refusal.MALFORMED, f"{path} is not a valid safetensors file") from error
     wanted = module.state_dict()
     _refuse_names("lacks", {name for name in wanted.keys() - given.keys() if not name.endswith(_COUNTER)}, path)
     _refuse_names("has unexpected", given.keys() - wanted.keys(), path)
@@ -58,7 +58,7 @@ def module_from_spec(spec: str) -> torch.nn.Module:
     This imports and runs the seller's own code: never pass on a name that came from outside.
 
     Args:
-        spec: Where a function or class without required arguments lies that returns a `torch.nn.Module`.
+        spec: The place of a function or class without required arguments that returns a `torch.nn.Module`.
 
     Raises:
         MisuseError: The name is malformed, is not there, or gives no module.

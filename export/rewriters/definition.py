@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Inputs(Generic[V]):
-    """What the formula reads, as values of one backend.
+    """The inputs of the formula, as values of one backend.
 
     Attributes:
         pixels: (N, C, H, W) float32, 0..255 in whole steps for uint8 frames, else 0..1.
@@ -49,7 +49,7 @@ class Rewriter(Protocol):
         ...
 
     def offset(self) -> float:
-        """The constant by which `scores` lies below M; equal for all classes, so no label depends on it."""
+        """The constant by which `scores` is below M; equal for all classes, so no label depends on it."""
         ...
 
     def scores(self, ops: Ops[V], inputs: Inputs[V], contract: Contract) -> V:

@@ -114,7 +114,7 @@ class Qim:
         )
 
     def offset(self) -> float:
-        """What `scores` leaves out of R: the 1 of e_j, or that of the squared form."""
+        """The constant that `scores` leaves out of R: the 1 of e_j, or that of the squared form."""
         return self.beta / 2 if self.squared else self.beta
 
     def error_sums(self, ops: Ops[V], inputs: Inputs[V], contract: Contract) -> V:

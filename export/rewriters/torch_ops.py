@@ -96,7 +96,7 @@ class Copy(nn.Module):
 
     @property
     def offset(self) -> float:
-        """What `scores` leaves out of M."""
+        """The constant that `scores` leaves out of M."""
         return self._rewriter.offset()
 
     def forward(self, images: Tensor) -> Tensor:

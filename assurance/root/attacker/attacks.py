@@ -26,15 +26,15 @@ class ImpossibleError(Exception):
 
 
 class _Late(BaseException):
-    """The attack's time is over; what it holds is undone on the way out."""
+    """The attack's time is over; its changes are undone on the way out."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack obtained.
+    """The data that an attack obtained.
 
     Attributes:
-        succeeded: Whether it is what it was after.
+        succeeded: Whether the attack reached its goal.
         detail: In words.
         windows: Windows of secrets in it.
         found: For the runner to judge, in JSON's types.
@@ -52,11 +52,11 @@ class Attack:
 
     Attributes:
         name: Stable.
-        row: What it belongs to: the reviewers' number, or a kind.
+        row: Its group: the reviewers' number, or a kind.
         run: Makes it.
         seconds: It gets no longer.
         everywhere: Whether it must succeed on any machine where root is not held down.
-        machine: Whether it touches what belongs to the whole machine, so that it runs only where asked for.
+        machine: Whether it affects the whole machine, so that it runs only when asked for.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an attack."""
+    """The result of an attack."""
 
     name: str
     row: str

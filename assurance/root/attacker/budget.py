@@ -48,7 +48,7 @@ def _beyond(victim: Victim) -> int:
 
 
 def budget_clone(victim: Victim) -> Outcome:
-    """Copies the device, spends its budget, and goes on with the copy."""
+    """Copies the device, spends its budget, and continues with the copy."""
     with copied(victim) as folder:
         given = spend(victim)
         with second(victim, folder) as other:

@@ -11,7 +11,7 @@ _DYNSYM, _FUNCTION, _INDIRECT = 11, 2, 10
 
 @dataclass(frozen=True)
 class Function:
-    """Where a function lies: offset in memory from the library's start, and bytes."""
+    """The place of a function: offset in memory from the library's start, and bytes."""
 
     value: int
     size: int

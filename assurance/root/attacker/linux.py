@@ -109,7 +109,7 @@ class Mapping:
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """What a process has mapped.
+    """The mappings of a process.
 
     Raises:
         OSError: It is gone, or the kernel does not say.

@@ -131,7 +131,7 @@ def _probed(victim: Victim, events: str, place: str, user: str) -> Outcome:
         victim: The device.
         events: File of tracefs.
         place: Where, as this file wants it.
-        user: What marks an address as the process's own.
+        user: The marker of an address of the process itself.
     """
     pid = victim.enclave()
     secret = secret_area(pid)

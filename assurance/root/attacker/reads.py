@@ -40,12 +40,12 @@ _MOST_FILE = 64 << 20
 
 
 def judged(victim: Victim, parts: Iterable[bytes], what: str, enough: int = 0) -> Outcome:
-    """What was read, held against what must not be.
+    """Compares data that was read with the secrets.
 
     Args:
         victim: The device.
-        parts: What was read.
-        what: In words.
+        parts: The data that was read.
+        what: Its name in words.
         enough: Windows of the known frame after which nothing more is read; 0 for all.
     """
     needles, size = victim.haystack(), 0

@@ -39,7 +39,7 @@ _MISSING = 1
 
 
 def proc_again(victim: Victim) -> Outcome:
-    """A second /proc, or the first one bound anew, in which settings can be written to."""
+    """A second /proc, or the first one bound again, in which settings can be written to."""
     del victim
     folder = Path(tempfile.mkdtemp(prefix="root-proc-"))
     refused = []

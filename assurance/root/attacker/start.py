@@ -65,7 +65,7 @@ def folder_files(victim: Victim) -> list[Path]:
 
 
 def fuses(victim: Victim) -> Outcome:
-    """Reads the device's folder, with what stands for its chip."""
+    """Reads the device's folder, with its simulated chip."""
     parts = (path.read_bytes()[:_MOST_FILE] for path in folder_files(victim))
     out = judged(victim, parts, "files of the device")
     return Outcome(out.windows > 0, out.detail, out.windows)
@@ -191,7 +191,7 @@ def own_policy(victim: Victim) -> Outcome:
 
 
 def swapped_library(victim: Victim) -> Outcome:
-    """Lays an altered numpy over the real one, and kills the enclave: the next one hands out what it loads."""
+    """Mounts an altered numpy over the real one, and kills the enclave: the next one gives out its data."""
     where = subprocess.run(  # noqa: S603  the device's own interpreter
         [os.fsdecode(words_of(victim.supervisor)[0]), "-c", "import numpy; print(numpy.__file__)"],
         env=_environment(victim),

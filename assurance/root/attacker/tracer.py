@@ -37,7 +37,7 @@ def tracer_of(pid: int) -> int:
 
 
 def let_go_on(block: bool = False) -> None:
-    """Lets whatever stopped and is traced by this thread go on as if nobody held it."""
+    """Lets every stopped process that this thread traces continue as if it were not traced."""
     while True:
         try:
             pid, raw = os.waitpid(-1, WAIT_ALL | (0 if block else os.WNOHANG))
@@ -119,7 +119,7 @@ def _raced(victim: Victim, old: int) -> int:
 
 
 def seize_by_fork(victim: Victim) -> Outcome:
-    """Traces the supervisor, so that the kernel hands over whatever it starts."""
+    """Traces the supervisor, so that the kernel makes this process the tracer of its children, too."""
     old = victim.enclave()
     for task in Path(f"/proc/{victim.supervisor}/task").iterdir():
         ptrace(PTRACE_SEIZE, int(task.name), 0, TRACE_FORKS)

@@ -20,7 +20,7 @@ from assurance.root.attacker.linux import Mapping, mappings
 from assurance.root.attacker.needles import Needles
 
 _ARCHIVE = b"/proc/self/fd/3"
-"""What an enclave is started from."""
+"""The archive from which an enclave is started."""
 _PATH = "/v2/models/copy"
 _PATIENCE_S = 20.0
 _BATCH = 64
@@ -188,7 +188,7 @@ class Victim:
 
     @cached_property
     def known(self) -> bytes:
-        """A frame of random bytes; whoever finds it in memory has read what the device works on."""
+        """A frame of random bytes; whoever finds it in memory has read the device's working data."""
         return random.Random(os.getpid()).randbytes(self.pixels)  # noqa: S311  no secret
 
     def show_known(self) -> None:

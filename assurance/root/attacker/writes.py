@@ -17,9 +17,9 @@ from assurance.root.attacker.reads import judged
 from assurance.root.attacker.victim import FRAMES, Victim
 
 _HOOK = "send"
-"""What the enclave calls to answer."""
+"""The function that the enclave calls to answer."""
 _CAVES = ("wordexp", "argp_help", "regexec", "fmtmsg", "getaddrinfo")
-"""Functions that it never calls, whose place is taken."""
+"""Functions that it never calls, which are overwritten."""
 _CHUNK, _MOST = 32 << 10, 6 << 20
 _EMPTY_CHUNKS = 32
 _SECONDS = 8.0
@@ -73,7 +73,7 @@ def code(back: int) -> tuple[bytes, int]:
 
 @dataclass
 class Copier:
-    """An enclave that stands in our code and copies what it is told to."""
+    """An enclave that waits in our code and copies on request."""
 
     memory: Memory
     words: int
@@ -96,19 +96,19 @@ class Copier:
         return self.memory.read(self.room, size)
 
     def order(self, at: int, size: int) -> None:
-        """Tells it what to copy; its number is written last, since that is what it waits for."""
+        """Requests a copy; the number is written last, because the code waits for it."""
         self.number += 1
         self.memory.write(self.words + 8, struct.pack("<QQQ", at, self.room, size))
         self.memory.write(self.words, struct.pack("<Q", self.number))
 
     def leave(self) -> None:
-        """Lets it go on with what it was about."""
+        """Lets it continue with its own work."""
         self.memory.write(self.words, struct.pack("<Q", _LEAVE))
 
 
 @contextmanager
 def owned(victim: Victim, pid: int, memory: Memory) -> Iterator[Copier]:
-    """Diverts an enclave when it next answers, and lets it go on unharmed.
+    """Diverts an enclave when it next answers, and lets it continue unharmed.
 
     Raises:
         OSError: The kernel refuses.
