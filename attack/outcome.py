@@ -46,10 +46,3 @@ class Outcome:
     queries: int
     trace: tuple[tuple[int, float], ...] = field(repr=False)
     checkpoints: Mapping[int, NDArray[Any] | None] = field(repr=False)
-
-    def distance_at(self, queries: int) -> float:
-        """Of the sample so far after so many queries; infinite before the first.
-
-        Bests only ever come nearer; an iterate may move away again.
-        """
-        return next((length for asked, length in reversed(self.trace) if asked <= queries), float("inf"))

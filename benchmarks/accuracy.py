@@ -24,11 +24,11 @@ from torch import nn
 from testbed.cars import flashed
 from testbed.result import result_path, source_commit, write_result
 from testbed.subjects import SUBJECTS, VALIDATION, Subject
+from testbed.torch_ops import Copy
 from variegate.export.calibrate import Tried, calibrate
 from variegate.export.parity import TIE, measure
 from variegate.export.release import make_release
 from variegate.export.rewriters import KINDS
-from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.seller import Seller
 
 ALLOWED_POINTS = 0.5

@@ -27,12 +27,12 @@ from torch import nn
 from testbed.result import load, result_path, source_commit, write_result
 from testbed.settings import calibrated
 from testbed.subjects import CIFAR10, GTSRB, Subject
+from testbed.torch_ops import Copy
 from variegate.export.fleet import BATCH, Exporter, hand_out
 from variegate.export.outbox import making
 from variegate.export.registry import Registry
 from variegate.export.release import make_release
 from variegate.export.rewriters import Qim
-from variegate.export.rewriters.torch_ops import Copy
 from variegate.export.sealing import CopyOrder, SharedComponent, Terms, seal_copies, share_component
 from variegate.keys.identity import DeviceIdentity
 from variegate.keys.seller import Seller

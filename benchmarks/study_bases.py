@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks.study_copies import open_copies
 from testbed.settings import calibrated
 from testbed.subjects import CIFAR10, GTSRB
+from testbed.torch_ops import Copy
 from testbed.zoo import data, gtsrb_tiny, networks
 from variegate.attack.lane import Task, task
 from variegate.attack.oracles.local import LocalCopy
@@ -21,7 +22,6 @@ from variegate.export.fuse import fuse
 from variegate.export.intake.base import Base, from_torch
 from variegate.export.intake.contract import InputSpec
 from variegate.export.rewriters import Permutation, Rewriter
-from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.primitives import sha256
 
 KINDS = ("permutation", "qim")

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from testbed.torch_ops import Copy
 from variegate.attack.oracle import to_points
 from variegate.export.intake.contract import Contract
 from variegate.export.rewriters.definition import Rewriter
-from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.errors import MisuseError
 
 FLOOR = 1e-30

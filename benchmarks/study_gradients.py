@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.study_rows import CosineRow
-from variegate.export.rewriters.torch_ops import Copy
+from testbed.torch_ops import Copy
 
 Hypothesis = Literal["H1", "H2", "H3"]
 Output = Callable[[Tensor], Tensor]

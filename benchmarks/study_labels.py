@@ -13,12 +13,12 @@ from benchmarks.study_bases import Attacked, Dataset, seeds, tasks
 from benchmarks.study_copies import Ensemble, to_tensor
 from benchmarks.study_replay import replayed
 from benchmarks.study_rows import ReplicationRow
+from benchmarks.study_tries import chances, firmness, ordered, tried
 from testbed.zoo import data
 from variegate.attack import driver
 from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.collusion import Colluders, Vote, combined, firmest
 from variegate.attack.adaptive.partner import UNKNOWN, PartnerSearch, recover
-from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.smoothed import Smoothed
 from variegate.attack.oracle import ask_all, to_frames

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.study_copies import Ensemble
-from variegate.export.rewriters.torch_ops import Copy
+from testbed.torch_ops import Copy
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _ON = "memfd_secret pages: no plain read reaches them; whoever may write to the 
 class SecretRegion:
     """Shared, zeroed, writable pages that stay mapped as long as the process lives; a fork shares them.
 
-    There is no unmapping: a view that outlived it would read the memory's next use. `wipe` clears the content.
+    There is no unmapping: a view that outlived it would read the memory's next use.
 
     Attributes:
         size: Bytes of `view`.
@@ -65,10 +65,6 @@ class SecretRegion:
 
     def __repr__(self) -> str:
         return f"SecretRegion({self.size} bytes, {self.protection.state})"
-
-    def wipe(self) -> None:
-        """Overwrites all bytes with zeros, in every process that shares the pages."""
-        ctypes.memset(self._address, 0, self.size)
 
     def _fall_back(self, mapped: int, state: ProtectionState, reason: str) -> None:
         try:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.study_replay import replayed
+from benchmarks.study_tries import chances, firmness, ordered, tried
 from testbed import bases
 from variegate.attack import driver
 from variegate.attack.adaptive.assignment import assigned
@@ -20,7 +21,6 @@ from variegate.attack.adaptive.clone import Extraction, extract, samples
 from variegate.attack.adaptive.cloning import Cloning, mixtures
 from variegate.attack.adaptive.collusion import Agreement, Colluders, Vote, combined, firmest
 from variegate.attack.adaptive.partner import UNKNOWN, Cancelled, Partners, PartnerSearch, recover
-from variegate.attack.adaptive.tries import chances, firmness, ordered, tried
 from variegate.attack.algorithms.hopskipjump import HopSkipJump
 from variegate.attack.algorithms.smoothed import Smoothed
 from variegate.attack.lane import Task

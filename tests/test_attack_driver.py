@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support.outcomes import distance_at
 from variegate.attack.algorithms.steps import first_start, fools, to_boundary
 from variegate.attack.driver import outcomes, run
 from variegate.attack.lane import Task
@@ -124,7 +125,7 @@ def test_the_best_point_asked_counts_and_checkpoints_hold_the_best_so_far() -> N
     clean = task(3).problem.clean
     assert found.distance == pytest.approx(length(found.sample, clean), rel=1e-5)
     for at, frame in found.checkpoints.items():
-        reached = found.distance_at(at)
+        reached = distance_at(found, at)
         assert (frame is None) == (reached == float("inf"))
         if frame is not None:
             assert reached == pytest.approx(length(frame, clean), rel=1e-5)
@@ -180,7 +181,7 @@ class Retreat:
 
 def test_an_iterate_that_moves_away_is_the_later_one() -> None:
     (found,) = outcomes(Retreat(), [task(0, checkpoints=(2,))], Plane())
-    at = [found.distance_at(queries) for queries in (0, 1, 2, 3, 60)]
+    at = [distance_at(found, queries) for queries in (0, 1, 2, 3, 60)]
     assert at[0] == float("inf")
     assert at[2] < at[1] < at[3] == at[4] == found.distance
     (frame,) = found.checkpoints.values()

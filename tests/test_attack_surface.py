@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.meter import Meter, SpentError
 from testbed.zoo.data import require_data
+from tests.support.outcomes import distance_at
 from variegate.attack.algorithms.cgba import Cgba
 from variegate.attack.algorithms.circle import Circle
 from variegate.attack.algorithms.rays import Rays
@@ -110,7 +111,7 @@ def test_the_nearest_point_of_a_half_space_is_found(attack: Attack, dtype: str, 
     world = World("half", dtype)
     found = search(attack, world, starts=noisy_start())
     assert world.away * 0.98 < median(found) < within * world.away, median(found)
-    assert all(outcome.distance_at(60) > 2 * world.away for outcome in found)
+    assert all(distance_at(outcome, 60) > 2 * world.away for outcome in found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

@@ -14,13 +14,13 @@ from benchmarks.study_gradients import cosines, logarithm, loss_gradients, rows
 from benchmarks.study_outputs import change
 from testbed import bases
 from testbed.subjects import GTSRB
+from testbed.torch_ops import Copy
 from variegate.attack.oracle import to_points
 from variegate.attack.whitebox.deepfool import DeepFool
 from variegate.attack.whitebox.pgd import Pgd
 from variegate.export.fuse import IMAGE, LABEL, fuse
 from variegate.export.intake.probe import session
 from variegate.export.rewriters import Permutation, Qim, Rewriter
-from variegate.export.rewriters.torch_ops import Copy
 from variegate.keys.errors import MisuseError
 from variegate.keys.primitives import sha256
 

@@ -49,6 +49,7 @@ PROMISED = {
             "partners_labels_right", "partners_vote_right", "qim_gained_g_own", "qim_gained_g_victim",
         )
     },
+    "house": {"product_lines_before", "product_lines_after", "readme_bytes", "public_names", "stale_figures"},
     "train_gtsrb": {"accuracy"},
     "train_tiny": {"accuracy", "accuracy_a", "accuracy_b", "accuracy_c"},
     "train_world": {"accuracy"},

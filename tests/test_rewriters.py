@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from testbed import bases
+from testbed.torch_ops import Copy, TorchOps
 from variegate.export.calibrate import FINE_STEP, STEP, qim_near
 from variegate.export.fuse import IMAGE, LABEL, fuse, reference_scores
 from variegate.export.intake.base import Base
@@ -25,7 +26,6 @@ from variegate.export.rewriters import (
 )
 from variegate.export.rewriters.numpy_ops import NumpyOps
 from variegate.export.rewriters.onnx_ops import OnnxOps
-from variegate.export.rewriters.torch_ops import Copy, TorchOps
 from variegate.keys import recipe, streams
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
 

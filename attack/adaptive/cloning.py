@@ -46,11 +46,6 @@ class Cloning:
     pooled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         if min(self.epochs, self.width) < 1 or not 0 < self.epsilon < np.inf:
             raise MisuseError("epochs and width must be at least 1, and epsilon a number above 0")
 

@@ -164,11 +164,6 @@ class Colluders:
     profile: ClassVar[str] = CORRECTED
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: There are too few devices, or too many.
-        """
         if not 2 <= self.devices <= MOST_DEVICES:  # noqa: PLR2004
             raise MisuseError(f"devices must be 2 to {MOST_DEVICES}")
 

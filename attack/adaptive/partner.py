@@ -207,11 +207,6 @@ class PartnerSearch:
     pooled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         if not 1 <= self.devices <= MOST_DEVICES or not 0 < self.share < 1:
             raise MisuseError(f"devices must be 1 to {MOST_DEVICES}, and share between 0 and 1")
 

@@ -55,11 +55,6 @@ class Boundary:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         above("delta", self.delta, 0)
         between("epsilon", self.epsilon, 0, 1)
         between("step_adapt", self.step_adapt, 0, 1)

@@ -60,11 +60,6 @@ class ArtBoundary:
     result: ClassVar[Result] = "iterate"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         above("delta", self.delta, 0)
         above("epsilon", self.epsilon, 0)
         between("step_adapt", self.step_adapt, 0, 1)

@@ -70,11 +70,6 @@ class Cgba:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         at_least("first", self.first, 1)
         at_least("growth", self.growth, 0)
         between("sigma", self.sigma, 0, 1)

@@ -68,11 +68,6 @@ class GeoDA:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         known_norm(self.norm)
         at_least("frequencies", self.frequencies, 1)
         at_least("first", self.first, 1)

@@ -63,11 +63,6 @@ class ArtGeoDA:
     result: ClassVar[Result] = "iterate"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range, or no schedule exists for them.
-        """
         known_norm(self.norm)
         at_least("sub_dim", self.sub_dim, 1)
         within("max_iter", self.max_iter, 1, _MOST_ITER)

@@ -67,11 +67,6 @@ class HopSkipJump:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         known_norm(self.norm)
         at_least("first", self.first, 1)
         at_least("growth", self.growth, 0)

@@ -54,11 +54,6 @@ class ArtHopSkipJump:
     result: ClassVar[Result] = "iterate"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         known_norm(self.norm)
         at_least("max_iter", self.max_iter, 0)
         at_least("init_eval", self.init_eval, 1)

@@ -50,11 +50,6 @@ class Rays:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         between("tolerance", self.tolerance, 0, 1)
         at_least("openings", self.openings, 1)
 

@@ -42,11 +42,6 @@ class Smoothed:
     result: ClassVar[Result] = "iterate"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         if self.votes < 1:
             raise MisuseError("votes must be at least 1")
         if not 0 <= self.sigma < math.inf:

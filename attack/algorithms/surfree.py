@@ -54,11 +54,6 @@ class SurFree:
     result: ClassVar[Result] = "best"
 
     def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            MisuseError: A field is out of range.
-        """
         between("theta", self.theta, 0, 90)
         at_least("tries", self.tries, 1)
         between("rho", self.rho, 0, 1)
