@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import tables_attack
+from benchmarks.paper import ACCURACY, COST
 from benchmarks.status import stale
 from testbed.result import load
 from testbed.source import REPOSITORY
@@ -38,6 +39,12 @@ def accuracy() -> list[str]:
     for name, label in (("cifar10", "CIFAR-10, ResNet-20"), ("gtsrb", "GTSRB, small CNN")):
         cells = " | ".join(f"{f[f'{name}_{k}']:.2f} ± {f[f'{name}_{k}_deviation']:.2f}" for k in _KINDS)
         lines.append(f"| {label} ({n[f'{name}_images']:,} images) | {f[f'{name}_base']:.2f} | {cells} |")
+        theirs = " | ".join(
+            f"{share} ± {deviation}" for share, deviation in (ACCURACY[name][k] for k in ("base", *_KINDS))
+        )
+        lines.append(
+            f"| {label.partition(',')[0]}, paper's Table 1, VGG-19, ten copies of each of ten bases | {theirs} |"
+        )
     worst = "; ".join(
         f"{label} " + ", ".join(f"{kind} {f[f'{name}_{kind}_worst_loss']:.2f}" for kind in _KINDS)
         for name, label in (("cifar10", "CIFAR-10"), ("gtsrb", "GTSRB"))
@@ -103,6 +110,29 @@ def export() -> list[str]:
             f"| {f['envelope_vs_reexport']:,.0f} times as fast | |"
         ),
     ]
+
+
+def cost() -> list[str]:
+    """What a copy costs, beside the paper's Table 3."""
+    made, speed = load("export")["figures"], load("runtime")["figures"]
+    network = load("train_gtsrb")["figures"]
+    seconds, kilobytes, _ = COST["independent"]
+    lines = [
+        (
+            "**What a copy costs**, GTSRB CNN, beside the paper's Table 3 (VGG-19 on a V100, base 3.5 ms): from "
+            "`benchmarks.train_gtsrb` (two cores), `benchmarks.export` and `benchmarks.runtime`"
+        ),
+        "",
+        "| | seconds to make it | paper | inference takes longer by | paper | stored for each copy, paper |",
+        "|---|---|---|---|---|---|",
+        f"| independent training | {network['training_seconds']:.0f} | {seconds:,} | 0 | 0 | {kilobytes:,} kB |",
+    ]
+    for kind, label in (("qim", "QIM"), ("permutation", "permutation")):
+        _, size, milliseconds = COST[kind]
+        extra = speed[f"overhead_{kind}_gtsrb_b1"] * speed["bare_us_gtsrb_b1"]
+        second = 1 / made["gtsrb_single_copies_per_s"]
+        lines.append(f"| {label} | {second:.4f} | 0 | {extra:.0f} µs | {milliseconds:g} ms | {size} kB |")
+    return lines
 
 
 def tamper() -> list[str]:
@@ -265,6 +295,7 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     accuracy,
     runtime,
     export,
+    cost,
     serve,
     isolation,
     root,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.paper import REPLICATION
 from benchmarks.replication import CONFIGS
 from testbed.result import load
 from variegate.attack.campaign import config
@@ -30,9 +31,6 @@ _CAMPAIGNS = {
 _CURVES = ("paper", "adaptive")
 """Campaigns that are about the budget: samples taken midway are shown, and else left to the result file."""
 _OVERSHOOTS = (1.0, 1.5, 2.0, 3.0)
-PAPER = {("gtsrb_paper", "independent", "hsj_paper"): 6.5, ("gtsrb_paper", "qim", "hsj_paper"): 0.5}
-"""Replication in %, from an abstract of the paper (arXiv 2111.15160, the version on paperswithcode.com): HopSkipJump on
-GTSRB, independent training and "attractor-based rewriter". The rest of its Table 2 was not at hand."""
 
 
 def _share(cell: Mapping[str, Any], rate: str = "net") -> str:
@@ -98,12 +96,12 @@ def _tables(result: str) -> list[str]:
         for key in dict.fromkeys((row["fleet"], row["attack"], row["budget"]) for row in shown):
             cells = [row for row in shown if (row["fleet"], row["attack"], row["budget"]) == key]
             fleet, attack, budget = key
-            paper = PAPER.get((name, fleet, attack)) if budget == 0 else None
+            paper = REPLICATION.get((dataset, fleet), {}).get(re.sub("_(art|paper)$", "", attack))
             shares = " | ".join(_share(_at(cells, s)) for s in _OVERSHOOTS)
             lines.append(
                 f"| {_FLEETS[fleet]} | {attack.removesuffix('_paper')} "
                 f"| {f'{budget:,}' if budget else 'all'} | {shares} "
-                f"| {'' if paper is None else paper} |"
+                f"| {'' if paper is None or budget else f'{paper[0]} ± {paper[1]}'} |"
             )
     return lines
 
