@@ -48,7 +48,15 @@ class Oracle(Protocol):
         ...
 
 
-class Counted:
+class Wrapper:
+    """What stands before an oracle and takes the same frames (`Oracle` less its labels)."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
+        self._oracle = oracle
+
+
+class Counted(Wrapper):
     """An oracle that counts queries and stops at a budget (`Oracle`). Thread-safe in its count.
 
     Attributes:
@@ -68,29 +76,10 @@ class Counted:
         """
         if budget is not None and budget < 0:
             raise MisuseError("a budget cannot be negative")
-        self._oracle, self._budget = oracle, budget
+        super().__init__(oracle)
+        self._budget = budget
         self._lock = threading.Lock()
         self.queries = self.calls = 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """As the device's."""
-        return self._oracle.shape
-
-    @property
-    def dtype(self) -> str:
-        """As the device's."""
-        return self._oracle.dtype
-
-    @property
-    def classes(self) -> int:
-        """As the device's."""
-        return self._oracle.classes
-
-    @property
-    def batch(self) -> int:
-        """As the device's."""
-        return self._oracle.batch
 
     @property
     def left(self) -> int | None:

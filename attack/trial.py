@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from variegate.attack.algorithms.table import CORRECTED
 from variegate.attack.kinds import from_config
 from variegate.attack.lane import Task, task
-from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
+from variegate.attack.oracle import Oracle, Wrapper, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.overshoot import OVERSHOOTS, stretched
 from variegate.attack.search import STARTS, Attack, seeded
@@ -162,12 +162,12 @@ class _Stop:
     error: VariegateError | KeyboardInterrupt | None = None
 
 
-class _Watched:
+class _Watched(Wrapper):
     """A device, what it answered counted and shown (`attack.oracle.Oracle`)."""
 
     def __init__(self, oracle: Oracle, trial: Trial, stop: _Stop, progress: Callable[[int], None]) -> None:
-        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle, self._trial, self._stop, self._progress = oracle, trial, stop, progress
+        super().__init__(oracle)
+        self._trial, self._stop, self._progress = trial, stop, progress
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         if self._stop.error is not None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from variegate.attack.oracle import Oracle
+from variegate.attack.oracle import Oracle, Wrapper
 
 
 class Interruptible:
@@ -59,12 +59,12 @@ class Interruptible:
         self._interrupted = True
 
 
-class _Device:
+class _Device(Wrapper):
     """One of them."""
 
     def __init__(self, oracle: Oracle, all_of_them: Interruptible) -> None:
-        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle, self._all = oracle, all_of_them
+        super().__init__(oracle)
+        self._all = all_of_them
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         with self._all.asking():

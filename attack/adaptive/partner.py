@@ -38,7 +38,7 @@ from variegate.attack.adaptive.assignment import assigned
 from variegate.attack.adaptive.collusion import MOST_DEVICES, Vote
 from variegate.attack.algorithms.table import CORRECTED, DEFAULTS, SearchKind
 from variegate.attack.lane import Task
-from variegate.attack.oracle import Oracle, ask_all, to_frames, to_points
+from variegate.attack.oracle import Oracle, Wrapper, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import Attack, Norm
 from variegate.attack.strategy import charged, delayed
@@ -165,7 +165,7 @@ def _decided(classes: int, pairs: NDArray[np.int64], shifts: NDArray[np.float64]
     return Partners(np.where(strength >= sure, best, UNKNOWN), best, strength, asked)
 
 
-class Cancelled:
+class Cancelled(Wrapper):
     """The attacker's copy with one class's partner taken for that class (`Oracle`).
 
     An untargeted search over it goes past the partner's early boundary, to where another class wins: the base's.
@@ -177,12 +177,12 @@ class Cancelled:
     """
 
     def __init__(self, own: Oracle, label: int, partner: int | None) -> None:
-        self._own, self._label, self._partner = own, label, partner
-        self.shape, self.dtype, self.classes, self.batch = own.shape, own.dtype, own.classes, own.batch
+        super().__init__(own)
+        self._label, self._partner = label, partner
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         """See `Oracle`."""
-        out = self._own.labels(frames)
+        out = self._oracle.labels(frames)
         return out if self._partner is None else np.where(out == self._partner, self._label, out)
 
 

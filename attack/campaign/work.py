@@ -28,7 +28,7 @@ from variegate.attack.campaign.messages import (
 from variegate.attack.campaign.prepare import Prepared
 from variegate.attack.campaign.units import Unit, owned, victims
 from variegate.attack.lane import Task, task
-from variegate.attack.oracle import Counted, Oracle, ask_all, to_frames, to_points
+from variegate.attack.oracle import Counted, Wrapper, ask_all, to_frames, to_points
 from variegate.attack.outcome import Outcome
 from variegate.attack.search import seeded
 from variegate.attack.strategy import is_pooled, run
@@ -190,12 +190,8 @@ def _shown(outcomes: list[Outcome]) -> list[tuple[int, int, NDArray[Any]]]:
     ]
 
 
-class _Unspent:
+class _Unspent(Wrapper):
     """A copy whose budget must last (`Oracle`): an image that was half attacked is not kept as if that were all."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.shape, self.dtype, self.classes, self.batch = oracle.shape, oracle.dtype, oracle.classes, oracle.batch
-        self._oracle = oracle
 
     def labels(self, frames: NDArray[Any]) -> NDArray[np.int64]:
         try:
