@@ -50,6 +50,6 @@ class Outcome:
     def distance_at(self, queries: int) -> float:
         """Of the sample so far after so many queries; infinite before the first.
 
-        Bests only ever come nearer; an iterate may move away again.
+        The best point only comes nearer; an iterate may move away again.
         """
         return next((length for asked, length in reversed(self.trace) if asked <= queries), float("inf"))
