@@ -37,8 +37,9 @@ def members(required: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
         required: Names, `host` perhaps among them.
         present: Names that a device reports.
 
-    Returns: Names of single protections, none twice. `host` becomes all of `HOST_PROTECTIONS`, so that a device cannot
-    avoid one by not reporting it, and any others of the group that the device reports: a newer device may have more.
+    Returns:
+        Names of single protections, none twice. `host` becomes all of `HOST_PROTECTIONS`, so that a device cannot avoid
+        one by not reporting it, and any others of the group that it reports: a newer device may have more.
     """
     more = [name for name in present if of_host(name)]
     found: list[str] = []
