@@ -61,7 +61,7 @@ class Problem:
     def keep(self, point: NDArray[np.float32]) -> None:
         """Tells the iterate that the attack would return if it ended here.
 
-        Only profiles that mirror another toolkit are judged by it; else the best point asked counts.
+        It is the result only in profiles that mirror another toolkit; otherwise the best point asked is.
         """
         self.kept = point
 

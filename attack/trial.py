@@ -82,8 +82,8 @@ class Trial:
     def run(self, progress: Callable[[int], None] = lambda _: None) -> None:
         """Asks for clean labels and runs the searches; one label of each image's budget is the clean one's.
 
-        An error of the device, or a KeyboardInterrupt out of it, ends all searches with what they have before it is
-        raised.
+        An error of the device, or a KeyboardInterrupt during a query, first ends all searches with their best points,
+        and is then raised.
 
         Args:
             progress: Called with the number of labels of each call.
@@ -120,8 +120,8 @@ class Trial:
     def archive(self) -> bytes:
         """The results as an .npz: images by number, their clean frames and samples, labels, distances, queries.
 
-        The label is -1 where a sample fooled the device but was not asked again by itself: the trial was stopped, or
-        the device's budget was spent.
+        The label is -1 if a sample fooled the device but could not be asked again alone: the trial was stopped, or the
+        device's budget was spent.
         """
         found = [one for _, one in sorted(self.outcomes.items()) if one.sample is not None]
         keys = np.array([one.key for one in found], np.int64)

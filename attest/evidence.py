@@ -19,8 +19,8 @@ from variegate.keys.manifest import UEID_BYTES, UEID_RAND
 from variegate.keys.primitives import HASH_BYTES, KEM_CLASSIC, KEM_HYBRID
 
 SIMULATED = "tag:variegate.example,2026:simulated-device"
-"""Profile (a tag URI, RFC 4151) of a device whose hardware is software: its evidence proves nothing to who doubts
-the machine below."""
+"""Profile (a tag URI, RFC 4151) of a device whose hardware is software: its evidence proves nothing to those who do not
+trust the machine below."""
 MAX_EVIDENCE_BYTES = 16 * 1024
 TYP = "application/eat+cwt"
 """Media type of RFC 9782."""

@@ -38,8 +38,8 @@ def members(required: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
         present: Names that a device reports.
 
     Returns:
-        Names of single protections, none twice. `host` becomes every one of `HOST_PROTECTIONS`, so that leaving one
-        out is no way round it, and whatever else of the group is reported: a newer device may look at more.
+        Names of single protections, none twice. `host` becomes all of `HOST_PROTECTIONS`, so that a device cannot avoid
+        one by not reporting it, and any others of the group that it reports: a newer device may have more.
     """
     more = [name for name in present if of_host(name)]
     found: list[str] = []

@@ -54,8 +54,8 @@ class AppraisalPolicy:
     def of(cls, evidence: Evidence) -> AppraisalPolicy:
         """The policy that this evidence meets: its profile, its measurements, and the protections that are on.
 
-        Debuggers are refused, even when this evidence would need them. Of its machine `host` is required where all of
-        that group is on, and nothing otherwise: a part of it stops nobody, and changes with the machine's settings.
+        Debuggers are refused, even when this evidence would need them. The group `host` is required if all of it is on,
+        and otherwise no part of it: a part stops nobody, and changes with the machine's settings.
         """
         states = {claim.name: claim.state for claim in evidence.protections}
         on = {name for name, state in states.items() if state == "on"}

@@ -232,8 +232,8 @@ class AuditLog:
     def _settled(self, found: Segment | None) -> bool:
         """Whether the newest segment ends in the entry that the chip counted; one entry ahead is counted here.
 
-        A segment begun after a loss follows on what was left, not on what the chip counted. To continue with it hides
-        nothing: the loss is in its head.
+        A segment begun after a loss follows the last entry left, not the one that the chip counted. To continue with it
+        hides nothing: its head records the loss.
         """
         counted, link = self._counted()
         if found is None:

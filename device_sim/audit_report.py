@@ -36,8 +36,8 @@ class AuditReport:
 def verify(export: bytes, device: DevicePublic) -> AuditReport:
     """Checks an export: the key's certificate, every signature, the chain, the count.
 
-    It shows what the device logged up to the export's time. An old export stays valid: compare `time_ms` and
-    `boot` with what is expected.
+    It shows the device's log up to the export's time. An old export stays valid: compare `time_ms` and `boot` with the
+    expected values.
 
     Args:
         export: Hostile bytes.

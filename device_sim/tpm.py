@@ -113,8 +113,8 @@ class Tpm:
     def flush_leftovers(self) -> None:
         """Flushes objects and sessions that nobody holds any more.
 
-        With a resource manager a connection sees none but its own. Without one it is the only connection, and
-        what is loaded was left by a process that was killed; three such, and the TPM is full.
+        With a resource manager a connection sees only its own. Without one it is the only connection, and loaded
+        objects were left by a killed process; three of them fill the TPM.
         """
         for first in (_TRANSIENT, _SESSIONS):
             with self._errors("list handles"):

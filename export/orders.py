@@ -74,9 +74,9 @@ class Shelf:
 def missing(wanted: Sequence[FleetLine], registry: Registry, shelf: Shelf) -> list[CopyOrder]:
     """Orders for what has no registered file on the shelf that a device would take, with reserved numbers.
 
-    A line that names no security counter is content with the newest copy of its buyer, device and epoch, if that has
-    the highest counter that the device was given: a device that took a later one refuses all others. Such lines for
-    one device, of several epochs, share a counter, so they are made together or not at all.
+    A line without a security counter keeps the newest copy of its buyer, device and epoch, if this copy has the
+    device's highest counter: a device with a later copy refuses all others. Such lines for several epochs of one device
+    share a counter, so they are made together or not at all.
 
     Raises:
         MisuseError: A device has had the highest number there is.

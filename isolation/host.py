@@ -61,11 +61,11 @@ class IsolatedHost:
 class Isolated:
     """One copy in an enclave process (`runtime.port.LabelPort`). Thread-safe: queries take turns.
 
-    Budget, rate and expiry are of the manifest that is verified here, and are charged here, before the enclave sees a
-    frame: in no case does it answer more than was counted.
+    The manifest is verified here, and its budget, rate and expiry are enforced here, before the enclave sees a frame:
+    in no case does it answer more than was counted.
 
-    A query that the enclave does not live to answer raises `DeviceError` and is not asked again; it stays charged.
-    The supervisor starts the next enclave by itself, as often as the policy allows.
+    If the enclave ends before it answers, the query raises `DeviceError` and is not asked again; it stays charged. The
+    supervisor starts the next enclave by itself, as often as the policy allows.
     """
 
     def __init__(self, artefact: Artefact, platform: DevicePlatform, policy: DevicePolicy) -> None:

@@ -47,8 +47,8 @@ def lock_down(
 ) -> tuple[Protection, ...]:
     """Applies everything, in the order in which one step does not forbid the next.
 
-    Import everything beforehand: no file can be opened afterwards. A supervisor that is not privileged must hold
-    ptrace before, too: after `dumpable` it would be refused.
+    Import everything beforehand: no file can be opened afterwards. An unprivileged supervisor must attach by ptrace
+    before, too: after `dumpable` it would be refused.
 
     Args:
         ram_mib: As `limit_memory`; None leaves memory without a cap.
@@ -115,7 +115,7 @@ def limit_memory(mib: int) -> Protection:
 def limit_resources() -> Protection:
     """No core files, no growing files, few descriptors.
 
-    Not the number of processes: the kernel counts those for each user, all of a user's programs together, and not
+    The number of processes is not limited: the kernel counts it for each user, over all of a user's programs, and not
     at all for root. The filter of system calls forbids new ones instead.
     """
     try:
@@ -174,8 +174,8 @@ def refuse_exec_gain(writable_code: bool = False) -> Protection:
 def close_supervisor() -> None:
     """Makes this process undumpable and leaves no core file of it, for good: it relays what its enclave answers.
 
-    `/proc/PID` then belongs to root, and who lacks `CAP_SYS_PTRACE` cannot open its descriptors or its memory, root
-    neither. `supervisor` says whether it worked.
+    `/proc/PID` then belongs to root. Nobody without `CAP_SYS_PTRACE`, not even root, can open its descriptors or its
+    memory. `supervisor` says whether it worked.
     """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

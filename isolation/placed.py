@@ -121,14 +121,14 @@ class PlacedEngine(Engine):
     def scrub(self) -> None:
         """Clears what runs left on the stack of this thread.
 
-        Call it after a run, on the thread and from no deeper than where `run` was called.
+        Call it after a run, on the same thread and from no deeper stack frame than the call of `run`.
         """
         self._scrub()
 
     def _supply(self, copy: Copy, options: ort.SessionOptions) -> bytes:
         """The graph with zeros for every weight, which onnxruntime never looks at: it is given the real ones to share.
 
-        External initialisers would not do: it copies those, or wants to see their file.
+        External initialisers are no alternative: it copies them, or needs their file.
         """
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -141,8 +141,8 @@ class PlacedEngine(Engine):
 def copying_operator(copy: PlacedCopy) -> str | None:
     """Finds an operator that would leave weights, or numbers derived from them, in ordinary memory.
 
-    Everything counts that was not seen to leave none: other operators, other types (onnxruntime converts float16 into a
-    new tensor), operators that calculate with nothing but constants, and weights that the graph itself holds.
+    It finds everything that was not tested to leave none: other operators, other types (onnxruntime converts float16
+    into a new tensor), operators that calculate with constants only, and weights in the graph itself.
 
     Args:
         copy: An opened copy.

@@ -193,7 +193,7 @@ class PlatformClient:
     def counter(self, name: str) -> int:
         """Value of a monotonic counter that an enclave is told: security, and labels charged.
 
-        How far sequence numbers have come the supervisor holds against each query.
+        The supervisor itself checks sequence numbers at each query.
         """
         if name == SECURITY_COUNTER:
             return self._security

@@ -35,8 +35,8 @@ _STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 class PtraceGuard:
     """Holds a child process and all that it forks, until it ends.
 
-    Where the kernel refuses ptrace, it still waits for the child and says that the protection is unavailable; such a
-    child ends with the supervisor only because its socket does. Where somebody else holds the child, `foreign` says so:
+    If the kernel refuses ptrace, it still waits for the child and reports the protection as unavailable; such a child
+    ends with the supervisor only because its socket closes. If another process traces the child, `foreign` says so:
     such a child must not be given anything.
 
     Attributes:
@@ -202,7 +202,7 @@ def _tracer_of(pid: int) -> int:
 def _seizes_others(pid: int) -> bool:
     """Whether this thread may seize a child that runs the same program: then it was not the kernel that refused.
 
-    A tracer in a namespace above is not seen in `/proc`, nor is one that has let go by now.
+    A tracer in a namespace above is not visible in `/proc`, nor is one that has detached by now.
     """
     ends = os.pipe()
     try:

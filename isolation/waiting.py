@@ -28,11 +28,11 @@ _MOST_LEFT_OUT = 255
 
 
 class Watch:
-    """Looks whether a socket has something to read, as long as that is worth it. Not thread-safe.
+    """Polls a socket for data, as long as that is worth it. Not thread-safe.
 
-    A look that is in vain, or that another process interrupts, makes the next ones be left out: one, then three, then
-    seven and so on; one that finds something takes an eighth off that. So a machine with fewer cores than work loses
-    next to nothing: there, who looks keeps the core from who is to speak.
+    After a poll that is in vain, or that another process interrupts, the next ones are left out: one, then three, then
+    seven and so on; a poll that succeeds reduces this number by an eighth. So a machine with more work than cores,
+    where polling takes the core from the other side, loses almost nothing.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -80,7 +80,8 @@ class Watch:
 class Pace:
     """When answers are due: learnt from the recent, shorter times for the same number of frames. Not thread-safe.
 
-    An enclave that was taken over can make the supervisor look in vain, for no longer than an honest one could.
+    An enclave under an attacker's control can make the supervisor poll in vain, but for no longer than an honest one
+    could.
     """
 
     def __init__(self, watch: Watch) -> None:

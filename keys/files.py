@@ -122,7 +122,7 @@ def held(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
 def write_new(name: str, data: bytes | memoryview, *, folder: int, mode: int = PRIVATE) -> None:
     """Writes a file under a name that nothing has, not even a link; not durable until its file system is synced.
 
-    For many files that one sync shall serve, in a folder that only this user may change; `write_atomic` is for one.
+    For many files with one common sync, in a folder that only this user may change; `write_atomic` is for one.
 
     Args:
         name: The file's.
@@ -221,7 +221,7 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
 
 
 def refuse_shared(folder: Path) -> None:
-    """Refuses a folder to make another in, if somebody else may rename that one away and put a link in its place.
+    """Refuses a parent for a new folder if others may rename the new folder and put a link in its place.
 
     Files written by path then land where the link leads. The folder's owner, and those who may write the folders
     above, are trusted. Single files need none of this: see `write_atomic`.

@@ -59,9 +59,9 @@ def rotate(
 ) -> Rotated:
     """Makes the next keys, the statement that hands over to them, and the revocation list under them.
 
-    In this order: a statement whose keys were never stored would hand the devices to nobody, and a list under keys
-    that nobody has been told of would be of no use. Where it was stopped, the same call continues: keys that are there
-    already count when they follow `old`, the statement when it hands over to them, the list when they have signed it.
+    The order matters: a statement for keys that were never stored would hand the devices to nobody, and a list under
+    unknown keys would be of no use. After a stop the same call continues: existing keys are accepted if they follow
+    `old`, the statement if it hands over to them, the list if they have signed it.
 
     Args:
         old: The keys so far.

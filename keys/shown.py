@@ -6,8 +6,8 @@ from __future__ import annotations
 def printable(text: str, *, lines: bool = False) -> str:
     """Text with a question mark for each character that is not printable.
 
-    Those are Unicode's categories Other and Separator but the ASCII space: escape sequences begin with one, and the
-    marks that turn text round are among them.
+    These are Unicode's categories Other and Separator except the ASCII space. They include the first characters of
+    escape sequences, and the marks that reverse text.
 
     Args:
         text: Any text.

@@ -38,7 +38,7 @@ def refuse_folder(path: Path) -> None:
 
 
 def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -> bool:
-    """Whether a file's tables, and all else that a schema has, are those that a script makes, in the same words.
+    """Whether a file's whole schema, tables and all else, has the same words as one made by a script.
 
     A foreign view's query may never end, a foreign trigger can do anything, and other tables hold what ours
     refuse.

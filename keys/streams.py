@@ -73,8 +73,8 @@ def uniform(seed: bytes, label: str, count: int) -> NDArray[np.float32]:
 def derangement(seed: bytes, label: str, count: int) -> NDArray[np.int64]:
     """A uniform permutation without fixed point, int64 (count,); count >= 2.
 
-    Fisher and Yates from the last index down, `j = below(i + 1)`; one with a fixed point is thrown away and
-    the next is drawn from where the stream stands (1 in e survives).
+    Fisher and Yates from the last index down, `j = below(i + 1)`; one with a fixed point is discarded and the next is
+    drawn at the stream's current position (1 in e survives).
     """
     stream = Stream(seed, label)
     while True:

@@ -25,8 +25,8 @@ SEQUENCE = "sequence."
 def sequence_counter(security_counter: int) -> str:
     """Name of the counter of the highest sequence number that was confirmed under a security counter.
 
-    One for each, so that confirming an image under a higher security counter does not touch what guards the image
-    before it: a power cut between the two leaves both bounds whole.
+    Each security counter has its own, so that confirming an image under a higher one does not change the bound of the
+    old image: a power cut between the two leaves both bounds intact.
     """
     return f"{SEQUENCE}{security_counter}"
 

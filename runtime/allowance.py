@@ -98,7 +98,7 @@ class Allowance:
     def _reserve(self, count: int) -> None:
         """Makes sure that `count` queries are reserved on the hardware's counter.
 
-        Blocks double from one up to a cap, so that a process that asks little loses little.
+        Blocks double from one up to a cap, so that a process with few queries loses few.
         """
         budget = self._policy.budget
         if budget is None:

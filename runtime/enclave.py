@@ -119,8 +119,8 @@ IN_PROCESS = (
 class Enclave:
     """One opened copy. Thread-safe; close it or use it as a context manager.
 
-    It runs in the caller's process. Whatever puts it in a process of its own runs this class there and talks
-    to it: `open`, `classify_batch` and `status` are all that has to cross.
+    It runs in the caller's process. `isolation` runs this class in a process of its own; only the calls of `open`,
+    `classify_batch` and `status` must cross the boundary.
     """
 
     def __init__(

@@ -31,9 +31,9 @@ class Frames:
         self._float = manifest.dtype == "float32"
 
     def plain(self, frames: object, *, batch: bool) -> NDArray[Any]:
-        """The caller's frames as a plain array (N, *shape), not copied; its values are not looked at.
+        """The caller's frames as a plain array (N, *shape), not copied; its values are not checked.
 
-        A subclass may lie about itself, and a mask may hide values: neither is asked.
+        A subclass may lie about itself, and a mask may hide values: both are bypassed.
 
         Raises:
             RefusedError: `INPUT`, when it is no array, or has another dtype, shape or number of frames.

@@ -54,9 +54,9 @@ class Platform(Protocol):
         ...
 
     def confirmed_as(self, envelope: bytes) -> bool:
-        """Whether it was for this envelope that the highest sequence number of the security counter was confirmed.
+        """Whether the highest sequence number of the security counter was confirmed for this envelope.
 
-        Also where nothing was confirmed yet.
+        True also if nothing was confirmed yet.
         """
         ...
 

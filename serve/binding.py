@@ -48,10 +48,10 @@ def is_loopback(sock: socket.socket) -> bool:
 def host_check(sock: socket.socket, host: str) -> Callable[[bytes], bool]:
     """Decides which values of the header Host are ours.
 
-    A web page can have its own name lead to this machine (DNS rebinding), and then reads here as if it were from here;
-    only the name that its browser sends gives it away. So a port for this machine alone answers to `localhost`, to
-    addresses, which no page can have as its name, and to the name that it was bound by. Others are reached by names
-    that are not known here, and by whoever is on their network.
+    A web page can make its own name resolve to this machine (DNS rebinding), and then read here like a local page; only
+    the name that its browser sends reveals it. So a port for this machine alone accepts `localhost`, addresses, which
+    no page can have as its name, and the name to which it was bound. Ports on the network have names that are not known
+    here, and accept any.
 
     Args:
         sock: Bound.

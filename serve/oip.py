@@ -101,7 +101,7 @@ def server_metadata(version: str) -> bytes:
 def model_metadata(spec: Spec) -> bytes:
     """The body of `GET /v2/models/copy`: the format of a query and its answer, without buyer, device, budget or scores.
 
-    The protocol has no place for the number of classes and of frames; `parameters` are its way to say more.
+    The protocol has no field for the number of classes and of frames, so they are in `parameters`.
     """
     return _dump(
         {

@@ -231,8 +231,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def leave(self, most: int = _MAX_BODY_DROPPED) -> None:
         """Ends the answer, and drops further input, until the client is done as well.
 
-        To close a connection with bytes unread resets it, and the client may lose its answer with it. No time is added:
-        the request has the rest of its own time.
+        Closing a connection with unread bytes resets it, and the client may lose its answer. No time is added: the
+        request has the rest of its own time.
 
         Args:
             most: Bytes to drop before the connection is cut.
@@ -249,9 +249,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _decline(self, rest: bytes) -> None:
-        """Goes on without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
+        """Continues without another protocol that the client offered (RFC 9110 section 7.8): `h2c`, for example.
 
-        The parser takes such a message for one without a body, so that it is begun again with the same head, less the
+        The parser treats such a message as one without a body, so it is started again with the same head without the
         offer; the client's own values are read as strictly as before.
         """
         version = self.parser.get_http_version().encode("ascii")

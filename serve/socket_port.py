@@ -155,7 +155,7 @@ class SocketConnection(asyncio.BufferedProtocol):
     def _claimed(self, claim: Claim, nbytes: int) -> bool:
         """Counts received bytes, not announced ones: memory is used when it is written to, and heads cost nothing.
 
-        Where there is no room, the rest of the frames is read and dropped, so that the next query is found.
+        If there is no room, the rest of the frames is read and dropped, so that the next query is found.
         """
         try:
             claim.add(nbytes)

@@ -118,7 +118,7 @@ def test_what_is_no_evidence_for_the_nonce_is_not_written(
         b"#!/bin/sh\n": "is not evidence",
         good + b"\0": "is not evidence",
         good[:-1]: "is not evidence",
-        b"\0" * (MAX_EVIDENCE_BYTES + 1): "is not evidence",
+        b"\0" * (MAX_EVIDENCE_BYTES + 1): "no evidence",
         scene.token(NONCE[::-1]): "another nonce",
     }
     for body, said in answers.items():

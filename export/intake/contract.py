@@ -151,10 +151,10 @@ def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.floa
 def decided_outputs(model: onnx.ModelProto, spec: InputSpec) -> Outputs:
     """Decides the kind of the scores.
 
-    With "auto" they are probabilities when the last operator, looking through those that only change the
-    shape, is a Softmax over the class axis. All else counts as logits: LogSoftmax, because its rows are
-    logits shifted by a constant, so that softmax gives the probabilities back; Sigmoid, because its rows do
-    not sum to one, so that only their order means something, and the order survives a softmax.
+    With "auto" they are probabilities when the last operator, looking through those that only change the shape, is a
+    Softmax over the class axis. All else counts as logits: LogSoftmax, because its rows are logits shifted by a
+    constant, so that softmax gives the probabilities back; Sigmoid, because its rows do not sum to one, so that only
+    their order has a meaning, and a softmax keeps the order.
 
     Raises:
         RefusedError: `CONTRACT` when the graph ends in labels (ArgMax, TopK) instead of scores.
