@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
+from testbed.bases import CLASSES
 from tests.support.small_campaign import write_inputs
 from variegate.attack.campaign import config, copies_file, folder, runner
 from variegate.attack.campaign.ledger import Ledger
@@ -27,7 +28,7 @@ from variegate.cli.main import main
 from variegate.export.intake.base import load_base
 from variegate.export.intake.contract import InputSpec
 from variegate.export.release import make_release
-from variegate.export.rewriters import Qim
+from variegate.export.rewriters import Permutation, Qim
 from variegate.keys.errors import MisuseError, RefusedError
 
 
@@ -152,6 +153,27 @@ def test_a_folder_that_somebody_holds_is_not_waited_for_without_end(
     with Ledger(fresh, write=True), pytest.raises(MisuseError, match="another process holds"):
         folder.create(fresh / "inner", prepared)
     assert not (fresh / "inner").exists()
+
+
+def test_a_campaign_takes_the_class_names_of_its_releases(tmp_path: Path) -> None:
+    file = write_inputs(tmp_path)
+    with np.load(tmp_path / "images.npz") as images:
+        pictures = images["x"]
+    for release, letter in (("long", "x"), ("other", "y")):
+        spec = InputSpec(class_names=tuple(letter * 150 + str(i) if i else letter for i in range(CLASSES)))
+        base = load_base(tmp_path / "a.onnx", spec)
+        make_release(release, base, Permutation(alpha=0.3), pictures).save(tmp_path / release)
+    text = file.read_text().replace('bases = ["a.onnx"]', 'release = "long"')
+    text = text.replace('rewriter = { kind = "permutation", alpha = 0.3 }\ndtype = "float32"\n', "")
+    file.write_text(text)
+    out = tmp_path / "campaign"
+    prepared = prepare(config.load(file), tmp_path)
+    assert prepared.campaign.data.class_names == ("x", *["x" * 100] * (CLASSES - 1))
+    folder.create(out, prepared)
+    assert folder.read(out).campaign == prepared.campaign
+    qim = 'bases = ["a.onnx", "b.onnx"]\nrewriter = { kind = "qim", grid = [4, 4], beta = 0.5 }'
+    file.write_text(text.replace(qim, 'release = "other"'))
+    assert prepare(config.load(file), tmp_path).campaign.data.class_names == ()
 
 
 def test_a_fleet_of_a_release_is_what_its_base_and_rewriter_would_be(tmp_path: Path) -> None:

@@ -211,7 +211,6 @@ def test_the_worst_is_over_budgets_and_overshoots(tmp_path: Path) -> None:
     assert (worst.keys[4:], worst.net.hits) == ((200, 3.0), 9)
     assert (end.keys[4:], end.net.hits) == ((0, 3.0), 5)
     found = {w.key: w.text for w in weaknesses.weaknesses(results, {})}
-    assert "s = 3, after 200 queries, 90 % (9 of 10;" in found["highest-cell"]
     assert "after 200 queries, 90 % (9 of 10;" in found["any-overshoot"]
     page = write_report(folder, tmp_path / "out").read_text()
     summary = page[page.index('id="summary"') : page.index('id="weak"')]
@@ -219,8 +218,9 @@ def test_the_worst_is_over_budgets_and_overshoots(tmp_path: Path) -> None:
     assert "5 of 10</small><small>s&nbsp;=&nbsp;3</small></td>" in summary
     verdict = page[page.index('class="plain verdict"') : page.index('class="facts"')]
     assert "qim: a sample found on one copy fools another in 0&nbsp;% of pairs (0 of 10;" in verdict
-    assert "and in 90&nbsp;% at worst (hopskipjump, s&nbsp;=&nbsp;3, after 200 queries)." in verdict
-    assert "Of 10 images: too few for a verdict." in verdict
+    assert "(s&nbsp;=&nbsp;1, hopskipjump, 1,000 queries, 10 samples of 10 images)." in verdict
+    assert "At worst it is 90&nbsp;% (hopskipjump, s&nbsp;=&nbsp;3, after 200 queries)." in verdict
+    assert "So few images allow no verdict." in verdict
     assert "<caption>s = 3, after 200 queries;" in page
 
 
@@ -282,32 +282,21 @@ def test_classes_have_their_names_where_the_campaign_knows_them(tmp_path: Path) 
     assert f"reads {OTHER}<" in page
 
 
-def test_the_verdict_names_the_control_and_what_is_not_known(tmp_path: Path) -> None:
-    samples = [sample(0, fleet=fleet) for fleet in ("base", "lonely")]
-    replays = [replay(0, victim, fooled=True, fleet="base") for victim in (0, 1)]
-    folder = campaigns.write(tmp_path, samples, [*replays, replay(0, 0, fooled=True, fleet="lonely")])
+def test_the_verdict_rests_on_enough_images_and_is_held_against_the_control(tmp_path: Path) -> None:
+    samples, replays = [], []
+    for fleet, attack, images, hits in (("base", "a", 25, 25), ("qim", "a", 25, 1), ("qim", "rare", 2, 2)):
+        unit: dict[str, Any] = {"fleet": fleet, "attack": attack}
+        samples += [sample(image, **unit) for image in range(images)]
+        replays += [replay(i, v, fooled=v == 0 or i < hits, **unit) for i in range(images) for v in (0, 1)]
+    lonely: dict[str, Any] = {"fleet": "lonely"}
+    folder = campaigns.write(tmp_path, [*samples, sample(0, **lonely)], [*replays, replay(0, 0, fooled=True, **lonely)])
     (folder / "campaign.toml").write_text('name = "c"\n[[fleet]]\nname = "base"\nbases = ["b.onnx"]\n')
     with open_campaign(folder) as campaign:
-        sentences = list(verdict(campaign, compute(campaign)))
-    assert sentences[0].startswith("base (no rewriter): a sample found on one copy fools another in 100 % of pairs")
-    assert sentences[1:] == ["lonely: no sample has met another copy, so nothing is known."]
-
-
-def test_cells_are_ranked_within_each_group(tmp_path: Path) -> None:
-    """A control fleet in which everything is fooled must not hide the protected one."""
-    samples, replays = [], []
-    for fleet, hits in (("control", 10), ("protected", 1)):
-        for attacker in range(3):
-            for image in range(10):
-                samples.append(sample(image, attacker=attacker, fleet=fleet))
-                replays += [
-                    replay(image, v, attacker=attacker, fooled=v == attacker or image < hits + v - 1, fleet=fleet)
-                    for v in range(3)
-                ]
-    results = computed(campaigns.write(tmp_path, samples, replays))
-    cells = [w.text for w in weaknesses.weaknesses(results, {}) if w.key == "highest-cell"]
-    assert [text.partition(",")[0] for text in cells] == ["control", "protected", "control", "protected"]
-    assert "to copy 2 at s = 1, 20 % (2 of 10;" in cells[1]
+        lone, qim, base = verdict(campaign, compute(campaign))
+    assert lone == "lonely: no sample has met another copy, so nothing is known."
+    assert qim.startswith("qim: a sample found on one copy fools another in 4.0 % of pairs (1 of 25;")
+    assert "; without a rewriter in 100 % (s = 1, a, 1,000 queries, 25 samples of 25 images)." in qim
+    assert base.startswith("base (no rewriter): a sample found on one copy fools another in 100 % of pairs (25 of 25;")
 
 
 def test_a_control_does_not_crowd_out_the_matrices_of_others(tmp_path: Path) -> None:

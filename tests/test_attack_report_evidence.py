@@ -21,6 +21,7 @@ from variegate.attack.campaign import folder as campaign_folder
 from variegate.attack.campaign.prepare import prepare
 from variegate.attack.report import attack_potential
 from variegate.attack.report.assessment import DEFAULTS, Assessment, parse
+from variegate.attack.report.atlas import techniques
 from variegate.attack.report.attack_potential import SCALES, elapsed, rate
 from variegate.attack.report.data import open_campaign
 from variegate.attack.report.effort import Effort, efforts
@@ -456,6 +457,12 @@ def test_a_campaign_of_the_engine_is_reported(real: Path, tmp_path: Path) -> Non
 def _rows(path: Path) -> list[dict[str, int]]:
     table = json.loads(path.read_text())
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def test_techniques_follow_from_kinds_and_devices() -> None:
+    plain = {tag.id for tag in techniques(["hopskipjump"], ["device:a"], replayed=False)}
+    more = {tag.id for tag in techniques(["clone"], ["vehicle:a?camera=driving"], replayed=True)} - plain
+    assert more == {"AML.T0015", "AML.T0024.002", "AML.T0041", "AML.T0043.002"}
 
 
 @pytest.mark.parametrize("kind", ["missing", "changed", "configuration", "unit", "unit of another", "digest"])

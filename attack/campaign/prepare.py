@@ -35,6 +35,8 @@ POOL = 512
 """Pictures that attacks may start from, drawn from the data."""
 _BLOCK = 128
 _RIGHT = "right-by-all"
+_NAME = 100
+"""Most characters of a class's name, as in a campaign's file; a release may have longer ones."""
 _ENOUGH = 20
 """Labels that tell whether a fleet reads images at all."""
 _POOR, _FAR = 0.5, 0.15
@@ -90,13 +92,14 @@ def prepare(
     _check_aims(campaign, y[pool])
     loaded = cache(_base)  # fleets may share a base
     fleets = []
+    names: set[tuple[str, ...]] = set()
     for i, fleet in enumerate(campaign.fleets):
         tell(f"fleet {fleet.name}: {fleet.copies} copies")
         if fleet.devices:
             made = _of_devices(i, fleet, folder, opened)
         else:
             templates = _released(i, fleet, folder) if fleet.release else _fused(i, fleet, folder, loaded)
-            source = replace(source, class_names=source.class_names or templates[0].contract.class_names)
+            names |= {templates[0].contract.class_names} - {()}
             made = _of_templates(campaign, fleet, templates)
         if made.shape != x.shape[1:]:
             raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
@@ -119,6 +122,8 @@ def prepare(
                     f"fleet {name} reads {share:.0%} of images rightly, the best fleet {best:.0%}: are mean, std and "
                     "layout of its input as its bases want them?"
                 )
+    if len(names) == 1 and not source.class_names:  # fleets that disagree leave it open
+        source = replace(source, class_names=tuple(name[:_NAME] for name in names.pop()))
     return Prepared(
         campaign=replace(campaign, data=source),
         fleets=tuple(fleets),

@@ -35,6 +35,10 @@ CLONE = Technique("AML.T0024.002", "Extract AI Model", "a device was cloned by i
 TRANSFER = Technique("AML.T0043.002", "Black-Box Transfer", "samples were made on the clone and shown to the fleet")
 
 
+OF_KIND = {"clone": (CLONE, TRANSFER)}
+"""Kind of an attack -> what it exercises beyond the others."""
+
+
 def techniques(kinds: Iterable[str], devices: Iterable[str], *, replayed: bool) -> list[Technique]:
     """What was exercised.
 
@@ -48,6 +52,5 @@ def techniques(kinds: Iterable[str], devices: Iterable[str], *, replayed: bool) 
         out.append(EVADE)
     if any(uri.startswith("vehicle") for uri in devices):
         out.append(PHYSICAL)
-    if any("clone" in kind or "transfer" in kind or "extract" in kind for kind in kinds):
-        out += [CLONE, TRANSFER]
+    out += [technique for kind in sorted(set(kinds)) for technique in OF_KIND.get(kind, ())]
     return sorted(out, key=lambda technique: technique.id)

@@ -161,10 +161,9 @@ def _way(way: Way, queries: float | None, rate: FrameRate) -> dict[str, Any]:
 
 
 def _tags(campaign: Campaign, results: Results) -> list[Technique]:
-    """From the configured kinds and devices, and from the names of attacks that ran."""
+    """From the configured kinds and devices."""
     attacks, fleets = campaign.config.get("attack"), campaign.config.get("fleet")
     kinds = [str(table_of(attack).get("kind")) for attack in attacks] if isinstance(attacks, list) else []
-    kinds += [search.group[1] for search in results.searches]
     devices: list[str] = []
     for fleet in fleets if isinstance(fleets, list) else []:
         named = table_of(fleet).get("devices")

@@ -115,7 +115,7 @@ def _top(campaign: Campaign, results: Results) -> Raw:
     warning = "" if campaign.has_ledger else paragraph(NO_LEDGER, kind="warning")
     return Raw(
         f'<header class="top"><h1>Replication report: {html.text(campaign.name)}</h1>'
-        f'<p class="lead">{prose.LEAD}</p>{warning}{listed(verdict(campaign, results), kind="verdict")}'
+        f'{warning}{listed(verdict(campaign, results), kind="verdict")}<p class="lead">{prose.LEAD}</p>'
         f'<dl class="facts">{entries}</dl>'
         f'<nav aria-label="Sections"><ul>{listing}</ul></nav></header>'
     )

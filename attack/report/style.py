@@ -22,7 +22,7 @@ p,.plain li{margin:.45rem 0;max-width:52rem;overflow-wrap:anywhere}
 a{color:inherit}
 code{overflow-wrap:anywhere;font-size:.92em}
 .lead,.note,figcaption,caption{color:var(--soft)}
-ul.verdict{list-style:none;padding:0;margin:.8rem 0}.verdict li{font-size:1.08rem;padding-left:.8rem;
+ul.verdict{list-style:none;padding:0;margin:.8rem 0}.verdict li{font-size:1.08rem;padding-left:.8rem;max-width:60rem;
 border-left:.25rem solid var(--s1)}
 .note,figcaption{font-size:.9rem}
 section,header.top{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:1.1rem 1.2rem;

@@ -5,38 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from variegate.attack.report.data import Campaign, table_of
-from variegate.attack.report.formatting import percent, place_words, rate_words
+from variegate.attack.report.formatting import number, percent, place_words, rate_words
 from variegate.attack.report.replication import Cell
-from variegate.attack.report.results import Results
+from variegate.attack.report.results import Group, Results
 
 ENOUGH_IMAGES = 20
-"""Fewer say little, and the verdict says so."""
+"""Rates over fewer images stand in the summary; a verdict rests on them only where there are no others."""
 
 
 def verdict(campaign: Campaign, results: Results) -> Iterator[str]:
-    """Sentences, in the order of the fleets.
+    """Sentences: fleets with a rewriter first, each held against the fleets without one.
 
     Args:
         campaign: For the fleets' rewriters.
         results: Computed.
     """
-    plain = set(_without_rewriter(campaign))
-    for fleet in results.fleets:
-        groups = [search.group for search in results.searches if search.group[0] == fleet]
-        shown = _highest([cell for group in groups if (cell := results.as_found(group)) is not None])
-        worst = _highest([cell for group in groups if (cell := results.worst(group)) is not None])
-        name = f"{fleet} (no rewriter)" if fleet in plain else fleet
-        if shown is None or worst is None:
+    control = set(_without_rewriter(campaign))
+    plain = [cell for fleet in results.fleets if fleet in control if (cell := _strongest(results, fleet)) is not None]
+    beside = f"; without a rewriter in {percent(max(cell.net.share or 0.0 for cell in plain))}" if plain else ""
+    for fleet in sorted(results.fleets, key=lambda name: name in control):
+        name = f"{fleet} (no rewriter)" if fleet in control else fleet
+        shown = _strongest(results, fleet)
+        if shown is None:
             yield f"{name}: no sample has met another copy, so nothing is known."
             continue
+        search = next(one for one in results.searches if one.group == _group(shown))
+        worst = _highest([cell for group in _groups(results, fleet) for cell in results.cells(group)])
         text = (
-            f"{name}: a sample found on one copy fools another in {rate_words(shown.net, ' of pairs')}, "
-            f"shown as found by {shown.keys[1]}"
+            f"{name}: a sample found on one copy fools another in {rate_words(shown.net, ' of pairs')}"
+            f"{'' if fleet in control else beside} (s = {shown.keys[5]:g}, {shown.keys[1]}, "
+            f"{number(search.queries[1])} queries, {search.found:,} samples of {shown.net.images:,} images)."
         )
-        if (worst.net.share or 0.0) > (shown.net.share or 0.0):
-            text += f", and in {percent(worst.net.share)} at worst ({worst.keys[1]}, {_place(worst)})"
-        few = f" Of {shown.net.images} images: too few for a verdict." if shown.net.images < ENOUGH_IMAGES else ""
-        yield f"{text}.{few}"
+        if worst is not None and (worst.net.share or 0.0) > (shown.net.share or 0.0):
+            place = place_words(worst.keys[4], worst.keys[5])
+            text += f" At worst it is {percent(worst.net.share)} ({worst.keys[1]}, {place})."
+        yield text + (" So few images allow no verdict." if shown.net.images < ENOUGH_IMAGES else "")
 
 
 def _without_rewriter(campaign: Campaign) -> Iterator[str]:
@@ -47,10 +50,20 @@ def _without_rewriter(campaign: Campaign) -> Iterator[str]:
             yield str(values.get("name"))
 
 
+def _groups(results: Results, fleet: str) -> list[Group]:
+    return [search.group for search in results.searches if search.group[0] == fleet]
+
+
+def _strongest(results: Results, fleet: str) -> Cell | None:
+    """The attack whose samples, as found, fool most other copies."""
+    return _highest([cell for group in _groups(results, fleet) if (cell := results.as_found(group)) is not None])
+
+
 def _highest(cells: list[Cell]) -> Cell | None:
     there = [cell for cell in cells if cell.net.trials]
-    return max(there, key=lambda cell: cell.net.share or 0.0, default=None)
+    many = [cell for cell in there if cell.net.images >= ENOUGH_IMAGES]
+    return max(many or there, key=lambda cell: cell.net.share or 0.0, default=None)
 
 
-def _place(cell: Cell) -> str:
-    return place_words(cell.keys[4], cell.keys[5])
+def _group(cell: Cell) -> Group:
+    return (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from variegate.attack.report.formatting import group_words, percent, place_words, rate_words
 from variegate.attack.report.interleaving import interleaved
 from variegate.attack.report.replication import Cell
-from variegate.attack.report.results import Group, Results
+from variegate.attack.report.results import Results
 from variegate.attack.report.statistics import Rate
 
-CELLS = 2
-"""Cells of each group's matrix that are named."""
 _ENOUGH = 100
 _DONE = ("done",)
 _RIGHT = "right-by-all"
@@ -31,7 +28,6 @@ CHOSEN = (
 HEADINGS = {
     "limits": "What was not looked at",
     "any-overshoot": "Victims fooled at one overshoot or more: who may show the sample several times",
-    "highest-cell": "Highest cells of each group, from copy to copy",
     "own-copy": "Scaled samples that no longer fool their own copy leave B; fooled victims whatever the own copy says",
     "clean-errors": "Copies that misread clean images: raw rates count this as replication, net rates leave it out",
 }
@@ -74,7 +70,6 @@ def weaknesses(
     if choose == _RIGHT:
         out.append(Weakness("limits", CHOSEN))
     out += _looked(results)
-    out += _cells(results.pairs)
     out += _tries(results)
     out += _own(results)
     out += _clean(results)
@@ -113,23 +108,6 @@ def _looked(results: Results) -> list[Weakness]:
         text = f"{len(whole)} of {len(results.searches)} groups have no budget: nothing is known of shorter searches."
         out.append(Weakness("limits", text))
     return out
-
-
-def _cells(pairs: tuple[Cell, ...]) -> list[Weakness]:
-    """The highest of each group, each pair of copies once, where it is highest."""
-    hit = [cell for cell in pairs if cell.net.hits]
-    # By the interval's lower end, so that one hit of one trial does not stand above 60 of 100.
-    hit.sort(key=lambda cell: (-cell.net.wilson.low, -(cell.net.share or 0), cell.keys))
-    seen: dict[Group, set[tuple[object, ...]]] = defaultdict(set)
-    out = []
-    for cell in hit:
-        group, pair = _group(cell), cell.keys[6:]
-        if pair in seen[group] or len(seen[group]) == CELLS:
-            continue
-        seen[group].add(pair)
-        text = f"{group_words(group)}: from copy {pair[0]} to copy {pair[1]} at {_place(cell)}, {rate_words(cell.net)}"
-        out.append(Weakness("highest-cell", text, cell.net.share or 0.0, group[0]))
-    return _in_turn(out)
 
 
 def _tries(results: Results) -> list[Weakness]:
@@ -205,7 +183,3 @@ def _in_turn(found: Iterable[Weakness]) -> list[Weakness]:
 
 def _place(cell: Cell) -> str:
     return place_words(cell.keys[4], cell.keys[5])
-
-
-def _group(cell: Cell) -> Group:
-    return (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))
