@@ -125,7 +125,7 @@ def broken_links(root: Path, out: Path) -> Iterator[str]:
             if link.startswith((*_FAR, "data:")):
                 continue
             at = path if not place else (path.parent / place).resolve()
-            if not at.exists() and not (root / at.relative_to(out)).exists():
+            if not at.exists() and not (at.is_relative_to(out) and (root / at.relative_to(out)).exists()):
                 yield f"{path.relative_to(out)}: {link} leads nowhere"
             # The reference links to what is inherited from private classes, which have no place on it.
             elif anchor and at in pages and anchor not in pages[at].anchors and not anchor.startswith("_"):

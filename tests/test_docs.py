@@ -41,6 +41,7 @@ def test_pages_link_to_one_another(tmp_path: Path) -> None:
         ("[a](other.md#there)", "page.html: other.html#there has no such anchor"),
         ("[a](#there)", "page.html: #there has no such anchor"),
         ("![a](picture.png)", "page.html: picture.png leads nowhere"),
+        ("[a](../../outside.md)", "page.html: ../../outside.html leads nowhere"),
     ],
 )
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, link: str, fault: str) -> None:
