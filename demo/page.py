@@ -43,7 +43,7 @@ td.n,th.n{text-align:right}
 figure{margin:0;min-width:0}
 figcaption{font-size:.78rem;color:var(--soft);margin-top:.15rem}
 .three img{width:100%;height:auto;display:block;border-radius:.35rem;image-rendering:pixelated}
-.cars{display:grid;grid-template-columns:repeat(3,1fr);gap:.4rem;margin-top:.6rem;flex:1;min-height:8.6rem}
+.cars{display:grid;grid-template-columns:repeat(3,1fr);gap:.4rem;margin-top:.6rem}
 .car{border-radius:.4rem;padding:.4rem;font-size:.82rem;line-height:1.3;text-align:center;min-width:0;overflow-wrap:anywhere}
 .car img{width:2.6rem;height:2.6rem;display:block;margin:.2rem auto}
 .right{background:var(--goodground);color:var(--good)}.wrong{background:var(--badground);color:var(--bad)}
