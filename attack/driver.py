@@ -56,7 +56,7 @@ def run(
     if width < 1 or batch < 1:
         raise MisuseError("width and batch must be at least 1")
     waiting, lanes = _distinct(tasks), deque[Lane]()
-    asked = _Batch(oracle, min(batch, oracle.batch))
+    buffers = _Batch(oracle, min(batch, oracle.batch))
     spent = silent = False  # a call that does not fit the budget ends searches; one frame may still fit
     while True:
         while len(lanes) < width and not spent and (task := next(waiting, None)) is not None:
@@ -68,7 +68,7 @@ def run(
         if not lanes:
             return
         try:
-            asked.turn(lanes)
+            buffers.turn(lanes)
         except LimitError as error:
             if error.retry_after_s is not None:
                 raise
@@ -136,10 +136,10 @@ def outcomes(
         MisuseError, RefusedError, DeviceError: As `run`.
         LimitError: As `run`; also where the device's budget was spent before the last was begun.
     """
-    found: dict[int, Outcome] = {}
+    by_key: dict[int, Outcome] = {}
     for outcome in run(attack, tasks, oracle):
-        found[outcome.key] = outcome
+        by_key[outcome.key] = outcome
         progress(outcome)
-    if len(found) < len(tasks):
-        raise LimitError(f"the device's budget was spent with {len(tasks) - len(found)} images not begun")
-    return [found[task.key] for task in tasks]
+    if len(by_key) < len(tasks):
+        raise LimitError(f"the device's budget was spent with {len(tasks) - len(by_key)} images not begun")
+    return [by_key[task.key] for task in tasks]

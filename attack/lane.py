@@ -108,7 +108,7 @@ class Lane:
         self._ruler = np.float32(LEVELS if oracle.dtype == "uint8" else 1)
         self._judges_best = attack.result == "best"
         self._allowed = problem.queries - 1  # one is kept for the judgement
-        self._asked = 0
+        self._queries = 0
         self._best = _Sample()
         self._marks = deque(marks)
         self._checkpoints: dict[int, NDArray[Any] | None] = {}
@@ -135,7 +135,7 @@ class Lane:
         end = self._answered + len(labels)
         self._answers[self._answered : end] = fooled
         self._answered = end
-        self._asked += len(labels)
+        self._queries += len(labels)
         if not self._judges_best:
             self._fooling.update(hash(frame.tobytes()) for frame in frames[fooled])
         self._note_checkpoints(frames, fooled)
@@ -154,10 +154,10 @@ class Lane:
 
     def judged(self, oracle: Oracle | None) -> Outcome:
         """The outcome, the sample asked again by itself; without an oracle its answer in the search has to do."""
-        sample, label, asked = self._best.frame, None, self._asked
+        sample, label, queries = self._best.frame, None, self._queries
         if sample is not None and oracle is not None:
             label = int(labels_of(oracle, sample.reshape(1, *self._problem.shape))[0])
-            asked += 1
+            queries += 1
             wanted = self._problem.target
             if label == self._problem.label if wanted is None else label != wanted:
                 self._failure, sample = "the sample got another label when asked alone", None
@@ -172,7 +172,7 @@ class Lane:
             sample=None if sample is None else sample.reshape(shape),
             label=label if sample is not None else None,
             distance=self._best.distance if sample is not None else float("inf"),
-            queries=asked,
+            queries=queries,
             trace=tuple(self._best.trace),
             checkpoints={
                 at: None if frame is None else frame.reshape(shape) for at, frame in self._checkpoints.items()
@@ -188,7 +188,7 @@ class Lane:
                 self._note_iterate()
                 points = np.asarray(points, np.float32).reshape(-1, self._clean.size)
                 _check_finite(points)
-                allowed = self._allowed - self._asked
+                allowed = self._allowed - self._queries
                 self._cut = len(points) > allowed
                 self._pending = points[:allowed]
                 self._taken = self._answered = 0
@@ -216,8 +216,8 @@ class Lane:
 
     def _note_checkpoints(self, frames: NDArray[Any], fooled: NDArray[np.bool_]) -> None:
         """Notes the best of the frames asked, mark by mark: a batch may pass several."""
-        before, at = self._asked - len(fooled), 0
-        while self._marks and self._marks[0] <= self._asked:
+        before, at = self._queries - len(fooled), 0
+        while self._marks and self._marks[0] <= self._queries:
             end = self._marks[0] - before
             self._note_best(frames[at:end], fooled[at:end], before + at)
             self._checkpoints[self._marks.popleft()] = self._best.frame
@@ -252,7 +252,7 @@ class Lane:
         self._problem.kept = None
         self._best.frame = frame.copy()
         self._best.distance = float(distance(to_points(frame)[np.newaxis], self._clean_points, self._attack.norm)[0])
-        self._best.trace.append((self._asked, self._best.distance))
+        self._best.trace.append((self._queries, self._best.distance))
 
 
 def _check_finite(points: Points) -> None:

@@ -148,7 +148,7 @@ def delayed(outcome: Outcome, share: int, checkpoints: Sequence[int]) -> Outcome
     return replace(
         outcome,
         queries=outcome.queries + share,
-        trace=tuple((asked + share, length) for asked, length in outcome.trace),
+        trace=tuple((at + share, length) for at, length in outcome.trace),
         checkpoints={mark: outcome.checkpoints.get(mark - share) for mark in checkpoints},
     )
 

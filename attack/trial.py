@@ -265,14 +265,14 @@ def replay(trial: Trial, oracles: Mapping[str, Oracle], overshoots: Sequence[flo
         MisuseError: A factor below 0.
         LimitError, RefusedError, DeviceError: A device's.
     """
-    found = [one for one in trial.judged if one.sample is not None]
-    keys = [one.key for one in found]
+    outcomes = [one for one in trial.judged if one.sample is not None]
+    keys = [one.key for one in outcomes]
     clean, classes = trial.frames[keys], (trial.labels if trial.true is None else trial.true)[keys]
-    samples = np.stack([one.sample for one in found if one.sample is not None]) if found else clean
+    samples = np.stack([one.sample for one in outcomes if one.sample is not None]) if outcomes else clean
     fooled, read = {}, {}
     for name, oracle in oracles.items():
         right = ask_all(oracle, fitting(clean, None, oracle)) == classes
         read[name] = int(right.sum())
         shown = (stretched(clean, samples, s, oracle.dtype) for s in overshoots)
         fooled[name] = tuple(int((right & (ask_all(oracle, frames) != classes)).sum()) for frames in shown)
-    return Replay(len(found), tuple(overshoots), fooled, read)
+    return Replay(len(outcomes), tuple(overshoots), fooled, read)

@@ -129,8 +129,8 @@ class BrokerStore:
             raise MisuseError("an authorisation ends at a time from 1970 on")
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO devices VALUES (?, ?)", (device.ueid, device.to_json()))
-            found = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()
-            if found != (device.to_json(),):
+            row = db.execute("SELECT identity FROM devices WHERE ueid = ?", (device.ueid,)).fetchone()
+            if row != (device.to_json(),):
                 raise RefusedError(Refusal.KEY, f"device {device.ueid.hex()} is enrolled with another identity")
             db.execute("INSERT OR REPLACE INTO allowed VALUES (?, ?, ?)", (buyer, device.ueid, until))
         self.record("allowed", ueid=device.ueid, buyer=buyer, detail="no end" if until is None else f"until {until}")
@@ -183,8 +183,8 @@ class BrokerStore:
             RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        found = self.database.rows("SELECT identity FROM devices WHERE ueid = ?", (ueid,), str)
-        return DevicePublic.from_json(found[0][0]) if found else None
+        rows = self.database.rows("SELECT identity FROM devices WHERE ueid = ?", (ueid,), str)
+        return DevicePublic.from_json(rows[0][0]) if rows else None
 
     def revoke(self, statement: bytes, root: SellerRoot) -> Revocations:
         """Takes a signed revocation list over.
@@ -202,19 +202,19 @@ class BrokerStore:
             RefusedError: `MALFORMED`: the file is damaged.
             DeviceError: Storage failed.
         """
-        found = Revocations.verify(statement, root, 0)
+        revocations = Revocations.verify(statement, root, 0)
         with self.database.transaction() as db:
             # In one transaction, so that of two lists at once the older one is refused.
             newest = self._newest(db)
-            if found.serial < newest.serial:
-                message = f"revocation list {found.serial} is older than list {newest.serial}"
+            if revocations.serial < newest.serial:
+                message = f"revocation list {revocations.serial} is older than list {newest.serial}"
                 raise RefusedError(Refusal.ROLLED_BACK, message)
-            if found.serial == newest.serial and found != newest:
+            if revocations.serial == newest.serial and revocations != newest:
                 raise RefusedError(Refusal.ROLLED_BACK, "another revocation list with this serial is here already")
-            joined = b"".join(sorted(found.ueids))
-            db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (found.serial, joined))
-        self.record("revoked", detail=f"list {found.serial} with {len(found.ueids)} devices")
-        return found
+            joined = b"".join(sorted(revocations.ueids))
+            db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (revocations.serial, joined))
+        self.record("revoked", detail=f"list {revocations.serial} with {len(revocations.ueids)} devices")
+        return revocations
 
     def revocations(self) -> Revocations:
         """The last list taken over; empty before the first.
@@ -227,10 +227,10 @@ class BrokerStore:
             return self._newest(db)
 
     def _newest(self, db: sqlite3.Connection) -> Revocations:
-        found = self.database.typed(db.execute(_NEWEST_LIST), int, bytes)
-        if not found:
+        rows = self.database.typed(db.execute(_NEWEST_LIST), int, bytes)
+        if not rows:
             return Revocations()
-        serial, joined = found[0]
+        serial, joined = rows[0]
         if serial < 0 or len(joined) % UEID_BYTES:
             raise self.database.damaged()
         return Revocations(serial, frozenset(joined[i : i + UEID_BYTES] for i in range(0, len(joined), UEID_BYTES)))

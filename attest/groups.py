@@ -42,7 +42,7 @@ def members(required: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
         one by not reporting it, and any others of the group that it reports: a newer device may have more.
     """
     more = [name for name in present if of_host(name)]
-    found: list[str] = []
+    protections: list[str] = []
     for name in required:
-        found += (*HOST_PROTECTIONS, *more) if name == HOST else (name,)
-    return tuple(dict.fromkeys(found))
+        protections += (*HOST_PROTECTIONS, *more) if name == HOST else (name,)
+    return tuple(dict.fromkeys(protections))

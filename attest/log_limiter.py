@@ -81,9 +81,9 @@ class LogLimiter:
             return quota.take(now)
 
     def _of(self, ueid: bytes, now: float) -> _Quota:
-        found = self._devices.get(ueid)
-        if found is not None:
-            return found
+        device = self._devices.get(ueid)
+        if device is not None:
+            return device
         if len(self._devices) >= self._most:
             for name in [name for name, quota in self._devices.items() if quota.is_over(now)]:
                 # Counted on, so that the log still says how much it lacks.

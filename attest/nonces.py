@@ -75,10 +75,10 @@ class Nonces:
         self._lifetime_ms, self._per_device, self._capacity = round(lifetime_s * _MS), per_device, capacity
         with database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO nonce_state VALUES (1, ?, 0)", (os.urandom(KEY_BYTES),))
-            found = database.typed(db.execute("SELECT key FROM nonce_state"), bytes)
-        if len(found) != 1 or len(found[0][0]) != KEY_BYTES:
+            rows = database.typed(db.execute("SELECT key FROM nonce_state"), bytes)
+        if len(rows) != 1 or len(rows[0][0]) != KEY_BYTES:
             raise database.damaged()
-        self._key: bytes = found[0][0]
+        self._key: bytes = rows[0][0]
 
     def issue(self) -> bytes:
         """A fresh nonce, 40 bytes."""

@@ -44,8 +44,8 @@ def _plan(args: argparse.Namespace) -> int:
 
     planned = config.load(args.file)
     chosen(planned, None, None)
-    made = plan(prepare(planned, args.file.parent, choose=False, tell=note))
-    emit({**asdict(made), "hours": made.hours}, args.json, lambda: _plan_text(made))
+    costs = plan(prepare(planned, args.file.parent, choose=False, tell=note))
+    emit({**asdict(costs), "hours": costs.hours}, args.json, lambda: _plan_text(costs))
     return 0
 
 
@@ -91,9 +91,9 @@ def _verify(args: argparse.Namespace) -> int:
 
     opened = open_device_oracle if args.ask_devices else None
     with Progress("units") as line:
-        found = verify(args.campaign, sample=args.sample, opened=opened, progress=lambda _done, _all: line.advance())
-    emit(asdict(found), args.json, lambda: _verdict_text(found))
-    return _REFUSED if found.differences else 0
+        verdict = verify(args.campaign, sample=args.sample, opened=opened, progress=lambda _done, _all: line.advance())
+    emit(asdict(verdict), args.json, lambda: _verdict_text(verdict))
+    return _REFUSED if verdict.differences else 0
 
 
 def _query(args: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001
     return 0
 
 
-def _plan_text(made: Any) -> str:
+def _plan_text(costs: Any) -> str:
     header = (
         "fleet",
         "copies",
@@ -139,16 +139,16 @@ def _plan_text(made: Any) -> str:
             "" if one.device_hours is None else f"{one.device_hours:.1f}",
             f"{one.bytes / 2**20:.1f}",
         )
-        for one in made.fleets
+        for one in costs.fleets
     ]
-    labels = sum(one.queries + one.clean_queries + one.replay_queries for one in made.fleets)
-    choosing = sum(one.choosing_queries for one in made.fleets)
+    labels = sum(one.queries + one.clean_queries + one.replay_queries for one in costs.fleets)
+    choosing = sum(one.choosing_queries for one in costs.fleets)
     before = f", and before that at most {choosing} to choose images" if choosing else ""
-    workers = f"with {made.workers} worker" + ("s" if made.workers != 1 else "")
-    long = f"hours {workers} {_UNKNOWN}" if made.hours is None else f"about {made.hours:.2f} h {workers}"
-    last = f"{made.images} images, at most {labels} labels{before}, {long}; without the attacks' own work"
-    if made.choose == "right-by-all":
-        last += f"\nrun refuses the campaign if fewer than {made.images} images are read rightly by every copy"
+    workers = f"with {costs.workers} worker" + ("s" if costs.workers != 1 else "")
+    long = f"hours {workers} {_UNKNOWN}" if costs.hours is None else f"about {costs.hours:.2f} h {workers}"
+    last = f"{costs.images} images, at most {labels} labels{before}, {long}; without the attacks' own work"
+    if costs.choose == "right-by-all":
+        last += f"\nrun refuses the campaign if fewer than {costs.images} images are read rightly by every copy"
     return f"{table(rows, header)}\n{last}"
 
 
@@ -159,14 +159,14 @@ def _ended_text(ended: runner.Ended) -> str:
     )
 
 
-def _verdict_text(found: Any) -> str:
-    lines = [*map(printable, found.differences)]
-    if found.mixed:
-        lines.append(f"units were done by different software, so results are a mixture: {found.mixed} differs")
+def _verdict_text(verdict: Any) -> str:
+    lines = [*map(printable, verdict.differences)]
+    if verdict.mixed:
+        lines.append(f"units were done by different software, so results are a mixture: {verdict.mixed} differs")
     words = "has devices, which were not asked: --ask-devices opens those that the campaign names"
-    lines += [f"fleet {name} {words}" for name in found.not_asked]
-    asked = f"{found.samples} samples and {found.replays} replays asked again"
-    lines.append(f"{found.done} of {found.units} units are done; {asked}; {len(found.differences)} differences")
+    lines += [f"fleet {name} {words}" for name in verdict.not_asked]
+    repeats = f"{verdict.samples} samples and {verdict.replays} replays asked again"
+    lines.append(f"{verdict.done} of {verdict.units} units are done; {repeats}; {len(verdict.differences)} differences")
     return "\n".join(lines)
 
 

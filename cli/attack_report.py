@@ -69,10 +69,10 @@ def _verify(args: argparse.Namespace) -> int:
 
     check_folder(args.folder)
     root = SellerRoot.from_bytes(read_capped(args.root, limit=_ROOT_BYTES))
-    found = verify_evidence(args.folder, root)
+    signature = verify_evidence(args.folder, root)
     emit(
-        asdict(found),
+        asdict(signature),
         args.json,
-        lambda: f"{found.files} files are those signed by {found.fingerprint}; manifest {found.digest}",
+        lambda: f"{signature.files} files are those signed by {signature.fingerprint}; manifest {signature.digest}",
     )
     return 0

@@ -195,14 +195,14 @@ def _summary(args: argparse.Namespace, trial: Trial, error: str | None) -> dict[
 
 def text_of(trial: Trial) -> str:
     """A table of images, and a line with the result."""
-    found = sum(one.sample is not None for one in trial.judged)
+    hits = sum(one.sample is not None for one in trial.judged)
     median = _median(trial)
     end = "" if median is None else f"; median {trial.attack.norm} distance {median:.4f}"
     cut = "".join(f"; {words}" for words in _cut_short(trial))
     misread = sum(map(trial.misread, range(len(trial.frames))))
     apart = f"; {misread} more are misread when clean, and not counted" if misread else ""
     counted = len(trial.frames) - misread
-    last = f"{found} of {counted} images fool the device, for {trial.queries} queries{end}{apart}{cut}"
+    last = f"{hits} of {counted} images fool the device, for {trial.queries} queries{end}{apart}{cut}"
     return f"{table(_rows(trial), _HEADER)}\n{last}"
 
 

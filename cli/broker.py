@@ -117,8 +117,8 @@ def _deny(args: argparse.Namespace) -> int:
 def _revoked(args: argparse.Namespace) -> int:
     with _books(args.folder) as store:
         root = store.roots(_root(args.folder))[-1]
-        found = store.revoke(read_capped(args.list, limit=MAX_STATEMENT_BYTES), root)
-    note(f"accepted list {found.serial}: {len(found.ueids)} devices")
+        revocations = store.revoke(read_capped(args.list, limit=MAX_STATEMENT_BYTES), root)
+    note(f"accepted list {revocations.serial}: {len(revocations.ueids)} devices")
     return 0
 
 
@@ -132,7 +132,7 @@ def _follow(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     with _books(args.folder) as store:
-        found = store.authorisations()
+        entries = store.authorisations()
         gone = store.revocations()
     now = time.time()
     data = [
@@ -142,9 +142,9 @@ def _list(args: argparse.Namespace) -> int:
             "until": one.until,
             "state": "revoked" if gone.contains(one.ueid) else "ended" if (one.until or now + 1) <= now else "allowed",
         }
-        for one in found
+        for one in entries
     ]
-    rows = [(d["buyer"], d["ueid"], _moment(one.until), d["state"]) for d, one in zip(data, found, strict=True)]
+    rows = [(d["buyer"], d["ueid"], _moment(one.until), d["state"]) for d, one in zip(data, entries, strict=True)]
     emit(data, args.json, lambda: table(rows, ("buyer", "ueid", "until", "state")) if rows else "nobody is allowed")
     return 0
 

@@ -160,8 +160,8 @@ def _flash(args: argparse.Namespace) -> int:
         report = flash(
             device, args.artefact, component_file=args.component, progress=lambda _done, _all: line.advance()
         )
-    kept = report.chunks - report.written
-    moved = f"{report.written} chunks written, {kept} kept, {report.moved} bytes read"
+    reused = report.chunks - report.written
+    moved = f"{report.written} chunks written, {reused} kept, {report.moved} bytes read"
     note(f"confirmed sequence {report.sequence} in slot {report.slot}; {moved}")
     return 0
 
@@ -171,21 +171,21 @@ def _classify(args: argparse.Namespace) -> int:
         if len(args.images) > 1:
             raise MisuseError("a receipt is for one file of images", hint="stack frames in one .npy file")
         check_new(args.receipt)
-    found: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     try:
         with open_device(args) as device:
             enclave = device.boot() if args.receipt is None else isolated(device)
-            asked = _Patient(enclave)
+            patient = _Patient(enclave)
             # Charged queries must be answered, so everything is read before the first query.
             shown = [(path, _frames(path, enclave.manifest)) for path in args.images]
             for path, frames in shown:
-                labels, token = asked.classify(frames, signed=args.receipt is not None)
-                found.append({"image": str(path), "labels": labels.tolist()})
+                labels, token = patient.classify(frames, signed=args.receipt is not None)
+                answers.append({"image": str(path), "labels": labels.tolist()})
                 if token is not None:
                     write_atomic(args.receipt, token, mode=PUBLIC)
     finally:
-        if found:  # charged labels are shown even if a later query fails
-            emit(found, args.json, lambda: "\n".join(str(label) for one in found for label in one["labels"]))
+        if answers:  # charged labels are shown even if a later query fails
+            emit(answers, args.json, lambda: "\n".join(str(label) for one in answers for label in one["labels"]))
     return 0
 
 
@@ -247,10 +247,10 @@ class _Patient:
 
 def _protections(args: argparse.Namespace) -> int:
     with open_device(args) as device:
-        found = device.boot().status().protections
-    rows = [(p.name, str(p.state), p.reason) for p in (*found, summary(found))]
+        protections = device.boot().status().protections
+    rows = [(p.name, str(p.state), p.reason) for p in (*protections, summary(protections))]
     facts = [dict(zip(("name", "state", "reason"), row, strict=True)) for row in rows]
-    emit(facts, args.json, lambda: f"{table(rows[:-1])}\n{host_line(found)}")
+    emit(facts, args.json, lambda: f"{table(rows[:-1])}\n{host_line(protections)}")
     return 0
 
 

@@ -185,9 +185,9 @@ class Story:
 
     def _photographed(self, cars: Fleet) -> dict[str, int]:
         """How many of the found pictures fool each car that drives past a print of it."""
-        found = [a for a in self.attacked if a.sample is not None]
-        prints = np.stack([a.sample for a in found if a.sample is not None]) if found else None
-        truths = np.array([a.truth for a in found], np.int64)
+        hits = [a for a in self.attacked if a.sample is not None]
+        prints = np.stack([a.sample for a in hits if a.sample is not None]) if hits else None
+        truths = np.array([a.truth for a in hits], np.int64)
         return {
             car.name: 0 if prints is None else int((_past(car.labels, prints, self.options.seed) != truths).sum())
             for car in cars.cars

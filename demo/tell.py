@@ -145,28 +145,28 @@ def attack(attacked: Sequence[Attacked], status: Status, before: int | None, que
 
 def read(attacked: Sequence[Attacked], photographed: Mapping[str, int]) -> Chapter:
     """The labels of each car."""
-    found = [(i, a) for i, a in enumerate(attacked, 1) if a.read]
+    hits = [(i, a) for i, a in enumerate(attacked, 1) if a.read]
     rows: list[tuple[Cell, ...]] = [
-        (i, SIGNS[a.truth].name, *(_verdict(a.read[name], a.truth) for name in (*BUYERS, "base"))) for i, a in found
+        (i, SIGNS[a.truth].name, *(_verdict(a.read[name], a.truth) for name in (*BUYERS, "base"))) for i, a in hits
     ]
-    counts = ", ".join(f"{name} {sum(a.read[name] != a.truth for _, a in found)}" for name in BUYERS)
+    counts = ", ".join(f"{name} {sum(a.read[name] != a.truth for _, a in hits)}" for name in BUYERS)
     return Chapter(
         "read",
         "She shows the signs to the other cars",
         "The cars get the same bytes without a camera: the attacker's best case.",
         ("sign", "it shows", "car A", "car B", "car C", "bare network"),
         tuple(rows),
-        f"Of {len(found)} signs made on car A, these fool: {counts}. Printed and photographed by a car that drives "
+        f"Of {len(hits)} signs made on car A, these fool: {counts}. Printed and photographed by a car that drives "
         f"past, they fool: {', '.join(f'{name} {count}' for name, count in photographed.items())}; a photograph may be "
         f"misread by itself, too.",
     )
 
 
-def curves(found: Mapping[str, Replay]) -> Chapter:
+def curves(replays: Mapping[str, Replay]) -> Chapter:
     """The effect of overshoot."""
     rows: list[tuple[Cell, ...]] = []
     for key, origin in (("with", "car A"), ("without", "bare network")):
-        curve = found[key]
+        curve = replays[key]
         rows += [
             (origin, _reader(name), *(f"{count}/{curve.samples}" for count in counts))
             for name, counts in curve.fooled.items()
@@ -235,16 +235,16 @@ def trace(verdicts: Mapping[str, Verdict], guilty: str) -> Chapter:
 
 def headline(attacked: Sequence[Attacked], verdicts: Mapping[str, Verdict], guilty: str) -> str:
     """The result, in two sentences."""
-    found = [a for a in attacked if a.read]
-    if not found:
+    hits = [a for a in attacked if a.read]
+    if not hits:
         return "The attacker found nothing on her own car."
     fooled = ", ".join(
-        f"{sum(a.read[name] != a.truth for a in found)} fool {buyer}'s"
+        f"{sum(a.read[name] != a.truth for a in hits)} fool {buyer}'s"
         for name, buyer in BUYERS.items()
         if buyer != guilty
     )
     told = finding(verdicts["with"], guilty) if "with" in verdicts else ""
-    return f"Of {len(found)} signs that fool {guilty}'s car, {fooled}. {told}".strip()
+    return f"Of {len(hits)} signs that fool {guilty}'s car, {fooled}. {told}".strip()
 
 
 def finding(verdict: Verdict, guilty: str) -> str:

@@ -132,8 +132,8 @@ class AtRest:
         if stop <= size:  # both are 0; a rest too short to hold plaintext is cleared like any other
             return
         first = size // SECTOR_BYTES
-        kept = self.read(name, first * SECTOR_BYTES, size - first * SECTOR_BYTES)
-        sealed = self._encrypted(name, first, kept.ljust(SECTOR_BYTES, b"\0")) if kept else b""
+        head = self.read(name, first * SECTOR_BYTES, size - first * SECTOR_BYTES)
+        sealed = self._encrypted(name, first, head.ljust(SECTOR_BYTES, b"\0")) if head else b""
         sealed = sealed.ljust(stop - first * SECTOR_BYTES, b"\0")
         if self._disk.read(name, first * SECTOR_BYTES) != sealed:
             self._disk.write(name, first * SECTOR_BYTES, sealed)

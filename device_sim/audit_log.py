@@ -143,7 +143,7 @@ class AuditLog:
             tip = self._ready(at, boot)
             end = End(sequence=tip.last, boot=boot, time_ms=_ms(at), previous=tip.link)
             # As far as each is whole: entries after damage prove nothing, and the verifier names the missing ones.
-            whole = [data[: found.end] for data in self._segments() if (found := parse(data, None)) is not None]
+            whole = [data[: segment.end] for data in self._segments() if (segment := parse(data, None)) is not None]
             return to_export(self._key.certificate, self._key.sign(end.to_bytes()), whole)
 
     def _append(self, at: float, event: str, detail: str, *, boot: int) -> None:
@@ -206,9 +206,9 @@ class AuditLog:
     def _ready(self, at: float, boot: int) -> _Tip:
         """Where to continue; settles an entry left by a power cut, and records lost entries."""
         if self._tip is None:
-            found = self._found()
-            tip = _Tip(found.head, found.last, found.link, found.end) if found else _Tip(None, 0, START, 0)
-            if self._settled(found):
+            segment = self._found()
+            tip = _Tip(segment.head, segment.last, segment.link, segment.end) if segment else _Tip(None, 0, START, 0)
+            if self._settled(segment):
                 self._tip = tip
             else:
                 counted, _ = self._counted()
@@ -229,24 +229,24 @@ class AuditLog:
             raise DeviceError("the device's audit log cannot be written", hint="open the device again")
         return self._tip
 
-    def _settled(self, found: Segment | None) -> bool:
+    def _settled(self, segment: Segment | None) -> bool:
         """Whether the newest segment ends in the entry that the chip counted; one entry ahead is counted here.
 
         A segment begun after a loss follows the last entry left, not the one that the chip counted. To continue with it
         hides nothing: its head records the loss.
         """
         counted, link = self._counted()
-        if found is None:
+        if segment is None:
             return counted == 0
-        entries = found.entries
-        begun_well = found.head.previous == link or found.head.lost > 0
-        if found.last == counted:
-            return found.link == link if entries else begun_well
-        if found.last != counted + 1 or not entries:
+        entries = segment.entries
+        begun_well = segment.head.previous == link or segment.head.lost > 0
+        if segment.last == counted:
+            return segment.link == link if entries else begun_well
+        if segment.last != counted + 1 or not entries:
             return False
         follows = entries[-1].previous == link if len(entries) > 1 else begun_well
         if follows:  # the power went before the chip counted it
-            self._count(found.last, found.link)
+            self._count(segment.last, segment.link)
         return follows
 
     def _found(self) -> Segment | None:
@@ -256,12 +256,12 @@ class AuditLog:
         if not heads:
             return None
         newest = max(heads, key=lambda head: head.number)
-        found = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
-        if found is None:
+        segment = parse(self._disk.read(_name(newest.number), 0, SEGMENT_BYTES), self._key.public)
+        if segment is None:
             raise DeviceError(
                 "the device's disk gives different data when read twice", hint="give the device a blank disk"
             )
-        return found
+        return segment
 
     def _segments(self, most: int = SEGMENT_BYTES) -> list[bytes]:
         """Bytes of each segment's file, empty for none; at most as much as the log writes."""
@@ -280,10 +280,10 @@ def _ms(at: float) -> int:
 
 def _cut(detail: str, used: int) -> str:
     """The longest start of a text that is no longer than a line leaves when escaped."""
-    room, kept = MAX_LINE - used, []
+    room, words = MAX_LINE - used, []
     for character in detail:
         room -= len(character.encode("unicode_escape"))
         if room < 0:
             break
-        kept.append(character)
-    return "".join(kept)
+        words.append(character)
+    return "".join(words)

@@ -54,10 +54,10 @@ def verify(export: bytes, device: DevicePublic) -> AuditReport:
     key = certified(certificate, device.ueid, device.signing_public)
     end = parse_end(last_record, key)
     faults: list[str] = []
-    found = [parse(part, key) for part in parts]
-    if None in found:
+    parsed_parts = [parse(part, key) for part in parts]
+    if None in parsed_parts:
         faults.append("a segment does not begin with a signed head")
-    segments = sorted((s for s in found if s is not None), key=lambda s: s.head.number)
+    segments = sorted((s for s in parsed_parts if s is not None), key=lambda s: s.head.number)
     if segments:  # older segments were dropped; such a file is there by chance or was put there
         oldest = segments[-1].head.number - SEGMENTS
         segments = [segment for segment in segments if segment.head.number > oldest]

@@ -286,7 +286,7 @@ class Device(Hardware):
             root=self.root.fingerprint,
             root_serial=self._trust.serial,
             record=self.slots.record(),
-            images={slot: found for slot in SLOTS if (found := self._manifest(slot)) is not None},
+            images={slot: manifest for slot in SLOTS if (manifest := self._manifest(slot)) is not None},
         )
 
     def close(self) -> None:

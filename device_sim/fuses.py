@@ -216,10 +216,10 @@ class Fuses:
         self._values: dict[str, int] = {}
         self._used = 0
         while self._used < RECORDS:
-            found = _parse(data[self._used * _RECORD : (self._used + 1) * _RECORD])
-            if found is None:
+            record = _parse(data[self._used * _RECORD : (self._used + 1) * _RECORD])
+            if record is None:
                 break
-            name, value = found
+            name, value = record
             self._values[name] = max(value, self._values.get(name, 0))
             self._used += 1
         if len(data) != RECORDS * _RECORD or any(data[(self._used + 1) * _RECORD :]):

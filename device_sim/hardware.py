@@ -120,8 +120,8 @@ class Hardware:
                 fuses.burn(_STORAGE, key)
                 encrypted = AtRest(Storage(partial / "disk"), key)
                 Slots(encrypted).format()
-                made = f"class {device_class}, root {root.fingerprint.hex()}"
-                AuditLog(encrypted, fuses, audit).write(time.time(), "made", made, boot=0)
+                facts = f"class {device_class}, root {root.fingerprint.hex()}"
+                AuditLog(encrypted, fuses, audit).write(time.time(), "made", facts, boot=0)
                 write_atomic(partial / POLICY_FILE, policy.to_toml(), mode=PUBLIC)
                 partial.rename(folder)
                 sync_folder(folder.parent)

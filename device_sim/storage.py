@@ -111,10 +111,10 @@ class Storage:
             return b""
         with disk(), _opened(file.path, os.O_RDONLY) as real:
             real.seek(offset)
-            found = real.read(end - offset)
+            piece = real.read(end - offset)
         if not file.pending:
-            return found
-        out = bytearray(found.ljust(end - offset, b"\0"))
+            return piece
+        out = bytearray(piece.ljust(end - offset, b"\0"))
         for change in file.pending:
             if isinstance(change, Truncate):
                 cut = max(0, change.length - offset)

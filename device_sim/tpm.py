@@ -118,8 +118,8 @@ class Tpm:
         """
         for first in (_TRANSIENT, _SESSIONS):
             with self._errors("list handles"):
-                _, found = self._esys.get_capability(self._lib.TPM2_CAP.HANDLES, first, _MAX_HANDLES)
-                for handle in found.data.handles:
+                _, handles = self._esys.get_capability(self._lib.TPM2_CAP.HANDLES, first, _MAX_HANDLES)
+                for handle in handles.data.handles:
                     self._way.transmit(_FLUSH_CONTEXT + int(handle).to_bytes(4, "big"))
                     self._way.receive()
 
@@ -202,8 +202,8 @@ class Tpm:
             sensitive = lib.TPM2B_SENSITIVE_CREATE(lib.TPMS_SENSITIVE_CREATE(data=secret))
             with self._session(parent, lib.TPM2_SE.HMAC) as session:
                 self._esys.trsess_set_attributes(session, lib.TPMA_SESSION.DECRYPT | lib.TPMA_SESSION.CONTINUESESSION)
-                private, made, *_ = self._esys.create(parent, sensitive, public, session1=session)
-            return Sealed(bytes(private.marshal()), bytes(made.marshal()))
+                private, area, *_ = self._esys.create(parent, sensitive, public, session1=session)
+            return Sealed(bytes(private.marshal()), bytes(area.marshal()))
 
     def unseal(self, sealed: Sealed, policy: Policy) -> bytes:
         """Unseals a secret, encrypted on its way here, if the TPM finds that the policy holds."""
@@ -226,8 +226,8 @@ class Tpm:
     def _values(self, pcrs: tuple[int, ...]) -> list[bytes]:
         """Values of at most eight PCRs: one command reads no more."""
         with self._errors("read what was measured"):
-            _, _, found = self._esys.pcr_read(_selection(*pcrs))
-            values = [bytes(digest) for digest in found]
+            _, _, lists = self._esys.pcr_read(_selection(*pcrs))
+            values = [bytes(digest) for digest in lists]
         if len(values) != len(pcrs):
             raise DeviceError("the TPM has no SHA-256 bank", hint="swtpm_setup --pcr-banks sha256")
         return values
@@ -262,8 +262,8 @@ class Tpm:
         # NODA again: a TPM counts power cuts as failed tries, and locks indices that are not exempt.
         attributes = may.FIXEDTPM | may.FIXEDPARENT | may.SENSITIVEDATAORIGIN | may.USERWITHAUTH | may.NODA
         template = lib.TPM2B_PUBLIC.parse("ecc", objectAttributes=attributes | may.RESTRICTED | may.DECRYPT)
-        made, *_ = self._esys.create_primary(None, template)
-        with self._flushed(made) as handle:
+        primary, *_ = self._esys.create_primary(None, template)
+        with self._flushed(primary) as handle:
             yield handle
 
     @contextmanager
@@ -287,8 +287,8 @@ class Tpm:
             mode=lib.TPMU_SYM_MODE(aes=lib.TPM2_ALG.CFB),
         )
         nobody = lib.ESYS_TR.NONE
-        with self._flushed(self._esys.start_auth_session(parent, nobody, kind, cipher, lib.TPM2_ALG.SHA256)) as made:
-            yield made
+        with self._flushed(self._esys.start_auth_session(parent, nobody, kind, cipher, lib.TPM2_ALG.SHA256)) as session:
+            yield session
 
     @contextmanager
     def _flushed(self, handle: Any) -> Iterator[Any]:

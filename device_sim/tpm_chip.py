@@ -71,7 +71,7 @@ class TpmChip:
         self._process = os.getpid()
         self._guard = threading.Lock()
         self._on = False
-        self._kept: dict[str, int] = {}
+        self._descriptors: dict[str, int] = {}
         self._to_bind = None if launch is None else measured
         with ExitStack() as undo:
             undo.enter_context(held(folder))
@@ -112,9 +112,9 @@ class TpmChip:
                 secrets={},
             )
             write_atomic(folder / _STATE, state.to_bytes(key))
-            made = cls(folder, tcti, measured)
+            chip = cls(folder, tcti, measured)
             undo.pop_all()
-        return made
+        return chip
 
     def scrap(self) -> None:
         """Undefines the chip's counters, and the device is lost. For a device that was not made completely."""
@@ -170,8 +170,8 @@ class TpmChip:
     def open_secret(self, name: str) -> int:
         """As `Chip.open_secret`: a pipe that another process has filled; the secret was never in this one."""
         with self._held():
-            if name in self._kept:  # opened again: a reader of one descriptor must not move another's position
-                return os.open(f"/proc/self/fd/{self._kept[name]}", os.O_RDONLY | os.O_CLOEXEC)
+            if name in self._descriptors:  # opened again: a reader of one descriptor must not move another's position
+                return os.open(f"/proc/self/fd/{self._descriptors[name]}", os.O_RDONLY | os.O_CLOEXEC)
             return self._opened(name)
 
     @property
@@ -192,8 +192,8 @@ class TpmChip:
         with self._held():
             if not (self._state.bound or self._to_bind is not None):
                 return False
-            for name in self._state.secrets.keys() - self._kept.keys():
-                self._kept[name] = mappable(self._opened(name))
+            for name in self._state.secrets.keys() - self._descriptors.keys():
+                self._descriptors[name] = mappable(self._opened(name))
             if self._to_bind is not None:
                 self._bind(self._to_bind)
                 self._to_bind = None
@@ -205,8 +205,8 @@ class TpmChip:
         """Turns the chip off."""
         with self._guard:
             self._on = False
-            while self._kept:
-                os.close(self._kept.popitem()[1])
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
             self._close.close()
 
     def __enter__(self) -> Self:

@@ -146,9 +146,9 @@ def _done(job: Job) -> bytes:
             policy = job.policy if job.action is Action.MAKE else replace(job.policy, most=job.policy.most + 1)
             if job.action is Action.BIND:
                 policy = replace(policy, pcr=job.data, boot=True)
-            made = tpm.seal(root, policy)
+            blob = tpm.seal(root, policy)
             own = [hkdf(root, _STATE)] if job.action is Action.MAKE else []
-            return cbor.encode([made.private, made.public, *own])
+            return cbor.encode([blob.private, blob.public, *own])
     if job.action is Action.STATE_KEY:
         return hkdf(root, _STATE)
     cipher, beside = aead(hkdf(root, _KEEP)), job.name.encode()

@@ -176,25 +176,25 @@ def _in_range(*values: int) -> bool:
 
 
 def _integers(items: list[object]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    integers: dict[str, int] = {}
     for item in items:
         match item:
-            case [str(name), int(value)] if name not in found and _in_range(value):
-                found[name] = value
+            case [str(name), int(value)] if name not in integers and _in_range(value):
+                integers[name] = value
             case _:
                 raise _damaged()
-    return found
+    return integers
 
 
 def _blobs(items: list[object]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    blobs: dict[str, bytes] = {}
     for item in items:
         match item:
-            case [str(name), bytes(value)] if name not in found:
-                found[name] = value
+            case [str(name), bytes(value)] if name not in blobs:
+                blobs[name] = value
             case _:
                 raise _damaged()
-    return found
+    return blobs
 
 
 def _damaged() -> DeviceError:

@@ -22,5 +22,5 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
         RefusedError: `TOO_LARGE`, or `MALFORMED` when it is no `.npz` with these arrays.
         DeviceError: Storage failed.
     """
-    found = read_npz(read_capped(path, limit=MAX_BYTES), names, str(path), limit=MAX_BYTES)
-    return tuple(found[name] for name in names)
+    arrays = read_npz(read_capped(path, limit=MAX_BYTES), names, str(path), limit=MAX_BYTES)
+    return tuple(arrays[name] for name in names)

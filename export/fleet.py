@@ -132,14 +132,14 @@ class Exporter:
         orders = missing(wanted, registry, Shelf(self.folder, self.release, self.shared, self.terms, self.root))
         done = 0
         # Closed in this order: no worker writes any more when the folder goes.
-        with making(self.folder) as made, contextlib.closing(self._run(orders, jobs, made)) as batches:
+        with making(self.folder) as place, contextlib.closing(self._run(orders, jobs, place)) as batches:
             for rows in batches:
-                hand_out(made, rows, registry)
+                hand_out(place, rows, registry)
                 done += len(rows)
                 progress(done, len(orders))
         return FleetReport(len(orders), len(wanted) - len(orders), self.folder)
 
-    def make(self, orders: Sequence[CopyOrder], made: Making) -> list[Row]:
+    def make(self, orders: Sequence[CopyOrder], place: Making) -> list[Row]:
         """Seals a batch and writes its files into a folder of `outbox.making`; they are not yet registered.
 
         Returns:
@@ -147,16 +147,16 @@ class Exporter:
         """
         copies = seal_copies(self.release, self.seller, orders, self.terms, self.shared, signer=self.signer)
         files = [(file_name(c.order, shared=self.shared is not None), c.to_bytes()) for c in copies]
-        write_all(made, files)
+        write_all(place, files)
         return [_row(self.release, c, name, data) for c, (name, data) in zip(copies, files, strict=True)]
 
-    def _run(self, orders: Sequence[CopyOrder], jobs: int, made: Making) -> Generator[list[Row]]:
+    def _run(self, orders: Sequence[CopyOrder], jobs: int, place: Making) -> Generator[list[Row]]:
         """Rows of each batch as it is finished."""
         # itertools.batched came with Python 3.12.
         batches = iter([orders[i : i + BATCH] for i in range(0, len(orders), BATCH)])
         if jobs <= 1 or len(orders) <= BATCH:
             for batch in batches:
-                yield self.make(batch, made)
+                yield self.make(batch, place)
             return
         context = multiprocessing.get_context("spawn")
         reopen = self.seller.reopener()
@@ -164,13 +164,13 @@ class Exporter:
         with ProcessPoolExecutor(jobs, context, _start_worker, (start,)) as pool:
             # Only a few batches ahead, so that a failure stops the rest at once.
             with _no_interrupts():
-                running: set[Future[list[Row]]] = {pool.submit(_work, b, made) for b in islice(batches, 2 * jobs)}
+                running: set[Future[list[Row]]] = {pool.submit(_work, b, place) for b in islice(batches, 2 * jobs)}
             try:
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
                         yield future.result()
-                        running |= {pool.submit(_work, b, made) for b in islice(batches, 1)}
+                        running |= {pool.submit(_work, b, place) for b in islice(batches, 1)}
             except BrokenProcessPool:
                 raise DeviceError("a worker process died", hint="run again: finished batches are kept") from None
             finally:
@@ -211,8 +211,8 @@ def _worker() -> Exporter:
     return Exporter(start.release, seller, start.terms, start.folder, start.cohort)
 
 
-def _work(orders: Sequence[CopyOrder], made: Making) -> list[Row]:
-    return _worker().make(orders, made)
+def _work(orders: Sequence[CopyOrder], place: Making) -> list[Row]:
+    return _worker().make(orders, place)
 
 
 @contextlib.contextmanager
@@ -228,11 +228,11 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def hand_out(made: Making, rows: Sequence[Row], registry: Registry) -> None:
+def hand_out(place: Making, rows: Sequence[Row], registry: Registry) -> None:
     """Enters a batch in the registry and gives its files their names.
 
     Args:
-        made: Where `Exporter.make` wrote it.
+        place: Where `Exporter.make` wrote it.
         rows: Its result.
         registry: Where copies are entered.
 
@@ -241,7 +241,7 @@ def hand_out(made: Making, rows: Sequence[Row], registry: Registry) -> None:
         MisuseError: When the folder cannot be written.
     """
     registry.add(rows)
-    give_names(made, [row.file for row in rows])
+    give_names(place, [row.file for row in rows])
 
 
 def _row(release: Release, copy: SealedCopy, name: str, data: bytes) -> Row:

@@ -62,10 +62,10 @@ class Shelf:
             return False
         terms = self.terms
         sealed = (manifest.vendor, manifest.policy, manifest.not_after, manifest.measurements, manifest.device_class)
-        asked = (terms.vendor, terms.policy, terms.not_after, terms.measurements, wanted.device.device_class)
+        terms_now = (terms.vendor, terms.policy, terms.not_after, terms.measurements, wanted.device.device_class)
         broker = None if manifest.release is None else manifest.release.broker
         return (
-            sealed == asked
+            sealed == terms_now
             and manifest.allow_downgrade == terms.allow_downgrade
             and broker == (None if terms.broker is None else terms.broker.id)
         )
@@ -84,11 +84,11 @@ def missing(wanted: Sequence[FleetLine], registry: Registry, shelf: Shelf) -> li
     """
     books = _Books.read(wanted, registry)
     there = [(row := books.newest(w)) is not None and shelf.has(row, w) for w in wanted]
-    stale = {w.device.ueid for w, kept in zip(wanted, there, strict=True) if w.security_counter is None and not kept}
+    stale = {w.device.ueid for w, whole in zip(wanted, there, strict=True) if w.security_counter is None and not whole}
     lacking = [
         w
-        for w, kept in zip(wanted, there, strict=True)
-        if not kept or (w.security_counter is None and w.device.ueid in stale)
+        for w, whole in zip(wanted, there, strict=True)
+        if not whole or (w.security_counter is None and w.device.ueid in stale)
     ]
     numbers = registry.reserve([(w.device.ueid.hex(), w.security_counter) for w in lacking])
     return [

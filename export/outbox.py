@@ -76,7 +76,7 @@ def making(folder: Path) -> Iterator[Making]:
         yield Making(folder / name, (status.st_dev, status.st_ino))
 
 
-def write_all(made: Making, files: Sequence[tuple[str, bytes]]) -> None:
+def write_all(place: Making, files: Sequence[tuple[str, bytes]]) -> None:
     """Writes files into a folder of `making`; all are on the disk on return.
 
     One flush of the file system serves them all; `write_atomic` would pay one for every file.
@@ -84,20 +84,20 @@ def write_all(made: Making, files: Sequence[tuple[str, bytes]]) -> None:
     Raises:
         MisuseError: When that fails, or another folder has taken its place.
     """
-    with _errors(made.path.parent), _found(made) as folder:
+    with _errors(place.path.parent), _found(place) as folder:
         for name, data in files:
             write_new(name, data, folder=folder, mode=PUBLIC)
         _sync_file_system(folder)
 
 
-def give_names(made: Making, names: Sequence[str]) -> None:
+def give_names(place: Making, names: Sequence[str]) -> None:
     """Moves written files into the output folder. A link that has one of the names is replaced, not followed.
 
     Raises:
         MisuseError: When that fails, or another folder has taken the place of the private one.
     """
     # Others cannot write the private folder, and so cannot move it into another folder.
-    with _errors(made.path.parent), _found(made) as folder, _opened("..", folder) as out:
+    with _errors(place.path.parent), _found(place) as folder, _opened("..", folder) as out:
         for name in names:
             os.rename(name, name, src_dir_fd=folder, dst_dir_fd=out)
         os.fsync(out)
@@ -165,12 +165,12 @@ def _opened(folder: Path | str, within: int | None = None) -> Iterator[int]:
 
 
 @contextmanager
-def _found(made: Making) -> Iterator[int]:
+def _found(place: Making) -> Iterator[int]:
     """The descriptor of a private folder, if it is still in its place."""
-    with _opened(made.path) as folder:
+    with _opened(place.path) as folder:
         status = os.fstat(folder)
-        if (status.st_dev, status.st_ino) != made.identity:
-            raise MisuseError(f"another user changes {made.path.parent}: {made.path.name} is not what was made")
+        if (status.st_dev, status.st_ino) != place.identity:
+            raise MisuseError(f"another user changes {place.path.parent}: {place.path.name} is not what was made")
         yield folder
 
 

@@ -214,8 +214,8 @@ class Registry:
         with self._errors(), transaction(self._db):
             present = self._clock()
             for ueid, counter in wanted:
-                found = self._db.execute(_HIGHEST, (ueid,))
-                ((sequence, highest),) = typed(self._path, found, (int, NoneType), (int, NoneType))
+                row = self._db.execute(_HIGHEST, (ueid,))
+                ((sequence, highest),) = typed(self._path, row, (int, NoneType), (int, NoneType))
                 if min(sequence or 0, highest or 0) < 0:
                     raise damaged(self._path)
                 if counter is None and ueid not in opened:
@@ -261,9 +261,9 @@ class Registry:
         digest = sha256(*sorted(revoked.ueids))
         with self._errors(), transaction(self._db):
             query = "SELECT serial, digest FROM revocations ORDER BY serial DESC LIMIT 1"
-            found = typed(self._path, self._db.execute(query), int, bytes)
-            serial, known = found[0] if found else (0, b"")
-            if found and len(known) != HASH_BYTES:
+            rows = typed(self._path, self._db.execute(query), int, bytes)
+            serial, known = rows[0] if rows else (0, b"")
+            if rows and len(known) != HASH_BYTES:
                 raise damaged(self._path)
             if revoked.serial < serial:
                 message = f"revocation list {revoked.serial} is older than list {serial}, which this registry has seen"

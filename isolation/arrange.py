@@ -164,12 +164,12 @@ def _plan(graph: bytes | None, specs: list[Spec]) -> _Plan | None:
     floats = [spec.name for spec in specs if spec.dtype == "float32"]
     ends = np.cumsum([marks[name].size for name in floats], dtype=np.int64)
     moves = []
-    for found in taken:
-        mark = marks.get(found.spec.name)
-        if mark is not None and mark.dtype.name == found.spec.dtype and mark.tobytes() == found.raw:
-            moves.append(_Move(found.spec, found.spec.name, None))
-        elif found.spec.dtype == "float32" and len(found.raw) == found.spec.bytes:
-            bits = np.frombuffer(found.raw, "<u4").astype(np.int64)
+    for weight in taken:
+        mark = marks.get(weight.spec.name)
+        if mark is not None and mark.dtype.name == weight.spec.dtype and mark.tobytes() == weight.raw:
+            moves.append(_Move(weight.spec, weight.spec.name, None))
+        elif weight.spec.dtype == "float32" and len(weight.raw) == weight.spec.bytes:
+            bits = np.frombuffer(weight.raw, "<u4").astype(np.int64)
             order = np.where(bits == 0, -1, bits - _FIRST_MARK)
             source = int(np.searchsorted(ends, order.max(), side="right"))
             if source == len(floats):
@@ -179,7 +179,7 @@ def _plan(graph: bytes | None, specs: list[Spec]) -> _Plan | None:
             # Every weight of the source once, and zeros: nothing was calculated.
             if not np.array_equal(np.sort(order[bits != 0]), np.arange(stop - start)):
                 return None
-            moves.append(_Move(found.spec, floats[source], order))
+            moves.append(_Move(weight.spec, floats[source], order))
         else:
             return None
     return _Plan(rest, moves)

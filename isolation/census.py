@@ -68,13 +68,13 @@ def _first(proc: Tree, fault: Callable[[Tree, str], str | None]) -> str | None:
             settled = False  # it may have forked before it was looked at: the next round finds the child
             thread = f"{pid}/task/{tid}"
             try:
-                found = None if _runs_nothing(proc, thread) else fault(proc, thread)
+                reason = None if _runs_nothing(proc, thread) else fault(proc, thread)
             except OSError as error:
                 if error.errno in _NOT_THERE:  # the next round says whether it has ended
                     continue
                 raise
-            if found is not None:
-                return f"process {pid} {found}"
+            if reason is not None:
+                return f"process {pid} {reason}"
             known.add((pid, tid))
         if settled:
             if _INIT not in known:

@@ -99,7 +99,7 @@ class _Process:
         with memoryview(file) as component:
             artefact = Artefact(settings.envelope, component)
             try:
-                found = in_a_fork(pair, lambda: open_into(region.view, artefact, below, self._protections, planner))
+                opening = in_a_fork(pair, lambda: open_into(region.view, artefact, below, self._protections, planner))
             except DeviceError as error:
                 below.record("enclave", error.message)
                 raise
@@ -107,7 +107,7 @@ class _Process:
         file.close()
         below.forget_identity()
         narrowed = filter_calls(Stage.SERVE)
-        self._opened = opened = SecretCopy.of(found, region.view)
+        self._opened = opened = SecretCopy.of(opening, region.view)
         # Protections that are known only now, under the second filter and with the graph.
         known = {narrowed.name: narrowed, region.protection.name: _memory(region.protection, opened.copy)}
         self._protections = tuple(known.get(p.name, p) for p in self._protections)
@@ -117,7 +117,7 @@ class _Process:
         manifest, public = opened.copy.manifest, opened.signing_public
         # The supervisor charges: whoever writes to this process could reset a count here.
         self._enclave = Enclave(manifest, self._engine, opened.copy.canaries, below, self._protections, charged=True)
-        self._asked = 0
+        self._number = 0
         self._says = Statements(below, manifest, self._protections, opened.sign, public)
 
     def run(self) -> None:
@@ -162,10 +162,10 @@ class _Process:
         _, number, now, security, count, receipt = wire.QUERY_LAYOUT.unpack(packet)
         if not math.isfinite(now):
             raise Lost("query has no valid time")
-        if number <= self._asked:
+        if number <= self._number:
             # The supervisor's numbers rise: somebody else has asked over a duplicate of its socket.
             raise Lost("query has an old number")
-        self._asked = number
+        self._number = number
         self._below.update(now, security)
         spec = self._enclave.frames
         if count * spec.bytes > len(self._frames):
@@ -178,8 +178,8 @@ class _Process:
         return answer + self._says.receipt(frames, labels) if receipt else answer
 
     def _hold_to(self, required: tuple[str, ...]) -> None:
-        found = {protection.name: protection for protection in self._protections}
-        wanted = {name: found.get(name) for name in members(required, found)}
+        by_name = {protection.name: protection for protection in self._protections}
+        wanted = {name: by_name.get(name) for name in members(required, by_name)}
         missing = [
             f"{name} ({'not known here' if p is None else p.reason})"
             for name, p in wanted.items()

@@ -150,10 +150,10 @@ def take_out(model: bytes | memoryview, wanted: Callable[[Initialiser], bool]) -
     def keep(number: int, value: int | memoryview) -> bool:
         if number != _INITIALISER or isinstance(value, int):
             return True
-        found = _initialiser(value)
-        if wanted(found):
-            taken.append(found)
-        return not wanted(found)
+        initialiser = _initialiser(value)
+        if wanted(initialiser):
+            taken.append(initialiser)
+        return not wanted(initialiser)
 
     out = bytearray()
     for number, value, whole in _fields(memoryview(model)):

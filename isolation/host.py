@@ -229,7 +229,7 @@ class Isolated:
         """The enclave's answer when it is done; the lock is held."""
         answer = self._keeper.exchange(process, wire.pack(kind, *values))
         with contextlib.suppress(Lost):
-            told, found = wire.unpack(answer)
+            told, reply = wire.unpack(answer)
             if told == Kind.DONE:
-                return found
+                return reply
         raise self._keeper.lost("answers something else")

@@ -111,10 +111,10 @@ def _libraries(site: Path) -> Iterator[tuple[str, Path]]:
 
 def _origin(package: str, site: Path | None) -> Path:
     """The folder of a package; with `site`, found as the enclave's bootstrap finds it."""
-    found = importlib.util.find_spec(package) if site is None else PathFinder.find_spec(package, [str(site)])
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package) if site is None else PathFinder.find_spec(package, [str(site)])
+    if spec is None or spec.origin is None:
         raise DeviceError(f"the library {package} is not installed where numpy is")
-    return Path(found.origin)
+    return Path(spec.origin)
 
 
 def _files(folder: Path, above: Path) -> Iterator[tuple[str, Path]]:
@@ -157,7 +157,7 @@ def system_digest(pid: int, image: Image) -> bytes:
         OSError: Its mappings, or a library, cannot be read.
         DeviceError: It runs code that is in no file.
     """
-    found: dict[str, bytes] = {}
+    digests: dict[str, bytes] = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if "x" not in fields[1] or fields[-1] in ("[vdso]", "[vsyscall]"):
@@ -165,9 +165,9 @@ def system_digest(pid: int, image: Image) -> bytes:
         path = fields[5] if len(fields) > 5 else ""  # noqa: PLR2004  the last one is the name
         if not path.startswith("/"):
             raise DeviceError("the enclave process runs code that lies in no file")
-        if path not in image.files and path not in found:
-            found[path] = _hash(Path(path))
-    return _digest(sorted(found.items()))
+        if path not in image.files and path not in digests:
+            digests[path] = _hash(Path(path))
+    return _digest(sorted(digests.items()))
 
 
 def check_modules(modules: Iterable[str], image: Image) -> None:

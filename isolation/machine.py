@@ -56,13 +56,13 @@ def ptrace(*, proc: Path = _PROC) -> Protection:
     return _measured("host-ptrace", proc, _SYS)
 
 
-def summary(found: Iterable[Protection]) -> Protection:
+def summary(protections: Iterable[Protection]) -> Protection:
     """The group as one: on when all of it is.
 
     Args:
-        found: Protections of a device, of any kind.
+        protections: Protections of a device, of any kind.
     """
-    states = {p.name: p.state for p in found if of_host(p.name)}
+    states = {p.name: p.state for p in protections if of_host(p.name)}
     if not states:
         return Protection(HOST, ProtectionState.UNAVAILABLE, "not measured")
     names = dict.fromkeys((*HOST_PROTECTIONS, *states))

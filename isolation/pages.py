@@ -71,14 +71,16 @@ class SecretRegion:
             self._address = syscalls.mmap_shared(mapped, flags=mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise DeviceError(f"no memory for keys and weights: {syscalls.name_of(error)}") from None
-        kept = []
+        failures = []
         with contextlib.suppress(OSError):
             syscalls.mlock(self._address, mapped)
-            kept.append("out of swap")
+            failures.append("out of swap")
         with contextlib.suppress(OSError):
             syscalls.madvise(self._address, mapped, mmap.MADV_DONTDUMP)
-            kept.append("out of core files")
-        self.protection = Protection(NAME, state, f"{reason}; ordinary pages, kept {' and '.join(kept) or 'nowhere'}")
+            failures.append("out of core files")
+        self.protection = Protection(
+            NAME, state, f"{reason}; ordinary pages, kept {' and '.join(failures) or 'nowhere'}"
+        )
 
 
 def _secret_pages(mapped: int) -> int:

@@ -155,8 +155,8 @@ def copying_operator(copy: PlacedCopy) -> str | None:
     """
     region = {name: value.dtype.name for name, value in copy.values.items() if value.nbytes >= _LEAST_BYTES}
     held = list(initialisers(copy.graph))
-    inside = {found.spec.name for found in held if _is_weight(found.spec)}
-    constant = {*copy.values, *(found.spec.name for found in held)}
+    inside = {weight.spec.name for weight in held if _is_weight(weight.spec)}
+    constant = {*copy.values, *(weight.spec.name for weight in held)}
     for use in uses(copy.graph):
         if not inside.isdisjoint(use.inputs):
             return use.operator

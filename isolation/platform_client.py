@@ -107,14 +107,14 @@ class Settings:
 
 
 def _measurements_of(values: list[Any]) -> Mapping[str, bytes]:
-    found = {}
+    measurements = {}
     for value in values:
         match value:
             case [str(name), bytes(digest)]:
-                found[name] = digest
+                measurements[name] = digest
             case _:
                 raise Lost("packet holds no measurements")
-    return found
+    return measurements
 
 
 def protections_to_values(protections: tuple[Protection, ...]) -> list[list[str]]:

@@ -109,11 +109,11 @@ def mount_of(descriptor: int) -> int:
     Raises:
         OSError: As the kernel answers; `ENOSYS` where it does not know.
     """
-    found = ctypes.create_string_buffer(_STRUCT_BYTES)
-    _checked(_libc.statx(descriptor, b"", _OF_THE_DESCRIPTOR, _MOUNT_NUMBER, found))
-    if not ctypes.c_uint32.from_buffer(found).value & _MOUNT_NUMBER:
+    buffer = ctypes.create_string_buffer(_STRUCT_BYTES)
+    _checked(_libc.statx(descriptor, b"", _OF_THE_DESCRIPTOR, _MOUNT_NUMBER, buffer))
+    if not ctypes.c_uint32.from_buffer(buffer).value & _MOUNT_NUMBER:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    return ctypes.c_uint64.from_buffer(found, _MOUNT_NUMBER_AT).value
+    return ctypes.c_uint64.from_buffer(buffer, _MOUNT_NUMBER_AT).value
 
 
 def file_system_of(descriptor: int) -> int:
@@ -122,9 +122,9 @@ def file_system_of(descriptor: int) -> int:
     Raises:
         OSError: As the kernel answers.
     """
-    found = ctypes.create_string_buffer(_STRUCT_BYTES)
-    _checked(_libc.fstatfs(descriptor, found))
-    return ctypes.c_long.from_buffer(found).value
+    buffer = ctypes.create_string_buffer(_STRUCT_BYTES)
+    _checked(_libc.fstatfs(descriptor, buffer))
+    return ctypes.c_long.from_buffer(buffer).value
 
 
 def mmap_shared(size: int, *, descriptor: int = -1, flags: int = 0) -> int:
@@ -173,10 +173,10 @@ def readable_within(descriptor: int, seconds: float) -> bool:
     Returns:
         Whether there is something to read, or nobody left to write it; also false after a signal.
     """
-    asked = _PollFd(descriptor, _POLLIN, 0)
+    poll = _PollFd(descriptor, _POLLIN, 0)
     whole = int(seconds)
     time = (ctypes.c_long * 2)(whole, int((seconds - whole) * 1e9))
-    return bool(_libc.ppoll(ctypes.byref(asked), ctypes.c_ulong(1), time, None) > 0)
+    return bool(_libc.ppoll(ctypes.byref(poll), ctypes.c_ulong(1), time, None) > 0)
 
 
 def drop_all_capabilities() -> None:

@@ -122,8 +122,8 @@ def _buffer() -> memoryview:
     """Room for the largest packet, the same for all of a thread's: new room would be mapped each time."""
     if not hasattr(_local, "buffer"):
         _local.buffer = memoryview(bytearray(MAX_PACKET))
-    found: memoryview = _local.buffer
-    return found
+    buffer: memoryview = _local.buffer
+    return buffer
 
 
 def failure(error: VariegateError) -> bytes:

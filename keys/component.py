@@ -96,10 +96,10 @@ class Layout:
         Raises:
             RefusedError: `COMPONENT`.
         """
-        found = [bytes(table[i : i + HASH_BYTES]) for i in range(0, len(table), HASH_BYTES)]
-        if len(found) != self.chunks or merkle.root([merkle.leaf(self.header), *found]) != ref.root:
+        hashes = [bytes(table[i : i + HASH_BYTES]) for i in range(0, len(table), HASH_BYTES)]
+        if len(hashes) != self.chunks or merkle.root([merkle.leaf(self.header), *hashes]) != ref.root:
             raise RefusedError(Refusal.COMPONENT, "component's hash tree does not match the manifest")
-        return found
+        return hashes
 
 
 def seal(

@@ -133,7 +133,7 @@ class HsmSeller:
             RefusedError: `KEY`: wrong PIN.
             DeviceError: The token fails, is full, or lacks a mechanism.
         """
-        made: list[Any] = []
+        objects: list[Any] = []
         with contextlib.ExitStack() as undo:
             token = HsmToken(where, pin, writes=True)
             undo.callback(token.close)
@@ -143,9 +143,9 @@ class HsmSeller:
             if after is not None and after.token_serial != token.serial:
                 hint = "rotate into another object of the same token"
                 raise MisuseError("master secret cannot leave its HSM", hint=hint)
-            undo.callback(_remove, made)
+            undo.callback(_remove, objects)
             heir = None if after is None else Heir(after.label, after.serial + 1)
-            record = hsm_objects.make(token, where.label, secrets, made, after=heir)
+            record = hsm_objects.make(token, where.label, secrets, objects, after=heir)
             seller = cls(where, pin, token, record)
             undo.pop_all()
         return seller
@@ -218,7 +218,7 @@ class HsmSeller:
             raise hsm_objects.damaged()
 
 
-def _remove(made: list[Any]) -> None:
-    for thing in made:
+def _remove(objects: list[Any]) -> None:
+    for thing in objects:
         with contextlib.suppress(exceptions.PKCS11Error):
             thing.destroy()

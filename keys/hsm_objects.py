@@ -147,8 +147,8 @@ def make(token: HsmToken, label: str, secrets: SellerSecrets | None, made: list[
         record = Record(serial, SellerRoot(public, mldsa65), os.urandom(_NONCE_BYTES), b"")
         sealed = bytes(wrapping.encrypt(seed, mechanism=Mechanism.AES_GCM, mechanism_param=record.gcm))
         record = replace(record, sealed=sealed)
-        kept: _Template = {Attribute.TOKEN: True, Attribute.PRIVATE: True, Attribute.LABEL: label}
-        made.append(session.create_object({**_RECORD, **kept, Attribute.VALUE: record.to_bytes()}))
+        template: _Template = {Attribute.TOKEN: True, Attribute.PRIVATE: True, Attribute.LABEL: label}
+        made.append(session.create_object({**_RECORD, **template, Attribute.VALUE: record.to_bytes()}))
     return record
 
 
@@ -216,8 +216,8 @@ def raw_point(point: bytes) -> bytes:
 
 
 def _one(token: HsmToken, label: str, template: _Template, what: str) -> Any:
-    found = token.find(label, template)
-    if len(found) != 1:
+    objects = token.find(label, template)
+    if len(objects) != 1:
         hint = "this program did not make it, or did not finish it"
-        raise RefusedError(Refusal.KEY, f"object {label} has {len(found)} of one {what}", hint=hint)
-    return found[0]
+        raise RefusedError(Refusal.KEY, f"object {label} has {len(objects)} of one {what}", hint=hint)
+    return objects[0]

@@ -107,7 +107,7 @@ class HsmToken:
             DeviceError: The token fails.
         """
         classes = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.SECRET_KEY, ObjectClass.DATA)
-        return [found for kind in classes for found in self.find(label, {Attribute.CLASS: kind})]
+        return [object_ for kind in classes for object_ in self.find(label, {Attribute.CLASS: kind})]
 
 
 def _find(where: Pkcs11Uri) -> Any:
@@ -118,16 +118,16 @@ def _find(where: Pkcs11Uri) -> Any:
     except exceptions.PKCS11Error as error:
         raise DeviceError(f"{where.module} does not work as a PKCS#11 module") from error
     with hsm_calls("list tokens"):
-        found = [
+        objects = [
             token
             for token in library.get_tokens(token_label=where.token)
             if where.serial is None or _serial(token) == where.serial
         ]
-    if not found:
+    if not objects:
         raise MisuseError(f"no token {where.token} is there", hint="is it connected, and its module set up for it?")
-    if len(found) > 1:
-        raise MisuseError(f"{len(found)} tokens are called {where.token}", hint="add ;serial= to the URI")
-    return found[0]
+    if len(objects) > 1:
+        raise MisuseError(f"{len(objects)} tokens are called {where.token}", hint="add ;serial= to the URI")
+    return objects[0]
 
 
 def _session(where: Pkcs11Uri, token: Any, pin: str, writes: bool) -> Any:

@@ -90,7 +90,7 @@ class Pkcs11Uri:
 
 
 def _attributes(text: str, separator: str, known: tuple[str, ...], value_of: re.Pattern[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for part in text.split(separator) if text else ():
         name, equals, value = part.partition("=")
         if name == "pin-value":
@@ -101,10 +101,10 @@ def _attributes(text: str, separator: str, known: tuple[str, ...], value_of: re.
             raise MisuseError(f"{SCHEME}: URI has an attribute that is not known here: {shown}", hint=_HINT)
         if not equals or not value_of.fullmatch(value):
             raise MisuseError(f"{name} in a {SCHEME}: URI is not encoded as RFC 7512 asks", hint=_HINT)
-        if name in found:
+        if name in attributes:
             raise MisuseError(f"{name} is in the {SCHEME}: URI twice")
-        found[name] = _text(name, value)
-    return found
+        attributes[name] = _text(name, value)
+    return attributes
 
 
 def _text(name: str, value: str) -> str:

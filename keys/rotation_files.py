@@ -103,7 +103,7 @@ def _begun(old: SellerKeys, out: str, passphrase: Passphrase) -> SellerKeys | No
     """The next keys, where they have been made before; None where nothing is there."""
     if is_hsm(out):
         try:
-            found = open_seller(out, passphrase)
+            seller = open_seller(out, passphrase)
         except MisuseError:
             return None  # making them reports other faults
     else:
@@ -112,14 +112,14 @@ def _begun(old: SellerKeys, out: str, passphrase: Passphrase) -> SellerKeys | No
         if not os.path.lexists(path):
             return None
         try:
-            found = open_seller(out, passphrase)
+            seller = open_seller(out, passphrase)
         except RefusedError:
             check_new(path)  # says that it is there
             raise
     # The master secret itself is not for comparing: an HSM does not give it out.
-    if found.serial != old.serial + 1 or found.buyer_seed("variegate", 0) != old.buyer_seed("variegate", 0):
+    if seller.serial != old.serial + 1 or seller.buyer_seed("variegate", 0) != old.buyer_seed("variegate", 0):
         raise MisuseError(f"{out} is there already", hint="it does not hold the next keys; choose another")
-    return found
+    return seller
 
 
 def _is_told(old: SellerKeys, new: SellerKeys | None, statement: Path) -> bool:
@@ -147,8 +147,8 @@ def _sign_again(path: Path, old: SellerKeys, new: SellerKeys) -> None:
         try:
             _verified(path, new.root)
         except RefusedError:
-            kept = _verified(path, old.root)
-            write_atomic(path, kept.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
+            revocations = _verified(path, old.root)
+            write_atomic(path, revocations.extended([]).sign(new.signer), mode=PUBLIC, overwrite=True)
 
 
 def _where_it_lies(path: Path) -> Path:

@@ -48,9 +48,9 @@ def has_schema(db: sqlite3.Connection, script: str, later: Sequence[str] = ()) -
         script: The script that makes every file.
         later: Parts that came later; older files lack some, and none is there by half.
     """
-    found = _schema(db)
+    schema = _schema(db)
     chosen = itertools.product((True, False), repeat=len(later))
-    return any(found == _made_by(script + "".join(itertools.compress(later, some))) for some in chosen)
+    return any(schema == _made_by(script + "".join(itertools.compress(later, some))) for some in chosen)
 
 
 def complete(db: sqlite3.Connection, script: str, later: Sequence[str]) -> None:

@@ -112,8 +112,8 @@ def new_seller(uri: str, passphrase: Passphrase, *, given: Seller | None = None)
     _choose(uri)
     if is_hsm(uri):
         where, pin, sellers = _token(uri, passphrase)
-        made = sellers.create(where, pin, secrets=None if given is None else given.secrets())
-        return NewSeller(made, made.destroy)
+        owner = sellers.create(where, pin, secrets=None if given is None else given.secrets())
+        return NewSeller(owner, owner.destroy)
     seller, path = given or Seller.generate(), file_path(uri)
     seller.save(path, passphrase())
     return NewSeller(seller, path.unlink)
@@ -140,12 +140,12 @@ def next_seller(old: SellerKeys, uri: str, passphrase: Passphrase) -> NewSeller:
     where, pin, sellers = _token(uri, passphrase)
     if isinstance(old, Seller):
         secrets = replace(old.secrets(), serial=old.serial + 1, ed25519_seed=None, mldsa65_seed=None)
-        made = sellers.create(where, pin, secrets=secrets)
+        seller = sellers.create(where, pin, secrets=secrets)
     elif isinstance(old, sellers):
-        made = sellers.create(where, pin, after=old)
+        seller = sellers.create(where, pin, after=old)
     else:
         raise MisuseError("this seller's master secret cannot be brought into an HSM")
-    return NewSeller(made, made.destroy)
+    return NewSeller(seller, seller.destroy)
 
 
 def _file_seller(uri: str, passphrase: Passphrase) -> SellerKeys:

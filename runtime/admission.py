@@ -87,9 +87,9 @@ def _is_numbered_twice(envelope: bytes, manifest: Manifest, platform: Platform) 
 _AGAIN = "seal it again under a higher security counter"
 
 
-def _older(what: str, found: int, confirmed: int) -> RefusedError:
+def _older(what: str, number: int, confirmed: int) -> RefusedError:
     # For the inner log alone, so it may say what the seller has to change: their registry may be lost.
-    message = f"artefact is older than what this device has confirmed: {what} {found}, confirmed {confirmed}"
+    message = f"artefact is older than what this device has confirmed: {what} {number}, confirmed {confirmed}"
     return RefusedError(Refusal.ROLLED_BACK, message, hint=_AGAIN)
 
 

@@ -46,8 +46,8 @@ class Engine:
         except Exception:  # noqa: BLE001  onnxruntime raises many types; what they say quotes the graph
             raise RefusedError(Refusal.MODEL, "graph does not load") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        found = [(i.name, i.type, tuple(i.shape[1:])) for i in inputs]
-        if found != [(INPUT, _ORT_TYPES[copy.manifest.dtype], copy.manifest.shape)] or [
+        interface = [(i.name, i.type, tuple(i.shape[1:])) for i in inputs]
+        if interface != [(INPUT, _ORT_TYPES[copy.manifest.dtype], copy.manifest.shape)] or [
             (o.name, o.type, len(o.shape)) for o in outputs
         ] != [(OUTPUT, "tensor(int64)", 1)]:
             raise RefusedError(Refusal.MODEL, "graph does not take the manifest's frames to a label")

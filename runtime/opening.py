@@ -90,8 +90,8 @@ def decrypt(
     # Bytes of its own: nobody changes them between the check and the use.
     file = bytes(artefact.component)
     layout = component.check(file, envelope.manifest.component)
-    asked = None if share is None or envelope.manifest.release is None else share(envelope)
-    keys = envelope.unseal(platform.unwrap, asked)
+    answer = None if share is None or envelope.manifest.release is None else share(envelope)
+    keys = envelope.unseal(platform.unwrap, answer)
     return envelope.manifest, keys, component.unseal(file, layout, keys.cek, allocate(layout.payload))
 
 

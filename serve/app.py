@@ -276,10 +276,10 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
-def _headers(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def _headers(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The headers that matter for infer, each given once at most."""
     out: dict[bytes, bytes] = {}
-    for name, value in found:
+    for name, value in pairs:
         if name in _ONCE:
             if name in out:
                 raise _FaultError(_HEADERS)
@@ -307,8 +307,8 @@ def _number(value: bytes | None) -> int | None:
 
 
 def _permit(scope: Scope) -> Permit:
-    found = scope.get("extensions", {}).get(PERMIT)
-    if isinstance(found, Permit):
-        return found
+    permit = scope.get("extensions", {}).get(PERMIT)
+    if isinstance(permit, Permit):
+        return permit
     client = scope.get("client")
     return Permit(peer_of(client[0]) if client else "unknown", lambda: None)

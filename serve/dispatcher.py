@@ -192,7 +192,7 @@ class Dispatcher:
 
     def _answer(self, put: Callable[[], Any]) -> Any:
         try:
-            found = put()
+            answer = put()
         except VariegateError as error:
             # Its frames hold on to an enclave that has ended, and they and the error to each other.
             failure: Exception = error.with_traceback(None)
@@ -200,7 +200,7 @@ class Dispatcher:
             failure = DeviceError(f"the port failed ({type(error).__name__})")
         else:
             self.last_error = None
-            return found
+            return answer
         if not isinstance(failure, LimitError) and not _of_client(failure):
             self.failed_at = time.monotonic()
             self.last_error = failure

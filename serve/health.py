@@ -61,10 +61,10 @@ class Health:
             self._look()
 
     def _look(self) -> None:
-        asked = time.monotonic()
+        begin = time.monotonic()
         try:
             self._status = self._port.status()
         except Exception:  # noqa: BLE001 - whatever it was, the device is not ready
             self._status = None
         else:
-            self._seen = asked
+            self._seen = begin

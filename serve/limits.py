@@ -14,13 +14,13 @@ _JSON_CHARACTERS = {"uint8": 5, "float32": 26}
 
 
 def _limit(default: float, text: str) -> float:
-    found: float = field(default=default, metadata={"help": text})
-    return found
+    limit: float = field(default=default, metadata={"help": text})
+    return limit
 
 
 def _count(default: int, text: str) -> int:
-    found: int = field(default=default, metadata={"help": text})
-    return found
+    limit: int = field(default=default, metadata={"help": text})
+    return limit
 
 
 @dataclass(frozen=True, kw_only=True)

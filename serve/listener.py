@@ -110,7 +110,7 @@ class Listener:
 
 def _address(accepted: socket.socket) -> str:
     try:
-        found = accepted.getpeername()
+        peer = accepted.getpeername()
     except OSError:
         return "unknown"
-    return peer_of(found[0]) if isinstance(found, tuple) else "unknown"
+    return peer_of(peer[0]) if isinstance(peer, tuple) else "unknown"

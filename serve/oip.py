@@ -137,14 +137,14 @@ def _input(inputs: object, rest: memoryview | None, spec: Spec) -> NDArray[Any]:
     return from_bytes(rest, shape, spec.dtype)
 
 
-def _shape(found: object, spec: Spec) -> tuple[int, ...]:
-    if not isinstance(found, list) or len(found) != len(spec.shape) + _RANK_EXTRA:
+def _shape(value: object, spec: Spec) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != len(spec.shape) + _RANK_EXTRA:
         _refuse(f"shape is not [N, {', '.join(map(str, spec.shape))}]")
-    if not all(type(side) is int for side in found) or tuple(found[1:]) != spec.shape or found[0] < 1:
+    if not all(type(side) is int for side in value) or tuple(value[1:]) != spec.shape or value[0] < 1:
         _refuse(f"shape is not [N, {', '.join(map(str, spec.shape))}]")
-    if found[0] > spec.batch:
+    if value[0] > spec.batch:
         raise RefusedError(Refusal.TOO_LARGE, f"a query has at most {spec.batch} frames")
-    return tuple(found)
+    return tuple(value)
 
 
 def _output(outputs: object, *, default: bool) -> bool:
@@ -163,37 +163,37 @@ def _only(items: object, what: str) -> object:
     return items[0]
 
 
-def _members(found: object, what: str, known: set[str]) -> dict[str, Any]:
-    if not isinstance(found, dict):
+def _members(value: object, what: str, known: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
         _refuse(f"{what} is not a JSON object")
-    if not found.keys() <= known:
+    if not value.keys() <= known:
         # The client's own word is not repeated: it may hold anything.
         allowed = ", ".join(sorted(known))
         _refuse(f"{what} has a member that is not supported; supported: {allowed}")
-    return found
+    return value
 
 
 def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
-    found = parameters.get(name, default)
-    if not isinstance(found, bool):
+    flag = parameters.get(name, default)
+    if not isinstance(flag, bool):
         _refuse(f"{name} is not true or false")
-    return found
+    return flag
 
 
 def _json(text: bytes | bytearray) -> object:
     try:
         # Of bytes, json.loads would also take UTF-16 and UTF-32.
-        found: object = _decoder.decode(text.decode("utf-8"))
+        value: object = _decoder.decode(text.decode("utf-8"))
     except (ValueError, RecursionError):
         _refuse("body is not the JSON of an inference request")
-    return found
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("duplicate member")
-    return found
+    return members
 
 
 def _constant(_name: str) -> Never:

@@ -15,14 +15,14 @@ _IPV6_SITE = 64
 def peer_of(address: str) -> str:
     """The name of a peer by its address: IPv4 as it is, IPv6 by its /64, of which one host has all."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return "unknown"
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, _IPV6_SITE), strict=False))
-    return str(found)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+        return str(ipaddress.ip_network((ip, _IPV6_SITE), strict=False))
+    return str(ip)
 
 
 def peer_of_certificate(certificate: bytes) -> str:

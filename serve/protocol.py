@@ -257,12 +257,12 @@ class GuardedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version().encode("ascii")
         lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         for name, value in self.headers:
-            kept = value
+            left_over = value
             if name == b"upgrade":
                 continue
             if name == b"connection":
-                kept = b", ".join(one.strip() for one in value.split(b",") if one.strip().lower() != b"upgrade")
-            lines.append(name + b": " + kept)
+                left_over = b", ".join(one.strip() for one in value.split(b",") if one.strip().lower() != b"upgrade")
+            lines.append(name + b": " + left_over)
         self._offered = self._in_message = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's first one

@@ -64,7 +64,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self._head = bytearray(wire.QUERY_BYTES)
-        self._asked: wire.QueryHead | None = None
+        self._query_head: wire.QueryHead | None = None
         self._frames: NDArray[np.uint8] | None = None
         self._room = room
         self._claim: Claim | None = None
@@ -143,12 +143,12 @@ class SocketConnection(asyncio.BufferedProtocol):
 
     def _take_head(self) -> None:
         try:
-            self._asked = wire.query_head(self._head, self._spec)
+            self._query_head = wire.query_head(self._head, self._spec)
         except wire.HeadError as error:
             self._last = True
             self._refuse(error.id, fault_of(error))
             return
-        self._frames = np.empty(self._asked.count * self._spec.frame_bytes, np.uint8)
+        self._frames = np.empty(self._query_head.count * self._spec.frame_bytes, np.uint8)
         self._target, self._have = self._frames.data, 0
         self._claim = self._room.claim()
 
@@ -188,16 +188,16 @@ class SocketConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - fault_of knows ours, and says nothing of others
             self._answered(error)
 
-    def _answered(self, found: Answer) -> None:
+    def _answered(self, answer: Answer) -> None:
         self._query = None
-        if self.transport is None or self.transport.is_closing() or self._asked is None:
+        if self.transport is None or self.transport.is_closing() or self._query_head is None:
             return
-        if isinstance(found, Exception):
-            self._refuse(self._asked.id, fault_of(found))
+        if isinstance(answer, Exception):
+            self._refuse(self._query_head.id, fault_of(answer))
             return
-        self._metrics.answered(len(found), time.perf_counter() - self._began)
+        self._metrics.answered(len(answer), time.perf_counter() - self._began)
         self._metrics.requests["socket", 200] += 1
-        self._write(wire.answer(self._asked.id, found))
+        self._write(wire.answer(self._query_head.id, answer))
 
     def _refuse(self, query: int, fault: Fault) -> None:
         self._metrics.refusals[fault.reason] += 1
@@ -209,7 +209,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         self._stop_timer()
         self.transport.write(message)
         self._release()
-        self._asked = self._frames = None
+        self._query_head = self._frames = None
         self._target, self._have = memoryview(self._head), 0
         if self._last:
             self.transport.close()
@@ -261,7 +261,7 @@ def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
         try:
             os.fchmod(sock.fileno(), mode)  # the file is made with it, less the umask
             sock.bind(str(path))
-            made = _with_mode(path, mode)
+            bound = _with_mode(path, mode)
             sock.listen(_BACKLOG)  # nobody can connect before
         except (OSError, ValueError) as error:
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "path is not usable"
@@ -270,7 +270,7 @@ def bound_socket(path: Path, mode: int) -> Iterator[socket.socket]:
             yield sock
         finally:
             with contextlib.suppress(OSError):
-                if _identity(path.lstat()) == made:
+                if _identity(path.lstat()) == bound:
                     path.unlink()
     finally:
         sock.close()

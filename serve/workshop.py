@@ -78,11 +78,11 @@ class Workshop(Generic[T]):
         hold(lambda: self._end(job, LeftError("the client has left")))
         timer = self._loop.call_later(self._wait_s, self._end, job, BusyError("request was not read in time"))
         try:
-            made: T = await job.future
+            result: T = await job.future
         finally:
             timer.cancel()
             self._drop(job)
-        return made
+        return result
 
     def close(self, wait_s: float) -> None:
         """Takes no more work."""
@@ -99,9 +99,9 @@ class Workshop(Generic[T]):
         if not job.future.done():
             job.future.set_exception(error)
 
-    def _finish(self, job: _Job[T], made: T) -> None:
+    def _finish(self, job: _Job[T], result: T) -> None:
         if not job.future.done():
-            job.future.set_result(made)
+            job.future.set_result(result)
 
     def _run(self) -> None:
         while self._tokens.get():
@@ -118,11 +118,11 @@ class Workshop(Generic[T]):
 
     def _do(self, job: _Job[T], work: Callable[[], T]) -> None:
         try:
-            made = work()
+            result = work()
         except VariegateError as error:
             self._loop.call_soon_threadsafe(self._end, job, error.with_traceback(None))
         except Exception as error:  # noqa: BLE001 - nothing foreign may reach a client or end this thread
             failed = DeviceError(f"reading a request failed ({type(error).__name__})")
             self._loop.call_soon_threadsafe(self._end, job, failed)
         else:
-            self._loop.call_soon_threadsafe(self._finish, job, made)
+            self._loop.call_soon_threadsafe(self._finish, job, result)

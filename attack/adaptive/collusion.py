@@ -202,7 +202,7 @@ class Colluders:
         """Searches on each copy by itself, with labels left over for `firmest` and the judgement."""
         rest, _ = charged(tasks, len(tasks) * (len(OVERSHOOTS) + 1))
         generators = [task.problem.rng.spawn(len(own)) for task in rest]
-        asked = np.zeros(len(rest), np.int64)
+        queries = np.zeros(len(rest), np.int64)
         clean = clean_frames(rest, own[0].dtype)
         each = []
         for i, device in enumerate(own):
@@ -212,8 +212,8 @@ class Colluders:
             ]
             ends = driver.outcomes(self._attack, part, device)
             each.append([frame if end.sample is None else end.sample for end, frame in zip(ends, clean, strict=True)])
-            asked = np.maximum(asked, [end.queries for end in ends])
+            queries = np.maximum(queries, [end.queries for end in ends])
         middle = combined(np.array(each), method, own[0].dtype)
         frames = firmest(clean, middle, own_labels(rest), own)
-        for task, frame, label, labels in zip(tasks, frames, ask_all(own[0], frames), asked, strict=True):
+        for task, frame, label, labels in zip(tasks, frames, ask_all(own[0], frames), queries, strict=True):
             yield judged(task, frame, int(label), int(labels) + len(OVERSHOOTS) + 1, self.norm)

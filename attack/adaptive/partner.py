@@ -73,8 +73,8 @@ class Partners:
 
     def partner(self, label: int) -> int | None:
         """The class j with pi(j) = label, which takes over too early; None when unknown."""
-        found = np.flatnonzero(self.order == label)
-        return int(found[0]) if len(found) else None
+        classes = np.flatnonzero(self.order == label)
+        return int(classes[0]) if len(classes) else None
 
 
 def recover(
@@ -107,19 +107,19 @@ def recover(
     pairs = np.array(list(itertools.combinations(present, 2)))
     if rounds < 1 or not len(pairs):
         raise MisuseError("recovery needs a round, and images of two classes")
-    asked = len(frames)
-    found, shifts = [], []
+    queries = len(frames)
+    crossed, shifts = [], []
     for _ in range(rounds):
         ends = np.array([(rng.choice(groups[a]), rng.choice(groups[b])) for a, b in pairs])
         here = _boundaries(lambda x: ask_all(own, x), frames, ends, pairs, own.dtype)
-        asked += len(pairs) * (STEPS + 1)
+        queries += len(pairs) * (STEPS + 1)
         there = np.full(len(pairs), 0.5)
         if reference is not None:
             there = _boundaries(reference, frames, ends, pairs, own.dtype)
-        kept = np.isfinite(here - there)
-        found.append(pairs[kept])
-        shifts.append((here - there)[kept])
-    return _decided(own.classes, np.concatenate(found), np.concatenate(shifts), sure, asked)
+        finite = np.isfinite(here - there)
+        crossed.append(pairs[finite])
+        shifts.append((here - there)[finite])
+    return _decided(own.classes, np.concatenate(crossed), np.concatenate(shifts), sure, queries)
 
 
 def _boundaries(
@@ -140,7 +140,9 @@ def _boundaries(
     return np.where(direct, (low + high) / 2, np.nan)
 
 
-def _decided(classes: int, pairs: NDArray[np.int64], shifts: NDArray[np.float64], sure: float, asked: int) -> Partners:
+def _decided(
+    classes: int, pairs: NDArray[np.int64], shifts: NDArray[np.float64], sure: float, queries: int
+) -> Partners:
     """Fits a width to each class, and assigns partners to what is left over."""
     # A segment through a third class's land may be off by any length: beyond the usual, only its sign counts.
     usual = np.abs(shifts).mean() if len(shifts) else 0.0
@@ -162,7 +164,7 @@ def _decided(classes: int, pairs: NDArray[np.int64], shifts: NDArray[np.float64]
     best = np.empty(classes, np.int64)
     best[partner] = np.arange(classes)
     strength = evidence[best, np.arange(classes)]
-    return Partners(np.where(strength >= sure, best, UNKNOWN), best, strength, asked)
+    return Partners(np.where(strength >= sure, best, UNKNOWN), best, strength, queries)
 
 
 class Cancelled(Wrapper):

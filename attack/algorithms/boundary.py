@@ -120,7 +120,7 @@ def _proposed(problem: Problem, point: NDArray[np.float32], count: int, delta: f
     # Every proposal is clean + left * (away + step - its part along away): one factor for a pass over the pixels.
     left = (1 - epsilon) / math.sqrt(1 + delta**2)
     out = signs(problem.rng, count, point.size, left * delta * distance / math.sqrt(point.size))
-    kept = np.float32(left) - (out @ away) / np.float32(distance**2)
-    out += kept[:, np.newaxis] * away
+    length = np.float32(left) - (out @ away) / np.float32(distance**2)
+    out += length[:, np.newaxis] * away
     out += problem.clean
     return out

@@ -68,8 +68,8 @@ def signs(rng: np.random.Generator, rows: int, columns: int, size: float, sparse
         (_signs() * np.float32(size)).take(words, axis=0, mode="clip").reshape(rows, -1)[:, :columns]
     )
     if sparser:
-        kept = bits(rng, rows, columns)
+        mask = bits(rng, rows, columns)
         for _ in range(sparser - 1):
-            kept &= bits(rng, rows, columns)
-        drawn *= kept
+            mask &= bits(rng, rows, columns)
+        drawn *= mask
     return drawn

@@ -108,14 +108,14 @@ class GeoDA:
         """
         untargeted_only(problem)
         grey = grain(problem)
-        point, asked = yield from counted(first_start(problem, self.noises))
+        point, queries = yield from counted(first_start(problem, self.noises))
         if point is None:
             return
         share = self.wide
         unknown = self.tolerance / math.sqrt(math.prod(self._coefficients(problem)))
         point, halvings = yield from counted(to_edge(problem, point, unknown * share, grey))
         total = np.zeros_like(point)
-        for count in self.schedule(problem.queries - asked - halvings):
+        for count in self.schedule(problem.queries - queries - halvings):
             point = settled(point, grey)
             away = float(np.linalg.norm(point - problem.clean))
             if away == 0:

@@ -116,8 +116,8 @@ class HopSkipJump:
         def draw(n: int) -> Points:
             return probes(problem, point, n, radius, grey)
 
-        found = (yield from estimate(point, count, draw)).with_baseline()
-        return unit(found) if self.norm == "l2" else np.sign(found)
+        slope = (yield from estimate(point, count, draw)).with_baseline()
+        return unit(slope) if self.norm == "l2" else np.sign(slope)
 
     def _step(self, point: NDArray[np.float32], direction: NDArray[np.float32], size: float, grey: float) -> Step:
         """Halves the step until it stays on the fooling side (algorithm 2, step 3), down to one that moves no pixel."""

@@ -57,8 +57,8 @@ class Smoothed:
             shape = (len(points), self.votes, problem.clean.size)
             noise = problem.rng.standard_normal(shape, np.float32) * np.float32(self.sigma)
             noise[:, 0] = 0
-            asked = np.clip(points[:, np.newaxis] + noise, 0, 1)
-            fooled = (yield asked.reshape(-1, problem.clean.size)).reshape(shape[:2])
+            frames = np.clip(points[:, np.newaxis] + noise, 0, 1)
+            fooled = (yield frames.reshape(-1, problem.clean.size)).reshape(shape[:2])
             votes = fooled.mean(axis=1) > 0.5  # noqa: PLR2004 - most of them
             for i in np.flatnonzero(votes & fooled[:, 0]):
                 length = float(np.linalg.norm(points[i] - problem.clean))

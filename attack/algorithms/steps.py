@@ -22,15 +22,15 @@ def fools(point: NDArray[np.float32]) -> Asked:
 
 def counted(step: Generator[Points, Answers, Result]) -> Generator[Points, Answers, tuple[Result, int]]:
     """A step's result, and how many points it asked."""
-    asked = 0
+    queries = 0
     try:
         points = next(step)
         while True:
             answers = yield points
-            asked += len(points)
+            queries += len(points)
             points = step.send(answers)
     except StopIteration as end:
-        return end.value, asked
+        return end.value, queries
 
 
 _ROUNDS = 6

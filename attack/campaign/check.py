@@ -59,14 +59,14 @@ def damaged(folder: Path, ledger: Ledger, campaign: Campaign) -> dict[str, str]:
     out = {}
     under_way = ledger.counts()
     for entry in _entries(ledger, campaign):
-        found = list(_of_unit(folder, entry, campaign)) if entry.state == DONE else []
+        faults = list(_of_unit(folder, entry, campaign)) if entry.state == DONE else []
         if entry.unit.name in under_way:
             try:
                 ledger.outcomes(entry.unit.name)
             except RefusedError as error:
-                found.append(error.message)
-        if found:
-            out[entry.unit.name] = "; ".join(found)
+                faults.append(error.message)
+        if faults:
+            out[entry.unit.name] = "; ".join(faults)
     return out
 
 
@@ -121,11 +121,11 @@ def _of_unit(folder: Path, entry: UnitEntry, campaign: Campaign) -> Iterator[str
         rows = table.num_rows
         if kind == folders.SAMPLES:
             count = len(entry.unit.images)
-            asked = sum(asked or 0 for asked in table["queries"].to_pylist())
+            queries = sum(queries or 0 for queries in table["queries"].to_pylist())
             if (rows, rows) != (entry.samples_rows, count):
                 yield f"{kind}/{path.name} has {rows} rows; the ledger says {entry.samples_rows}, the unit {count}"
-            if asked != entry.queries:
-                yield f"{kind}/{path.name} has {asked} queries, and the ledger {entry.queries}"
+            if queries != entry.queries:
+                yield f"{kind}/{path.name} has {queries} queries, and the ledger {entry.queries}"
             clean = count * (1 + len(victims(campaign, entry.unit)))
             if entry.clean_queries != clean:
                 yield f"the ledger has {entry.clean_queries} queries of clean images for {entry.unit.name}, not {clean}"

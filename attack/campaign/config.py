@@ -280,15 +280,15 @@ def _attack(number: int, values: dict[str, Any], fleets: Sequence[str]) -> Attac
     targeted = values.get("targeted", False)
     plain = values.get("profile") == "art-1.20" and not targeted
     more = {**values, "budgets": budgets, "fleets": chosen, "starts": values.get("starts", 0 if plain else STARTS)}
-    made = AttackRun(**more)
+    run = AttackRun(**more)
     try:
-        from_config(made.kind, made.profile, made.parameters, where)
+        from_config(run.kind, run.profile, run.parameters, where)
     except VariegateError as error:
         message = quoted(f"campaign: {error.message}")
         raise RefusedError(Refusal.MALFORMED, message, hint=error.hint) from error
-    if targeted and isinstance(made.attack, Strategy) and not made.attack.targets:
-        raise wrong(f"{where}.targeted", f"is not for {made.kind} as it is set: it cannot aim")
-    return made
+    if targeted and isinstance(run.attack, Strategy) and not run.attack.targets:
+        raise wrong(f"{where}.targeted", f"is not for {run.kind} as it is set: it cannot aim")
+    return run
 
 
 def _unique(where: str, names: Sequence[str], what: str = ".name") -> None:

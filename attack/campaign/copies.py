@@ -159,8 +159,8 @@ class Copies:
                 return self._open[key][0]
             while len(self._open) >= self._keep:
                 self._open.popitem(last=False)[1][1].close()
-            self._open[key] = made = self._make(self.fleets[fleet], number)
-            return made[0]
+            self._open[key] = entry = self._make(self.fleets[fleet], number)
+            return entry[0]
 
     def close(self) -> None:
         """Closes what is open."""

@@ -58,30 +58,30 @@ def create(folder: Path, prepared: Prepared) -> None:
         if len(data) > MAX_INPUT_BYTES:
             message = f"{name} would have {len(data)} bytes, and only {MAX_INPUT_BYTES} can be read again"
             raise RefusedError(Refusal.TOO_LARGE, message, hint="make campaigns of fewer images, fleets or bases")
-    made = folder.with_name(f".{folder.name}.preparing.{secrets.token_hex(_DRAWN // 2)}")
+    place = folder.with_name(f".{folder.name}.preparing.{secrets.token_hex(_DRAWN // 2)}")
     # Of two processes that make one campaign, one waits, and then finds it there.
     with held(folder.absolute().parent, _WAIT_S):
-        _create(folder, made, contents, prepared)
+        _create(folder, place, contents, prepared)
 
 
-def _create(folder: Path, made: Path, contents: dict[str, bytes], prepared: Prepared) -> None:
+def _create(folder: Path, place: Path, contents: dict[str, bytes], prepared: Prepared) -> None:
     check_new(folder)
     try:
         # Killed processes may have left some; a living one would hold the parent.
         for left in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.preparing.{'?' * _DRAWN}"):
             shutil.rmtree(left, ignore_errors=True)
-        made.mkdir()  # not with its parents: a link in its place would be followed
+        place.mkdir()  # not with its parents: a link in its place would be followed
         for name in ("inputs", SAMPLES, REPLAYS):
-            (made / name).mkdir()
+            (place / name).mkdir()
         for name, data in contents.items():
-            write_atomic(made / name, data, mode=PRIVATE if name == COPIES else PUBLIC)
+            write_atomic(place / name, data, mode=PRIVATE if name == COPIES else PUBLIC)
         meta = {name: sha256(data).hex() for name, data in contents.items()}
-        ledger.create(made, units(prepared.campaign), {**meta, KEY: software(), **_asked(prepared)})
-        made.rename(folder)
+        ledger.create(place, units(prepared.campaign), {**meta, KEY: software(), **_asked(prepared)})
+        place.rename(folder)
     except OSError as error:
         raise DeviceError(f"cannot make {folder}: {(error.strerror or type(error).__name__).lower()}") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _asked(prepared: Prepared) -> dict[str, str]:

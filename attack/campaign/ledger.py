@@ -144,12 +144,12 @@ class Ledger:
             RefusedError: `MALFORMED`.
         """
         try:
-            asked = json.loads(self.meta.get(CHOOSING, "{}"))
+            labels = json.loads(self.meta.get(CHOOSING, "{}"))
         except (ValueError, RecursionError) as error:
             raise damaged(self._path) from error
-        if not isinstance(asked, dict) or not all(type(number) is int for number in asked.values()):
+        if not isinstance(labels, dict) or not all(type(number) is int for number in labels.values()):
             raise damaged(self._path)
-        return asked
+        return labels
 
     def entries(self) -> list[UnitEntry]:
         """All units, in order.

@@ -117,24 +117,24 @@ def plan(prepared: Prepared, *, measure_s: float = MEASURE_S, opened: Opener = o
     )
 
 
-def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float | None) -> FleetPlan:
-    campaign, frame = prepared.campaign, int(np.prod(made.shape)) * (4 if made.dtype == "float32" else 1)
-    fleet, overshoots = campaign.fleet(made.name), len(campaign.replay.overshoots)
+def _fleet(prepared: Prepared, copies: FleetCopies, own: list[Unit], rate: float | None) -> FleetPlan:
+    campaign, frame = prepared.campaign, int(np.prod(copies.shape)) * (4 if copies.dtype == "float32" else 1)
+    fleet, overshoots = campaign.fleet(copies.name), len(campaign.replay.overshoots)
     queries = clean = replays = size = 0
-    asked = dict.fromkeys(range(fleet.copies), 0)
+    by_device = dict.fromkeys(range(fleet.copies), 0)
     for unit in own:
         attack, count = campaign.attack(unit.attack), len(unit.images)
-        kept, shown_to = 1 + len(attack.budgets), len(victims(campaign, unit))
+        stops, shown_to = 1 + len(attack.budgets), len(victims(campaign, unit))
         for device in owned(campaign, unit):
-            asked[device] += count * attack.queries
+            by_device[device] += count * attack.queries
             queries += count * attack.queries
         clean += count * (1 + shown_to)
-        rows = count * kept * overshoots * shown_to
+        rows = count * stops * overshoots * shown_to
         replays += rows
-        size += _SHARDS + rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(kept * frame * _COMPRESSED))
+        size += _SHARDS + rows * _REPLAY_ROW + count * (_SAMPLE_ROW + int(stops * frame * _COMPRESSED))
     labels = queries + clean + replays
     return FleetPlan(
-        fleet=made.name,
+        fleet=copies.name,
         copies=fleet.copies,
         units=len(own),
         queries=queries,
@@ -143,7 +143,7 @@ def _fleet(prepared: Prepared, made: FleetCopies, own: list[Unit], rate: float |
         choosing_queries=fleet.copies * prepared.most_to_choose,
         labels_per_s=rate,
         core_hours=labels / rate / 3600 if rate else None,
-        device_hours=max(asked.values()) / fleet.frame_rate / 3600 if fleet.frame_rate else None,
+        device_hours=max(by_device.values()) / fleet.frame_rate / 3600 if fleet.frame_rate else None,
         bytes=size,
     )
 

@@ -96,16 +96,16 @@ def prepare(
     for i, fleet in enumerate(campaign.fleets):
         tell(f"fleet {fleet.name}: {fleet.copies} copies")
         if fleet.devices:
-            made = _of_devices(i, fleet, folder, opened)
+            copies = _of_devices(i, fleet, folder, opened)
         else:
             templates = _released(i, fleet, folder) if fleet.release else _fused(i, fleet, folder, loaded)
             names |= {templates[0].contract.class_names} - {()}
-            made = _of_templates(campaign, fleet, templates)
-        if made.shape != x.shape[1:]:
-            raise wrong(f"fleet[{i}]", f"takes images of {made.shape}, and the data has {x.shape[1:]}")
-        if y.max() >= made.classes:
-            raise wrong(f"fleet[{i}]", f"has {made.classes} classes, and the data more")
-        fleets.append(made)
+            copies = _of_templates(campaign, fleet, templates)
+        if copies.shape != x.shape[1:]:
+            raise wrong(f"fleet[{i}]", f"takes images of {copies.shape}, and the data has {x.shape[1:]}")
+        if y.max() >= copies.classes:
+            raise wrong(f"fleet[{i}]", f"has {copies.classes} classes, and the data more")
+        fleets.append(copies)
     choice = _Choice(campaign, x, y, Copies(tuple(fleets), opened=opened))
     try:
         tell(f"images: {source.count} of {len(x)}, {source.choose}")
@@ -113,11 +113,11 @@ def prepare(
     finally:
         choice.copies.close()
         # Told also when it fails: a device with a budget has answered them.
-        for name, asked in choice.asked.items():
+        for name, labels in choice.labels.items():
             right = choice.right[name]
-            tell(f"fleet {name} was asked for {asked} labels to choose images, and read {right} rightly")
-            share, best = choice.share(name), max(map(choice.share, choice.asked))
-            if asked > _ENOUGH and (share < _POOR or share < best - _FAR):
+            tell(f"fleet {name} was asked for {labels} labels to choose images, and read {right} rightly")
+            share, best = choice.share(name), max(map(choice.share, choice.labels))
+            if labels > _ENOUGH and (share < _POOR or share < best - _FAR):
                 tell(
                     f"fleet {name} reads {share:.0%} of images rightly, the best fleet {best:.0%}: are mean, std and "
                     "layout of its input as its bases want them?"
@@ -128,7 +128,7 @@ def prepare(
         campaign=replace(campaign, data=source),
         fleets=tuple(fleets),
         images=Images(x=x[chosen], y=y[chosen], index=chosen, pool_x=x[pool], pool_y=y[pool]),
-        choosing=choice.asked,
+        choosing=choice.labels,
         most_to_choose=len(x) if source.choose == _RIGHT else 0,
     )
 
@@ -216,19 +216,19 @@ class _Choice:
 
     Attributes:
         copies: The copies, opened as they are needed.
-        asked: Labels asked for, by fleet.
+        labels: Asked for, by fleet.
         right: Of them right, likewise.
     """
 
     def __init__(self, campaign: Campaign, x: NDArray[np.uint8], y: NDArray[np.int64], copies: Copies) -> None:
         self._campaign, self._x, self._y = campaign, x, y
         self.copies = copies
-        self.asked: dict[str, int] = {}
+        self.labels: dict[str, int] = {}
         self.right: dict[str, int] = {}
 
     def share(self, name: str) -> float:
         """Of the labels that a fleet was asked for, how many were right."""
-        return self.right[name] / max(1, self.asked[name])
+        return self.right[name] / max(1, self.labels[name])
 
     def places(self) -> NDArray[np.int64]:
         """Of the images to attack, int64 (count,)."""
@@ -243,20 +243,20 @@ class _Choice:
 
     def _right(self, order: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The first of `order` that all copies read rightly, at least `count` of them where there are."""
-        found = order[:0]
+        places = order[:0]
         # Neither the order of fleets nor the size of blocks changes what is found, but what devices are asked.
         fleets = sorted(enumerate(self.copies.fleets.values()), key=lambda one: bool(one[1].devices))
         devices = any(fleet.devices for _, fleet in fleets)
-        while len(order) and len(found) < count:
-            size = min(_BLOCK, count - len(found)) if devices else _BLOCK
+        while len(order) and len(places) < count:
+            size = min(_BLOCK, count - len(places)) if devices else _BLOCK
             block, order = order[:size], order[size:]
             for i, fleet in fleets:
                 for number in range(fleet.count):
                     if len(block):
                         block = block[self._labels(i, fleet, number, block) == self._y[block]]
                         self.right[fleet.name] += len(block)
-            found = np.concatenate([found, block])
-        return found
+            places = np.concatenate([places, block])
+        return places
 
     def _labels(self, i: int, fleet: FleetCopies, number: int, block: NDArray[np.int64]) -> NDArray[np.int64]:
         with _named(f"fleet[{i}].devices[{number}]" if fleet.devices else f"fleet[{i}]"):
@@ -264,7 +264,7 @@ class _Choice:
             try:
                 return ask_all(oracle, to_frames(to_points(self._x[block]), fleet.dtype))
             finally:
-                self.asked[fleet.name] = self.asked.get(fleet.name, 0) + oracle.queries
+                self.labels[fleet.name] = self.labels.get(fleet.name, 0) + oracle.queries
                 self.right.setdefault(fleet.name, 0)
 
 

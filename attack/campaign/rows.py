@@ -62,22 +62,22 @@ def samples(
     }
 
 
-def replays(of: Columns, found: Sequence[Answer]) -> dict[str, list[Any]]:
+def replays(of: Columns, answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Columns of the replays' shard.
 
     Args:
         of: The unit's samples.
-        found: The copies' answers.
+        answers: The copies' answers.
     """
     return {
-        **{key: [of[key][one.shown.image] for one in found] for key in KEYS},
-        "budget": [one.shown.budget for one in found],
-        "overshoot": [one.shown.overshoot for one in found],
-        "victim": [one.victim for one in found],
-        "label": [one.label for one in found],
-        "clean_label": [one.clean_label for one in found],
-        "l2": [one.shown.l2 for one in found],
-        "linf": [one.shown.linf for one in found],
+        **{key: [of[key][one.shown.image] for one in answers] for key in KEYS},
+        "budget": [one.shown.budget for one in answers],
+        "overshoot": [one.shown.overshoot for one in answers],
+        "victim": [one.victim for one in answers],
+        "label": [one.label for one in answers],
+        "clean_label": [one.clean_label for one in answers],
+        "l2": [one.shown.l2 for one in answers],
+        "linf": [one.shown.linf for one in answers],
     }
 
 

@@ -123,35 +123,35 @@ def run(
             raise RefusedError(Refusal.MALFORMED, f"the campaign was changed: {differences[0]}", hint=hint)
         folders.tidy(folder)
         ledger.revive()
-        made = _Run(folder, ledger, prepared, watch)
-        if made.left:
+        work = _Run(folder, ledger, prepared, watch)
+        if work.left:
             if not any_software:
                 _refuse_other_software(ledger.meta.get(KEY, ""))
             _note_software(ledger)
             name, number = chosen(prepared.campaign, workers, engine)
-            hands = started(name, min(number, made.left), prepared, folder)
+            hands = started(name, min(number, work.left), prepared, folder)
             try:
-                made.to_end(hands)
+                work.to_end(hands)
             finally:
                 hands.close()
-        return replace(made.ended(), redone=tuple(sorted(redone.items())))
+        return replace(work.ended(), redone=tuple(sorted(redone.items())))
 
 
 def _redone(
     folder: Path, ledger: Ledger, prepared: Prepared, tell: Callable[[str], None], *, any_software: bool
 ) -> dict[str, str]:
     """Sends damaged units back to be done again, and says so."""
-    found = damaged(folder, ledger, prepared.campaign)
-    if found:
+    faults = damaged(folder, ledger, prepared.campaign)
+    if faults:
         if not any_software:
             _refuse_other_software(ledger.meta.get(KEY, ""))
         folders.tidy(folder)  # first: what cannot be written again is not given up
-        ledger.redo(found)
-        for unit, what in list(found.items())[:_MOST_TOLD]:
+        ledger.redo(faults)
+        for unit, what in list(faults.items())[:_MOST_TOLD]:
             tell(f"unit {unit} is done again: {what}")
-        if len(found) > _MOST_TOLD:
-            tell(f"and {len(found) - _MOST_TOLD} more; the view failures has all")
-    return found
+        if len(faults) > _MOST_TOLD:
+            tell(f"and {len(faults) - _MOST_TOLD} more; the view failures has all")
+    return faults
 
 
 def _refuse_other_software(began: str) -> None:

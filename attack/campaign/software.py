@@ -67,8 +67,8 @@ def recorded(meta: Mapping[str, str]) -> tuple[str, ...]:
 def mixed(meta: Mapping[str, str]) -> str:
     """What differs between the software that worked on a campaign, in words; empty when it was one."""
     first, *further = recorded(meta)
-    found = dict.fromkeys(name for other in further for name in difference(first, other).split(", ") if name)
-    return ", ".join(found)
+    names = dict.fromkeys(name for other in further for name in difference(first, other).split(", ") if name)
+    return ", ".join(names)
 
 
 def difference(one: str, other: str) -> str:

@@ -24,10 +24,10 @@ class Struct:
 
     def get(self, number: int, kind: int) -> Any:
         """A field of a type: integers, bytes, lists of them or of structs; None where it is not there."""
-        found = self.fields.get(number)
-        if found is not None and found[0] != kind:
+        item = self.fields.get(number)
+        if item is not None and item[0] != kind:
             raise ValueError("a field of another type")
-        return None if found is None else found[1]
+        return None if item is None else item[1]
 
     def need(self, number: int, kind: int) -> Any:
         """As `get`, of a field that must be there."""
@@ -38,10 +38,10 @@ class Struct:
 
     def structs(self, number: int) -> list[Struct]:
         """A list of structs, which must be there."""
-        found: list[Struct] = self.need(number, LIST)
-        if not all(isinstance(item, Struct) for item in found):
+        items: list[Struct] = self.need(number, LIST)
+        if not all(isinstance(item, Struct) for item in items):
             raise ValueError("a list of something else")
-        return found
+        return items
 
 
 class Reader:

@@ -180,10 +180,10 @@ class _Again:
         """Replays again; what the attacker's own copy says of the clean images, by their place in the unit."""
         unit, index = entry.unit, self._prepared.images.index
         by_image = {int(index[unit.images[i]]) for i in places}
-        kept, due = sum(row["image"] in by_image for row in stored), self._bench.due(unit, outcomes)
-        if due != kept:
+        stored_rows, due = sum(row["image"] in by_image for row in stored), self._bench.due(unit, outcomes)
+        if due != stored_rows:
             # Not made: a few samples may be said to be shown a thousand million times.
-            self._tell(f"{unit.name}: {kept} replays are stored, and {due} are due")
+            self._tell(f"{unit.name}: {stored_rows} replays are stored, and {due} are due")
             return {}
         rest = (row for row in stored if row["image"] in by_image)
         own: dict[int, int] = {}

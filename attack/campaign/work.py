@@ -91,29 +91,29 @@ class Bench:
             for place, label, target in zip(places, labels, targets, strict=True)
             if place not in outcomes
         )
-        asked = 0
+        queries = 0
         pictures = to_frames(to_points(images.pool_x), dtype)
         for outcome in run(attack, tasks, own, pictures):
             outcomes[outcome.key] = outcome
-            asked += outcome.queries
+            queries += outcome.queries
             yield ImageDone(unit=unit.name, image=outcome.key, outcome=outcome_to_bytes(outcome))
         most = max(oracle.queries - asked_before, *(device.queries for device in own[1:]), 0)
         # Of combined samples each search counts as much as the longest of its image.
-        if most > asked or (len(own) == 1 and most < asked):
-            raise DeviceError(f"{most} labels were asked for and {asked} accounted for")
+        if most > queries or (len(own) == 1 and most < queries):
+            raise DeviceError(f"{most} labels were asked for and {queries} accounted for")
         ordered = [outcomes[place] for place in places]
         shown_to = victims(campaign, unit)
-        found = self.replays(unit, ordered, dtype)
+        answers = self.replays(unit, ordered, dtype)
         columns = rows.samples(self._prepared, unit, ordered, targets)
         yield UnitDone(
             unit=unit.name,
             samples=shards.to_bytes(shards.SAMPLES, columns),
-            replays=shards.to_bytes(shards.REPLAYS, rows.replays(columns, found)),
+            replays=shards.to_bytes(shards.REPLAYS, rows.replays(columns, answers)),
             samples_rows=len(ordered),
-            replays_rows=len(found),
+            replays_rows=len(answers),
             queries=sum(outcome.queries for outcome in ordered),
             clean_queries=len(places) * (1 + len(shown_to)),
-            replay_queries=len(found),
+            replay_queries=len(answers),
         )
 
     def due(self, unit: Unit, outcomes: list[Outcome]) -> int:

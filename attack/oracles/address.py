@@ -66,10 +66,10 @@ def open_oracle(uri: str, *, patience: Patience = NONE, trust: Trust | None = No
 
 def _numbers(query: str) -> dict[str, int]:
     """The part after the question mark."""
-    found = re.fullmatch(_NUMBERS, query)
-    if found is None:
+    match = re.fullmatch(_NUMBERS, query)
+    if match is None:
         raise MisuseError("after the ? of a device's address only classes=N and batch=N are allowed")
-    return {name: int(number) for name, number in found.groupdict().items() if number is not None}
+    return {name: int(number) for name, number in match.groupdict().items() if number is not None}
 
 
 def _shown(uri: str) -> str:

@@ -155,12 +155,12 @@ def labels_of(body: bytes, header_length: int | None, count: int, model: Model, 
 def error_text(body: bytes) -> str:
     """The server's error message, as far as it can be shown to a person; empty if there is none."""
     try:
-        found = _object(_json(body), "error").get("error")
+        text = _object(_json(body), "error").get("error")
     except RefusedError:
         return ""
-    if not isinstance(found, str):
+    if not isinstance(text, str):
         return ""
-    return "".join(c for c in found[:_MAX_TEXT] if c.isascii() and c.isprintable())
+    return "".join(c for c in text[:_MAX_TEXT] if c.isascii() and c.isprintable())
 
 
 def _only(whole: dict[str, Any], what: str) -> dict[str, Any]:
@@ -170,10 +170,10 @@ def _only(whole: dict[str, Any], what: str) -> dict[str, Any]:
     return _object(items[0], what)
 
 
-def _object(found: object, what: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
         _refuse(f"no JSON object as {what}")
-    return found
+    return value
 
 
 def _name(tensor: dict[str, Any]) -> str:
@@ -183,12 +183,12 @@ def _name(tensor: dict[str, Any]) -> str:
     return name
 
 
-def _count(found: object) -> int | None:
-    return found if type(found) is int and 0 < found < math.inf else None
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 < value < math.inf else None
 
 
-def _classes(found: object) -> int | None:
-    count = _count(found)
+def _classes(value: object) -> int | None:
+    count = _count(value)
     if count is not None and count > MAX_CLASSES:
         raise RefusedError(Refusal.CONTRACT, f"the model has more than {MAX_CLASSES} classes")
     return count
@@ -196,10 +196,10 @@ def _classes(found: object) -> int | None:
 
 def _json(text: bytes) -> object:
     try:
-        found: object = json.loads(text.decode("utf-8"))
+        value: object = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         _refuse("no JSON")
-    return found
+    return value
 
 
 def _refuse(text: str) -> NoReturn:

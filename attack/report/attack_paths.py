@@ -75,10 +75,10 @@ def rated(effort: Effort, assessment: Assessment) -> list[Rated]:
     levels: dict[Factor, str] = {factor: j.level for factor, j in assessment.judgements.items()}
     out = []
     for path in PATHS:
-        asked = queries[path]
-        if asked is None:
+        total = queries[path]
+        if total is None:
             continue
-        hours = effort.rate.hours(asked)
+        hours = effort.rate.hours(total)
         days = hours / assessment.hours_per_day + assessment.preparation_days
         out.append(Rated(path, hours, days, rate({"elapsed_time": elapsed(days), **levels})))
     return out

@@ -67,8 +67,8 @@ def budget_cuts(campaign: Campaign) -> list[BudgetCut]:
         FROM replays WHERE victim = attacker GROUP BY {keys}, budget, overshoot"""):
         frames.setdefault(tuple(place), {})[overshoot] = away
     out = []
-    for *group, budget, asked, samples, own in campaign.rows(query):
+    for *group, budget, labels, samples, own in campaign.rows(query):
         fleet, attack, profile, norm = group
         distances = frames.get((*group, budget), {})
-        out.append(BudgetCut((fleet, attack, profile, norm), budget, asked, samples, own, distances))
+        out.append(BudgetCut((fleet, attack, profile, norm), budget, labels, samples, own, distances))
     return out

@@ -284,22 +284,22 @@ def _content(path: Path, stated: str | None) -> bytes:
 
 
 def _load(db: duckdb.DuckDBPyConnection, table: str, path: Path, stated: str | None, folder: Path) -> Shard:
-    data, kept = _content(path, stated), _kept(table)
+    data, names = _content(path, stated), _kept(table)
     try:
         file: Any = pq.ParquetFile(pa.BufferReader(data))
         # Of the frames only the type is looked at.
         db.register(_SHARD, file.schema_arrow.empty_table())
-        found = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {_SHARD}").fetchall()}
+        types = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {_SHARD}").fetchall()}
         for column, kinds in COLUMNS[table].items():
-            if found.get(column) not in kinds:
+            if types.get(column) not in kinds:
                 raise _malformed(f"{path} has no column {column} of the type {kinds[0].lower()}")
-        content: Any = file.read(columns=kept)
+        content: Any = file.read(columns=names)
         content.validate(full=True)
         db.register(_SHARD, content)
-        nulls = " OR ".join(f"{column} IS NULL" for column in kept if column not in _MAY_BE_NULL)
+        nulls = " OR ".join(f"{column} IS NULL" for column in names if column not in _MAY_BE_NULL)
         if db.execute(f"SELECT 1 FROM {_SHARD} WHERE {nulls} LIMIT 1").fetchone() is not None:
             raise _malformed(f"{path} lacks values")
-        db.execute(f"INSERT INTO {table} SELECT {', '.join(kept)} FROM {_SHARD}")
+        db.execute(f"INSERT INTO {table} SELECT {', '.join(names)} FROM {_SHARD}")
         db.unregister(_SHARD)
     except duckdb.OutOfMemoryException as error:
         raise RefusedError(Refusal.TOO_LARGE, f"the shards of {folder} need too much memory") from error

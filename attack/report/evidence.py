@@ -32,7 +32,7 @@ FORMAT = "variegate/1/attack-evidence"
 def evidence(
     campaign: Campaign,
     results: Results,
-    found: Sequence[Weakness],
+    weaknesses: Sequence[Weakness],
     assessment: Assessment,
     *,
     digest: str,
@@ -43,7 +43,7 @@ def evidence(
     Args:
         campaign: Loaded.
         results: Computed.
-        found: What weakens the claim.
+        weaknesses: What weakens the claim.
         assessment: The assessor's judgement.
         digest: SHA-256 of the report's `digests.json`, hexadecimal.
         signed: Whether the manifest will be signed.
@@ -72,12 +72,12 @@ def evidence(
             },
         },
         "mitre_atlas": [{"id": tag.id, "name": tag.name, "why": tag.why} for tag in tags],
-        "weaknesses": [{"key": weakness.key, "text": weakness.text} for weakness in found],
+        "weaknesses": [{"key": weakness.key, "text": weakness.text} for weakness in weaknesses],
         "limits": limits(assessment),
     }
     return {
         "evidence.json": (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
-        "evidence.html": page(campaign, costs, tags, assessment, found, lead=_lead(digest, signed)),
+        "evidence.html": page(campaign, costs, tags, assessment, weaknesses, lead=_lead(digest, signed)),
     }
 
 

@@ -21,7 +21,7 @@ def page(
     costs: Sequence[Effort],
     tags: Sequence[Technique],
     assessment: Assessment,
-    found: Sequence[Weakness],
+    weaknesses: Sequence[Weakness],
     *,
     lead: Raw,
 ) -> bytes:
@@ -32,7 +32,7 @@ def page(
         costs: Of each group.
         tags: That apply.
         assessment: The assessor's judgement.
-        found: What weakens the claim; of it, what was not looked at.
+        weaknesses: What weakens the claim; of it, what was not looked at.
         lead: What is said first.
     """
     title = f"Evidence for assessors: {campaign.name}"
@@ -43,7 +43,7 @@ def page(
             "looked",
             HEADINGS["limits"],
             paragraph(f"Units of work: {_units(campaign)}."),
-            listed(weakness.text for weakness in found if weakness.key == "limits"),
+            listed(weakness.text for weakness in weaknesses if weakness.key == "limits"),
             kind="weak",
         ),
         _effort_section(costs),

@@ -88,8 +88,8 @@ def verify_evidence(folder: Path, root: SellerRoot | None) -> Verified:
     stated = _parsed(manifest)
     if not stated:
         raise RefusedError(Refusal.EVIDENCE, "evidence lists no files: nothing is shown by it")
-    found = set(_walk(folder)) - {MANIFEST, SIGNATURE}
-    for name in sorted(found ^ stated.keys()):
+    files = set(_walk(folder)) - {MANIFEST, SIGNATURE}
+    for name in sorted(files ^ stated.keys()):
         what = "is missing" if name in stated else "is not in the manifest"
         raise RefusedError(Refusal.EVIDENCE, f"{name} {what}")
     for name, (digest, size) in sorted(stated.items()):

@@ -34,8 +34,8 @@ def matrices(results: Results) -> Raw:
         by_cell.setdefault((group, float(cell.keys[4]), float(cell.keys[5])), []).append(cell)
     parts = []
     for group in ranked[:GROUPS]:
-        found, worst = results.as_found(group), results.worst(group)
-        places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (found, worst) if of is not None})
+        first, worst = results.as_found(group), results.worst(group)
+        places = sorted({(float(of.keys[4]), float(of.keys[5])) for of in (first, worst) if of is not None})
         drawn = "".join(
             f"<figure>{_matrix(group, place_words(*at), by_cell[group, *at])}</figure>"
             for at in places

@@ -147,10 +147,10 @@ def _summary(results: Results) -> Raw:
     )
 
 
-def _weak(found: Sequence[Weakness], fleets: int) -> Raw:
+def _weak(weaknesses: Sequence[Weakness], fleets: int) -> Raw:
     parts = [paragraph(prose.WEAK)]
     for key, heading in HEADINGS.items():
-        of = [weakness.text for weakness in found if weakness.key == key]
+        of = [weakness.text for weakness in weaknesses if weakness.key == key]
         if not of:
             continue
         most = max(_ITEMS, fleets)

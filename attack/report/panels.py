@@ -154,12 +154,12 @@ def _frames(
     return out
 
 
-def _frame(found: Sequence[tuple[str, bytes]], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
+def _frame(parts: Sequence[tuple[str, bytes]], shape: tuple[int, ...] | None) -> NDArray[Any] | None:
     """The frame, (C, H, W); where the shape is not known, a square of one or three channels is tried."""
-    if len(found) != 1 or found[0][0] not in {"uint8", "float32"} or not found[0][1]:
+    if len(parts) != 1 or parts[0][0] not in {"uint8", "float32"} or not parts[0][1]:
         return None
     try:
-        flat = np.frombuffer(found[0][1], np.dtype(found[0][0]))
+        flat = np.frombuffer(parts[0][1], np.dtype(parts[0][0]))
     except ValueError:
         return None
     if not np.isfinite(flat).all():

@@ -86,12 +86,12 @@ class Plots:
         ends = {search.group: search.queries[1] or 0.0 for search in self.results.searches}
         cells: list[Cell] = []
         for group in ends:
-            found, worst = self.results.as_found(group), self.results.worst(group)
-            if found is None or worst is None:
+            first, worst = self.results.as_found(group), self.results.worst(group)
+            if first is None or worst is None:
                 continue
             # Both keep their line over all budgets, wherever the worst lies.
-            kept = {found.keys[5], worst.keys[5]}
-            cells += [cell for cell in self.results.overshoot if cell.keys[:4] == group and cell.keys[5] in kept]
+            overshoots = {first.keys[5], worst.keys[5]}
+            cells += [cell for cell in self.results.overshoot if cell.keys[:4] == group and cell.keys[5] in overshoots]
 
         def place(cell: Cell) -> tuple[float, Rate]:
             group = (str(cell.keys[0]), str(cell.keys[1]), str(cell.keys[2]), str(cell.keys[3]))

@@ -198,21 +198,21 @@ def _searches(campaign: Campaign) -> tuple[tuple[Search, ...], tuple[Progress, .
     searches, progress = [], []
     for group, members in groupby(rows, lambda row: (row[0], row[1], row[2], row[3])):
         of = list(members)
-        found = [bool(row[5]) for row in of]
-        distances = np.array([row[7] if ok else np.inf for row, ok in zip(of, found, strict=True)], np.float64)
-        asked = np.array([row[6] for row in of], np.float64)
+        success = [bool(row[5]) for row in of]
+        distances = np.array([row[7] if ok else np.inf for row, ok in zip(of, success, strict=True)], np.float64)
+        labels = np.array([row[6] for row in of], np.float64)
         searches.append(
             Search(
-                group, len(of), len({row[4] for row in of}), sum(found), _quartiles(distances), _quartiles(asked),
-                int(asked.sum()),
+                group, len(of), len({row[4] for row in of}), sum(success), _quartiles(distances), _quartiles(labels),
+                int(labels.sum()),
             )
         )  # fmt: skip
-        end = int(asked.max(initial=0))
+        end = int(labels.max(initial=0))
         # A set: small marks fall on one number of queries.
         grid = [*sorted({int(10 * step) for step in GRID if 1 <= 10 * step < end}), end]
         traces = [
             _so_far(row[8], row[9], grid) if ok else np.full(len(grid), np.inf)
-            for row, ok in zip(of, found, strict=True)
+            for row, ok in zip(of, success, strict=True)
         ]
         for at, reached in zip(grid, np.array(traces).T, strict=True):
             progress.append(Progress(group, at, len(of), _quartiles(reached)))

@@ -104,8 +104,8 @@ def render(drawing: Figure, number: int, title: str) -> str:
 def shown(text: str) -> str:
     """A text as figures can show it: on one line, short, in characters that the font has."""
     letters = _letters()
-    kept = "".join(c if ord(c) in letters and c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return kept if len(kept) <= _MAX_TEXT else kept[: _MAX_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    visible = "".join(c if ord(c) in letters and c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return visible if len(visible) <= _MAX_TEXT else visible[: _MAX_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 _known: list[set[int]] = []

@@ -99,9 +99,9 @@ def _looked(results: Results) -> list[Weakness]:
     """Overshoots and budgets that were not looked at."""
     out = []
     for search in results.searches:
-        found = results.as_found(search.group)
-        if found is not None and len(results.at_end(search.group)) == 1:
-            text = f"{group_words(search.group)}: replayed at s = {found.keys[5]:g} only."
+        first = results.as_found(search.group)
+        if first is not None and len(results.at_end(search.group)) == 1:
+            text = f"{group_words(search.group)}: replayed at s = {first.keys[5]:g} only."
             out.append(Weakness("limits", text, 0.5))
     whole = [search for search in results.searches if not any(cell.keys[4] for cell in results.cells(search.group))]
     if any(results.cells(search.group) for search in whole):
@@ -128,12 +128,12 @@ def _own(results: Results) -> list[Weakness]:
     """Where scaled samples no longer fool their own copy, B shrinks and the rate is of the rest."""
     out = []
     for search in results.searches:
-        kept = [
+        shares = [
             (cell.net.trials / cell.shown.trials, cell) for cell in results.cells(search.group) if cell.shown.trials
         ]
-        if not kept:
+        if not shares:
             continue
-        share, cell = min(kept, key=lambda pair: pair[0])
+        share, cell = min(shares, key=lambda pair: pair[0])
         if share < 1:
             text = (
                 f"{group_words(search.group)}: {_place(cell)}, {percent(share)} of pairs left; of all, "
@@ -177,8 +177,8 @@ def _allows(rate: Rate) -> str:
     )
 
 
-def _in_turn(found: Iterable[Weakness]) -> list[Weakness]:
-    return interleaved(found, lambda weakness: weakness.fleet, lambda weakness: weakness.weight)
+def _in_turn(items: Iterable[Weakness]) -> list[Weakness]:
+    return interleaved(items, lambda weakness: weakness.fleet, lambda weakness: weakness.weight)
 
 
 def _place(cell: Cell) -> str:

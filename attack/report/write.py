@@ -82,22 +82,22 @@ def contents(campaign: Campaign, assessment: Assessment, *, signed: bool) -> dic
         signed: Whether the manifest will be signed.
     """
     results = compute(campaign)
-    made = tables(results)
+    every = tables(results)
     choose = str(table_of(campaign.config.get("data")).get("choose", ""))
-    found = weaknesses(
+    weak = weaknesses(
         results, campaign.units, has_ledger=campaign.has_ledger, choose=choose, mixture=mixed(campaign.meta)
     )
     files: dict[str, bytes] = {CONFIG: campaign.config_bytes}
-    for table in made:
+    for table in every:
         files[f"{TABLES}/{table.name}.csv"] = table.csv()
         files[f"{TABLES}/{table.name}.json"] = table.json()
     files[DIGESTS] = _digests(campaign, files)
     digest = sha256(files[DIGESTS]).hex()
-    files[PAGE] = Page(campaign, results, found, panels(campaign), made, digest).render()
+    files[PAGE] = Page(campaign, results, weak, panels(campaign), every, digest).render()
     if math.isfinite(min(assessment.max_l2, assessment.max_linf)):
         leave_out_far(campaign, assessment.max_l2, assessment.max_linf)
         results = compute(campaign)
-    pack = evidence(campaign, results, found, assessment, digest=digest, signed=signed)
+    pack = evidence(campaign, results, weak, assessment, digest=digest, signed=signed)
     files |= {f"{EVIDENCE}/{name}": data for name, data in pack.items()}
     return files
 
@@ -163,23 +163,23 @@ def _is_report(out: Path) -> bool:
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """All files into a folder beside the last place, synced, then renamed there."""
     out = out.resolve()
-    made: Path | None = None
+    place: Path | None = None
     old: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
         for name, data in files.items():
-            path = made / name
+            path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        made.chmod(_MODE)
+        place.chmod(_MODE)
         if out.exists():
-            old = made.with_name(made.name + ".old")
+            old = place.with_name(place.name + ".old")
             out.rename(old)
         try:
-            made.rename(out)
+            place.rename(out)
         except OSError:
             if old is not None:
                 old.rename(out)
@@ -188,7 +188,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         reason = (error.strerror or type(error).__name__).lower()
         raise DeviceError(f"cannot write {out}: {reason}", hint="check the space left") from error
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
         if old is not None and out.exists():
             shutil.rmtree(old, ignore_errors=True)

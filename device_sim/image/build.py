@@ -136,8 +136,8 @@ def read_facts(image: Path) -> Facts:
         if not (image / name).is_file():
             raise MisuseError(f"{image} holds no device image", hint="make one with `variegate device image`")
     try:
-        found: Any = json.loads(read_capped(image / FACTS, limit=_MAX_FACTS_BYTES))
-        match found:
+        facts: Any = json.loads(read_capped(image / FACTS, limit=_MAX_FACTS_BYTES))
+        match facts:
             case {
                 "schema": 1,
                 "kernel": str(version),

@@ -72,10 +72,10 @@ def seal_root(folder: Path, file: Path) -> Root:
     os.truncate(file, blocks * _BLOCK)
     fixed = (f"--salt={_salt()}", "--uuid=00000000-0000-0000-0000-000000000000")
     printed = tools.run("veritysetup", "format", file, file, f"--hash-offset={blocks * _BLOCK}", *fixed).decode()
-    found = re.search(r"^Root hash:\s+([0-9a-f]{64})$", printed, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^Root hash:\s+([0-9a-f]{64})$", printed, re.MULTILINE)
+    if match is None:
         raise DeviceError("veritysetup names no root hash")
-    return Root(found[1], blocks)
+    return Root(match[1], blocks)
 
 
 def boot_program(system: Path, boot: Path, command_line: str, work: Path, out: Path) -> str:
@@ -171,8 +171,8 @@ def _in_order(modules: Path) -> list[Path]:
         file = files.get(name) or files[name.replace("_", "-")]
         if file.stem in done:
             return
-        found = _DEPENDS.search(file.read_bytes())
-        for other in filter(None, (found[1] if found else b"").decode().split(",")):
+        match = _DEPENDS.search(file.read_bytes())
+        for other in filter(None, (match[1] if match else b"").decode().split(",")):
             add(other)
         done[file.stem] = file
 

@@ -57,10 +57,10 @@ def path_of(program: str) -> str:
     Raises:
         MisuseError: It is not there.
     """
-    found = shutil.which(program, path=_PLACES)
-    if found is None:
+    path = shutil.which(program, path=_PLACES)
+    if path is None:
         raise MisuseError(f"{program} is not installed", hint=f"apt install {_PACKAGES[program]}")
-    return found
+    return path
 
 
 def run(program: str, *arguments: str | Path, cwd: Path | None = None, data: bytes | None = None) -> bytes:

@@ -63,23 +63,23 @@ def lay_out(packages: list[Path], root: Path) -> None:
 def _library_files() -> Iterator[tuple[Path, Path]]:
     for library in _LIBRARIES:
         try:
-            found = importlib.metadata.distribution(library)
+            distribution = importlib.metadata.distribution(library)
         except importlib.metadata.PackageNotFoundError:
             raise MisuseError(
                 f"an image needs the library {library}", hint='pip install "variegate[serve,tpm]"'
             ) from None
-        for file in found.files or ():
+        for file in distribution.files or ():
             # Files outside the folder of libraries are scripts, with this machine's paths in them.
             if ".." not in file.parts and not _LEFT_OUT.intersection(file.parts):
-                yield Path(str(found.locate_file(file))), Path(str(file))
+                yield Path(str(distribution.locate_file(file))), Path(str(file))
 
 
 def _our_files() -> Iterator[tuple[Path, Path]]:
     for package in _OURS:
-        found = importlib.util.find_spec(f"variegate.{package}")
-        if found is None or found.origin is None:
+        spec = importlib.util.find_spec(f"variegate.{package}")
+        if spec is None or spec.origin is None:
             raise DeviceError(f"this installation lacks its part {package}")
-        folder = Path(found.origin).parent
+        folder = Path(spec.origin).parent
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix in {".py", ".typed", ".json"} and not _LEFT_OUT.intersection(path.parts):
                 yield path, Path("variegate", package) / path.relative_to(folder)

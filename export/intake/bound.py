@@ -83,18 +83,18 @@ def _fold_small(model: onnx.ModelProto) -> bool:
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if prod(t.dims) <= _SMALL}
     known = _known(graph)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    kept: list[onnx.NodeProto] = []
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         value = _small_value(node, constants, known, opsets)
         if value is None:
-            kept.append(node)
+            nodes.append(node)
         else:
             constants[node.output[0]] = value
             graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-    folded = len(kept) < len(graph.node)
-    kept = [copy.deepcopy(node) for node in kept]
+    folded = len(nodes) < len(graph.node)
+    nodes = [copy.deepcopy(node) for node in nodes]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(nodes)
     return folded
 
 

@@ -113,15 +113,15 @@ def to_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def lift_constants(graph: onnx.GraphProto) -> None:
     """Rule: no Constant nodes; each becomes an initialiser of the same name."""
-    kept = []
+    nodes = []
     for node in graph.node:
         if node.op_type != "Constant":
-            kept.append(node)
+            nodes.append(node)
             continue
         tensor = _constant(node)
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
-    _set_nodes(graph, kept)
+    _set_nodes(graph, nodes)
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
@@ -146,9 +146,9 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
     """Rule: an initialiser is no input (before IR version 4 each had to be listed as one too)."""
     constants = {tensor.name for tensor in graph.initializer}
-    kept = [copy.deepcopy(value) for value in graph.input if value.name not in constants]
+    inputs = [copy.deepcopy(value) for value in graph.input if value.name not in constants]
     del graph.input[:]
-    graph.input.extend(kept)
+    graph.input.extend(inputs)
 
 
 def free_reshapes(graph: onnx.GraphProto, inferred: onnx.GraphProto, fixed: int) -> None:
@@ -171,9 +171,9 @@ def free_reshapes(graph: onnx.GraphProto, inferred: onnx.GraphProto, fixed: int)
             target[0] = 0
             node.input[1] = f"{node.input[1]}/free{index}"
             graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
-            kept = [copy.deepcopy(a) for a in node.attribute if a.name != "allowzero"]
+            attributes = [copy.deepcopy(a) for a in node.attribute if a.name != "allowzero"]
             del node.attribute[:]
-            node.attribute.extend(kept)
+            node.attribute.extend(attributes)
 
 
 def flatten_scores(graph: onnx.GraphProto, output: onnx.ValueInfoProto) -> int:
@@ -279,6 +279,6 @@ def _compared(model: onnx.ModelProto, data: bytes, spec: InputSpec, shape: tuple
 
 
 def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    kept = [copy.deepcopy(node) for node in nodes]
+    copies = [copy.deepcopy(node) for node in nodes]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(copies)

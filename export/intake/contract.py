@@ -128,8 +128,8 @@ def check_shape(shape: tuple[int, int, int], spec: InputSpec) -> None:
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """Returns the one input of a guarded model that is no initialiser."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    found: onnx.ValueInfoProto = next(v for v in model.graph.input if v.name not in constants)
-    return found
+    value: onnx.ValueInfoProto = next(v for v in model.graph.input if v.name not in constants)
+    return value
 
 
 def base_pixels(images: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:

@@ -65,20 +65,20 @@ def neutral(model: onnx.ModelProto, shape: tuple[int, int, int], classes: int, o
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Returns the nodes that the output depends on, in order."""
     wanted = {graph.output[0].name}
-    kept = []
+    nodes = []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             wanted.update(node.input)
-            kept.append(node)
-    return kept[::-1]
+            nodes.append(node)
+    return nodes[::-1]
 
 
 def _bare(node: onnx.NodeProto, name: str, names: dict[str, str]) -> onnx.NodeProto:
-    made = onnx.NodeProto(op_type=node.op_type, name=name)
-    made.input.extend(names[used] for used in node.input)
-    made.output.extend(names[given] for given in node.output)
+    bare = onnx.NodeProto(op_type=node.op_type, name=name)
+    bare.input.extend(names[used] for used in node.input)
+    bare.output.extend(names[given] for given in node.output)
     for attribute in sorted(node.attribute, key=lambda a: a.name):
-        copied = made.attribute.add(name=attribute.name, type=attribute.type)
+        copied = bare.attribute.add(name=attribute.name, type=attribute.type)
         for field, value in attribute.ListFields():
             if field.name == "t":
                 copied.t.CopyFrom(_raw(value, ""))
@@ -87,7 +87,7 @@ def _bare(node: onnx.NodeProto, name: str, names: dict[str, str]) -> onnx.NodePr
                     getattr(copied, field.name).extend(value)
                 else:
                     setattr(copied, field.name, value)
-    return made
+    return bare
 
 
 def _raw(tensor: TensorProto, name: str) -> TensorProto:
