@@ -15,7 +15,7 @@ from typing import Self
 from variegate.attest import nonces
 from variegate.attest.database import Database
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.manifest import UEID_BYTES
+from variegate.keys.fields import UEID_BYTES
 from variegate.keys.public_identity import DevicePublic
 from variegate.keys.rotation import PinnedRoot, Revocations, follow
 from variegate.keys.signing import SellerRoot

@@ -15,7 +15,7 @@ from variegate.attest import cose
 from variegate.attest.cose import Sign
 from variegate.keys import cbor
 from variegate.keys.errors import Refusal, RefusedError
-from variegate.keys.manifest import UEID_BYTES, UEID_RAND
+from variegate.keys.fields import Fields
 from variegate.keys.primitives import HASH_BYTES, KEM_CLASSIC, KEM_HYBRID
 
 SIMULATED = "tag:variegate.example,2026:simulated-device"
@@ -29,10 +29,9 @@ NONCE_BYTES = range(8, 65)
 ROOT = "root"
 """Name of the measurement that is the fingerprint of the seller's root."""
 MAX_NAMES = 64
-MAX_TEXT = 128
 MAX_REASON = 512
 STATES = ("on", "off", "unavailable")
-_MAX_UINT = (1 << 63) - 1
+_FIELDS = Fields("token")
 _KEM_PUBLIC_BYTES = {KEM_HYBRID: 1216, KEM_CLASSIC: 32}
 
 _IAT, _NONCE, _UEID, _DBGSTAT, _PROFILE, _BOOTCOUNT = 6, 10, 256, 263, 265, 267
@@ -155,16 +154,16 @@ class Evidence:
             } if not rest and len(nonce) in NONCE_BYTES and max(len(protections), len(measurements)) <= MAX_NAMES:
                 evidence = cls(
                     nonce=nonce,
-                    ueid=_ueid(ueid),
-                    issued_at=_uint(issued_at),
-                    profile=_text(profile),
-                    debug=DebugStatus(_uint(debug, most=max(DebugStatus))),
-                    boot_count=_uint(boot_count),
-                    measurements=dict(_measurement(item) for item in measurements),
-                    security_counter=_uint(counter),
-                    root=_bytes(root, HASH_BYTES),
-                    model=None if model is None else _bytes(model, HASH_BYTES),
-                    budget_used=_uint(budget),
+                    ueid=_FIELDS.ueid(ueid),
+                    issued_at=_FIELDS.uint(issued_at),
+                    profile=_FIELDS.text(profile),
+                    debug=DebugStatus(_FIELDS.uint(debug, most=max(DebugStatus))),
+                    boot_count=_FIELDS.uint(boot_count),
+                    measurements=dict(_FIELDS.measurement(item) for item in measurements),
+                    security_counter=_FIELDS.uint(counter),
+                    root=_FIELDS.octets(root, HASH_BYTES),
+                    model=None if model is None else _FIELDS.octets(model, HASH_BYTES),
+                    budget_used=_FIELDS.uint(budget),
                     protections=tuple(_protection(item) for item in protections),
                     ephemeral=None if ephemeral is None else _ephemeral(ephemeral),
                 )
@@ -216,47 +215,15 @@ def claimed(token: bytes) -> Evidence:
     return Evidence.from_bytes(cose.unverified(token, limit=MAX_EVIDENCE_BYTES))
 
 
-def _uint(value: Any, *, most: int = _MAX_UINT) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise RefusedError(Refusal.MALFORMED, "token holds a number out of its range")
-    return value
-
-
-def _text(value: Any, *, least: int = 1, most: int = MAX_TEXT) -> str:
-    if not isinstance(value, str) or not least <= len(value) <= most or not value.isprintable():
-        raise RefusedError(Refusal.MALFORMED, "token holds a text that is empty, long or not printable")
-    return value
-
-
-def _bytes(value: Any, length: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) != length:
-        raise RefusedError(Refusal.MALFORMED, f"token holds bytes that should be {length} long")
-    return value
-
-
-def _ueid(value: Any) -> bytes:
-    ueid = _bytes(value, UEID_BYTES)
-    if ueid[0] != UEID_RAND:
-        raise RefusedError(Refusal.MALFORMED, "ueid is not of EAT's type RAND")
-    return ueid
-
-
-def _measurement(item: Any) -> tuple[str, bytes]:
-    match item:
-        case [name, value]:
-            return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "token holds a measurement that is not a pair")
-
-
 def _protection(item: Any) -> ProtectionClaim:
     match item:
         case [name, str(state), reason] if state in STATES:
-            return ProtectionClaim(_text(name), state, _text(reason, least=0, most=MAX_REASON))
+            return ProtectionClaim(_FIELDS.text(name), state, _FIELDS.text(reason, least=0, most=MAX_REASON))
     raise RefusedError(Refusal.MALFORMED, "token holds a protection that is not valid")
 
 
 def _ephemeral(item: Any) -> Ephemeral:
     match item:
         case [str(kem), public] if kem in _KEM_PUBLIC_BYTES:
-            return Ephemeral(kem, _bytes(public, _KEM_PUBLIC_BYTES[kem]))
+            return Ephemeral(kem, _FIELDS.octets(public, _KEM_PUBLIC_BYTES[kem]))
     raise RefusedError(Refusal.MALFORMED, "token holds a key-agreement key that is not valid")

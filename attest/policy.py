@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from variegate.attest.evidence import MAX_NAMES, MAX_TEXT, Evidence
+from variegate.attest.evidence import MAX_NAMES, Evidence
 from variegate.attest.groups import HOST, members, of_host
 from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.fields import MAX_TEXT
 from variegate.keys.primitives import HASH_BYTES
 
 SCHEMA = 1

@@ -13,7 +13,8 @@ from variegate.attest import cose
 from variegate.attest.cose import Sign
 from variegate.keys import cbor
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.manifest import DTYPES, UEID_BYTES
+from variegate.keys.fields import UEID_BYTES
+from variegate.keys.manifest import DTYPES
 from variegate.keys.primitives import HASH_BYTES, sha256
 
 TYP = "application/vnd.variegate.receipt+cbor"

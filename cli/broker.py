@@ -24,8 +24,8 @@ from variegate.cli import broker_options
 from variegate.cli.console import check_key_file, emit, note, passphrase_reader, table
 from variegate.keys.broker import BrokerKey
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
+from variegate.keys.fields import UEID_BYTES
 from variegate.keys.files import PUBLIC, read_capped, refuse_shared, write_atomic
-from variegate.keys.manifest import UEID_BYTES
 from variegate.keys.public_identity import MAX_PUBLIC_TEXT_BYTES, DevicePublic
 from variegate.keys.signing import MAX_STATEMENT_BYTES, SellerRoot
 from variegate.serve.binding import address_text

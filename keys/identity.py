@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from variegate.keys import cbor, keyfile
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.manifest import UEID_BYTES
+from variegate.keys.fields import UEID_BYTES
 from variegate.keys.primitives import (
     KEM_HYBRID,
     KEM_NAMES,

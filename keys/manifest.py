@@ -11,6 +11,7 @@ from typing import Any
 
 from variegate.keys import cbor
 from variegate.keys.errors import Refusal, RefusedError
+from variegate.keys.fields import Fields
 from variegate.keys.primitives import HASH_BYTES
 
 FORMAT = 1
@@ -19,12 +20,8 @@ COMPONENT_ID_BYTES = 16
 BROKER_ID_BYTES = 16
 MAX_SHARE_BYTES = 2048
 """A sealed share: 1,200 bytes with the hybrid KEM, 112 with X25519."""
-UEID_BYTES = 33
-"""EAT type 0x01 (RAND) and 32 bytes (RFC 9711 section 4.2.1)."""
-UEID_RAND = 0x01
 DTYPES = ("uint8", "float32")
-_MAX_TEXT = 128
-_MAX_UINT = (1 << 63) - 1
+_FIELDS = Fields("manifest")
 _RANK = 3
 _RELEASE, _DOWNGRADE = 16, 17
 
@@ -178,33 +175,33 @@ class Manifest:
                 version == FORMAT and rest.keys() <= {_RELEASE, _DOWNGRADE} and dtype in DTYPES and len(shape) == _RANK
             ):
                 manifest = cls(
-                    sequence=_uint(sequence),
-                    security_counter=_uint(counter),
-                    vendor=_text(vendor),
-                    device_class=_text(device_class),
-                    ueid=_ueid(ueid),
-                    buyer=_text(buyer),
-                    epoch=_uint(epoch),
+                    sequence=_FIELDS.uint(sequence),
+                    security_counter=_FIELDS.uint(counter),
+                    vendor=_FIELDS.text(vendor),
+                    device_class=_FIELDS.text(device_class),
+                    ueid=_FIELDS.ueid(ueid),
+                    buyer=_FIELDS.text(buyer),
+                    epoch=_FIELDS.uint(epoch),
                     component=ComponentRef(
-                        id=_bytes(component_id, COMPONENT_ID_BYTES),
-                        length=_uint(length, at_least=1),
-                        chunk=_uint(chunk, at_least=1),
-                        root=_bytes(root, HASH_BYTES),
+                        id=_FIELDS.octets(component_id, COMPONENT_ID_BYTES),
+                        length=_FIELDS.uint(length, least=1),
+                        chunk=_FIELDS.uint(chunk, least=1),
+                        root=_FIELDS.octets(root, HASH_BYTES),
                     ),
                     policy=Policy(
-                        version=_uint(policy_version),
-                        budget=None if budget is None else _uint(budget),
-                        rate_per_hour=None if rate is None else _uint(rate, at_least=1),
-                        burst=_uint(burst, at_least=1),
-                        grace_s=_uint(grace),
+                        version=_FIELDS.uint(policy_version),
+                        budget=None if budget is None else _FIELDS.uint(budget),
+                        rate_per_hour=None if rate is None else _FIELDS.uint(rate, least=1),
+                        burst=_FIELDS.uint(burst, least=1),
+                        grace_s=_FIELDS.uint(grace),
                     ),
                     dtype=dtype,
-                    shape=tuple(_uint(side, at_least=1) for side in shape),
-                    classes=_uint(classes, at_least=2),
-                    canaries=_bytes(canaries, HASH_BYTES),
-                    measurements=dict(_measurement(item) for item in measurements),
-                    not_after=None if not_after is None else _uint(not_after),
-                    previous=None if previous is None else _bytes(previous, HASH_BYTES),
+                    shape=tuple(_FIELDS.uint(side, least=1) for side in shape),
+                    classes=_FIELDS.uint(classes, least=2),
+                    canaries=_FIELDS.octets(canaries, HASH_BYTES),
+                    measurements=dict(_FIELDS.measurement(item) for item in measurements),
+                    not_after=None if not_after is None else _FIELDS.uint(not_after),
+                    previous=None if previous is None else _FIELDS.octets(previous, HASH_BYTES),
                     release=_release(rest[_RELEASE]) if _RELEASE in rest else None,
                     allow_downgrade=_DOWNGRADE in rest,
                 )
@@ -215,40 +212,8 @@ class Manifest:
         raise RefusedError(Refusal.MALFORMED, "manifest does not have the fields of format 1")
 
 
-def _uint(value: Any, *, at_least: int = 0) -> int:
-    if type(value) is not int or not at_least <= value <= _MAX_UINT:
-        raise RefusedError(Refusal.MALFORMED, "manifest holds a number out of its range")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT or not value.isprintable():
-        raise RefusedError(Refusal.MALFORMED, "manifest holds a text that is empty, long or not printable")
-    return value
-
-
-def _bytes(value: Any, length: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) != length:
-        raise RefusedError(Refusal.MALFORMED, f"manifest holds bytes that should be {length} long")
-    return value
-
-
-def _ueid(value: Any) -> bytes:
-    ueid = _bytes(value, UEID_BYTES)
-    if ueid[0] != UEID_RAND:
-        raise RefusedError(Refusal.MALFORMED, "ueid is not of EAT's type RAND")
-    return ueid
-
-
 def _release(value: Any) -> Release:
     match value:
         case [broker, bytes(sealed)] if 1 <= len(sealed) <= MAX_SHARE_BYTES:
-            return Release(_bytes(broker, BROKER_ID_BYTES), sealed)
+            return Release(_FIELDS.octets(broker, BROKER_ID_BYTES), sealed)
     raise RefusedError(Refusal.MALFORMED, "manifest holds a release that is not a broker and a share")
-
-
-def _measurement(item: Any) -> tuple[str, bytes]:
-    match item:
-        case [name, value]:
-            return _text(name), _bytes(value, HASH_BYTES)
-    raise RefusedError(Refusal.MALFORMED, "manifest holds a measurement that is not a pair")

@@ -16,7 +16,7 @@ from typing import Any
 
 from variegate.keys import cbor
 from variegate.keys.errors import Refusal, RefusedError
-from variegate.keys.manifest import UEID_BYTES
+from variegate.keys.fields import UEID_BYTES
 from variegate.keys.primitives import KEM_NAMES, KEY_BYTES, ed25519_verify, hpke_seal, sha256
 
 MAX_PUBLIC_TEXT_BYTES = 4096

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from variegate.keys import cbor, signing
 from variegate.keys.errors import MisuseError, Refusal, RefusedError
-from variegate.keys.manifest import UEID_BYTES
+from variegate.keys.fields import UEID_BYTES
 from variegate.keys.seller import Seller
 from variegate.keys.signing import SellerRoot, Signer
 

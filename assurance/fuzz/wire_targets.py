@@ -273,7 +273,7 @@ class _Enclave(Child):
             self._below = PlatformClient(ours, settings_of(device), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         self._frames = shared
         self._enclave = Enclave(copy.manifest, Engine(copy), copy.canaries, self._below, HELD, charged=True)
-        self._asked = 0
+        self._number = 0
         public = parts.X25519.public.signing_public
         self._says = Statements(self._below, copy.manifest, HELD, parts.X25519.sign, public)
 
@@ -281,7 +281,7 @@ class _Enclave(Child):
         return self._answer(packet)
 
     def forget(self) -> None:
-        self._asked = 0  # numbers rise within an input, and start anew with the next
+        self._number = 0  # numbers rise within an input, and start anew with the next
 
     def close(self) -> None:
         self._ours.close()
