@@ -291,6 +291,30 @@ def fuzz() -> list[str]:
     ]
 
 
+def house() -> list[str]:
+    """How large the product is, before and after it was put in order."""
+    f = load("house")["figures"]
+    names = {
+        "product_lines": "lines of the product's Python",
+        "product_files": "files",
+        "public_names": "public functions and classes of modules",
+        "faces": "packages with a face (`__all__`)",
+        "importers": "pairs of a file and another folder that it imports",
+        "test_lines": "lines of tests",
+        "readme_bytes": "bytes of README.md",
+    }
+    return [
+        (
+            "**The house**, before and after it was put in order (`python -m benchmarks.house`). `make check` takes "
+            f"{f['check_seconds']:.0f} s on two cores."
+        ),
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *(f"| {label} | {f[f'{key}_before']:,} | {f[f'{key}_after']:,} |" for key, label in names.items()),
+    ]
+
+
 SECTIONS: tuple[Callable[[], list[str]], ...] = (
     accuracy,
     runtime,
@@ -310,6 +334,7 @@ SECTIONS: tuple[Callable[[], list[str]], ...] = (
     tables_attack.equivalence,
     tables_attack.attack,
     tables_attack.engine,
+    house,
 )
 
 
