@@ -1,6 +1,6 @@
 """How large the house is, before and after it was put in order: lines, files, public names, imports, stale figures.
 
-    python -m benchmarks.house [--quick] [--out FILE]
+    python -m benchmarks.house [--quick] [--counts-only] [--out FILE]
 
 The product is what the wheel has. `before` is the commit that this was asked at. Lines are all lines of Python files.
 A public name is a top-level function or class without an underscore; an importer is a file of another folder that
@@ -76,7 +76,8 @@ def check_seconds() -> float:
 def main() -> None:
     """Counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leaves make check out; a smoke test")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: today's counts alone")
+    parser.add_argument("--counts-only", action="store_true", help="leaves make check out")
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()
     source_commit()
@@ -88,11 +89,13 @@ def main() -> None:
         figures |= {f"{key}_before": before[name], f"{key}_after": value}
     figures |= {"readme_bytes": after["readme_bytes"], "public_names": after["public_names"]}
     figures["stale_figures"] = len(stale())
-    if not args.quick:
-        figures["check_seconds"] = round(check_seconds(), 1)
     raw = {"before": BEFORE, "folders": list(FOLDERS)}
     path = result_path(NAME, quick=args.quick, out=args.out)
     write_result(NAME, figures=figures, raw=raw, seeds=[], n={"runs": 1}, path=path)
+    if not args.quick and not args.counts_only:
+        # `make check` reads this very result, so that the counts must be there.
+        figures["check_seconds"] = round(check_seconds(), 1)
+        write_result(NAME, figures=figures, raw=raw, seeds=[], n={"runs": 1}, path=path)
 
 
 if __name__ == "__main__":
