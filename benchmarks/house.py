@@ -82,7 +82,8 @@ def main() -> None:
     args = parser.parse_args()
     source_commit()
     # A smoke test may run in a shallow clone.
-    before, after = counts("HEAD" if args.quick else BEFORE), counts("HEAD")
+    after = counts("HEAD")
+    before = after if args.quick else counts(BEFORE)
     figures: dict[str, Any] = {}
     for name, value in after.items():
         key = {"lines": "product_lines", "files": "product_files"}.get(name, name)
