@@ -12,7 +12,6 @@ import argparse
 import html
 import importlib
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -45,12 +44,10 @@ padding: .3rem .6rem; text-align: left; vertical-align: top; }
 
 
 def documents(root: Path) -> list[Path]:
-    """Markdown files under version control, from the root."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],  # noqa: S607
-        cwd=root, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    return sorted(Path(line) for line in listed.splitlines() if (root / line).is_file())
+    """The project's Markdown files, from the root; no repository is needed."""
+    folders = (*PACKAGES, "benchmarks", "assurance", "docs", "examples")
+    paths = [*root.glob("*.md"), *(path for folder in folders for path in (root / folder).rglob("*.md"))]
+    return sorted(path.relative_to(root) for path in paths)
 
 
 def write_documents(root: Path, paths: Iterable[Path], out: Path) -> None:

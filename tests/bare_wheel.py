@@ -33,7 +33,7 @@ from variegate.runtime.opening import Copy  # noqa: E402
 
 FORBIDDEN = ("torch", "onnx", "onnxsim", "onnxscript", "PIL")
 SUPPORTED = ("3.11", "3.12", "3.13")
-EXTRAS = ("serve", "hsm", "tpm", "seller", "demo", "redteam")
+EXTRAS = ("serve", "hsm", "tpm", "seller", "demo", "redteam", "completion")
 """In this order into one environment: each adds to the ones before."""
 PASSPHRASE = "only for this test"
 
