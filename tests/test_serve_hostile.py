@@ -324,11 +324,13 @@ def test_one_peer_cannot_starve_another(port: LabelPort) -> None:
     with serving(slow, limits=ServeLimits(max_queue=8, max_peer_queue=3), metrics_port=0) as service:
         http = Http(service)
         slow.hang.clear()
-        found: list[int] = []
-        greedy = [threading.Thread(target=lambda: found.append(http.infer(frames(1))[0])) for _ in range(10)]
-        for thread in greedy:
+        answers: list[int] = []
+        greedy = [threading.Thread(target=lambda: answers.append(http.infer(frames(1))[0])) for _ in range(10)]
+        greedy[0].start()
+        until(lambda: slow.asked == [1])  # it waits no more, so that there is room for three behind it
+        for thread in greedy[1:]:
             thread.start()
-        until(lambda: len(found) == 6)
+        until(lambda: len(answers) == 6)
         # Another address of this machine is another peer: there is room for it, and it is not last.
         other = socket.create_connection(http.address, timeout=10, source_address=("127.0.0.2", 0))
         other.sendall(post(infer_json(frames(2))))
@@ -338,7 +340,7 @@ def test_one_peer_cannot_starve_another(port: LabelPort) -> None:
         other.close()
         for thread in greedy:
             thread.join()
-        assert sorted(found) == [200] * 4 + [503] * 6
+        assert sorted(answers) == [200] * 4 + [503] * 6
         assert slow.asked.index(2) <= 2
 
 
